@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Operators for streaming vision transformers: change detection, sparse rows, token pruning.
+
+Pure functions of tensors. Every operator takes float32, float16 or bfloat16 tensors of any
+strides, does its arithmetic in float32, has shapes that are known beforehand, and gives the same
+indices on every backend. For inference only.
+"""
+
+from stc_kernels._dispatch import (
+    AvailableBackends,
+    BackendUnavailableError,
+    BackendWarning,
+    available_backends,
+    use_backend,
+)
+from stc_kernels._native import build_info
+from stc_kernels._schemas import OPS
+from stc_kernels._version import __version__
+from stc_kernels.ops.channel_variance import channel_variance
+from stc_kernels.ops.rows import gather_layer_norm, gather_rows, scatter_residual, scatter_rows_
+from stc_kernels.ops.saliency_topk import saliency_topk
+from stc_kernels.ops.select_changed import select_changed, select_changed_below
+from stc_kernels.ops.token_cosine import token_cosine
+
+__all__ = [
+    "OPS",
+    "AvailableBackends",
+    "BackendUnavailableError",
+    "BackendWarning",
+    "__version__",
+    "available_backends",
+    "build_info",
+    "channel_variance",
+    "gather_layer_norm",
+    "gather_rows",
+    "saliency_topk",
+    "scatter_residual",
+    "scatter_rows_",
+    "select_changed",
+    "select_changed_below",
+    "token_cosine",
+    "use_backend",
+]
