@@ -82,9 +82,7 @@ def saliency_topk(
         raise ValueError(f"`{op}`: method must be one of {', '.join(METHODS)}, got {method!r}")
     if not 0.0 <= alpha <= 1.0:
         raise ValueError(f"`{op}`: alpha must be between 0 and 1, got {alpha}")
-    indices, scores = call(
-        op, tokens, memory, k, method, float(alpha), channels, backend=backend
-    )
+    indices, scores = call(op, tokens, memory, k, method, float(alpha), channels, backend=backend)
     return indices, scores
 
 

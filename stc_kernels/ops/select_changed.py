@@ -62,9 +62,7 @@ def select_changed(
     tokens = current.shape[1]
     check_range("select_changed", "k", k, min(1, tokens), tokens, "tokens")
     check_range("select_changed", "pinned", pinned, 0, k, "k")
-    indices, similarity = call(
-        "select_changed", current, reference, k, pinned, backend=backend
-    )
+    indices, similarity = call("select_changed", current, reference, k, pinned, backend=backend)
     return indices, similarity
 
 

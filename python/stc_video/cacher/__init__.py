@@ -1,0 +1,7 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reuse of a vision tower's work between frames."""
+
+from stc_video.cacher.handle import Cacher, attach_cacher
+from stc_video.cacher.stats import CacheStats, FrameRecord
+
+__all__ = ["CacheStats", "Cacher", "FrameRecord", "attach_cacher"]

@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The passes through the transformer blocks: dense, and the cached ones of the two policies.
+
+Shapes: F frames, N tokens, C channels, K tokens encoded in a cached frame. None of these passes
+decides anything; which tokens, and when, is in ``policies.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from stc_kernels import gather_rows, scatter_residual, scatter_rows_
+from stc_video.cacher.stream_state import MotionState, StcState
+from stc_video.towers.pre_norm import PreNormBlock
+
+
+class LayerTrace(NamedTuple):
+    """What one layer computed for all tokens, each (F, N, C)."""
+
+    normed: Tensor
+    key: Tensor
+    value: Tensor
+    update: Tensor
+    output: Tensor
+
+
+def dense_layers(
+    blocks: Sequence[PreNormBlock], x: Tensor, mask: Tensor | None
+) -> Iterator[LayerTrace]:
+    """Run the blocks for all tokens, yielding what each one computed."""
+    for block in blocks:
+        normed = block.norm1(x)
+        key, value = block.key(normed), block.value(normed)
+        attention = block.attend(block.query(normed), key, value, mask)
+        mlp = block.feed_forward(middle := x + attention)
+        x = middle + mlp
+        yield LayerTrace(normed, key, value, attention + mlp, x)
+
+
+def motion_layers(
+    blocks: Sequence[PreNormBlock],
+    x: Tensor,
+    indices: Tensor,
+    state: MotionState,
+    mask: Tensor | None,
+) -> Tensor:
+    """Run the blocks for the chosen rows only, all layers together.
+
+    Each layer writes the rows' new keys and values into the stream's and attends to all of them.
+
+    Parameters
+    ----------
+    blocks
+        The blocks whose keys and values are cached.
+    x
+        (1, K, C) rows of the input of the first block.
+    indices
+        (1, K) int32, the places of those rows.
+    state
+        The stream's state; its keys, values and hidden states are written to.
+    mask
+        Key mask, (1, 1, 1, N), or None.
+
+    Returns
+    -------
+    Tensor
+        (1, K, C) rows of the output of the last block.
+    """
+    for layer, block in enumerate(blocks):
+        normed = block.norm1(x)
+        keys, values = state.keys[layer, None], state.values[layer, None]
+        scatter_rows_(keys, indices, block.key(normed))
+        scatter_rows_(values, indices, block.value(normed))
+        x = x + block.attend(block.query(normed), keys, values, mask)
+        x = x + block.feed_forward(x)
+        if layer in state.hidden:
+            scatter_rows_(state.hidden[layer][None], indices, x)
+    return x
+
+
+class StcLayer(NamedTuple):
+    """What a cached layer of ``stc`` computed: its output and what it selected by."""
+
+    output: Tensor
+    indices: Tensor
+    similarity: Tensor
+
+
+def stc_layer(
+    block: PreNormBlock,
+    x: Tensor,
+    state: StcState,
+    layer: int,
+    *,
+    select: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
+    by_keys: bool,
+    mask: Tensor | None,
+) -> StcLayer:
+    """Run one cached layer of STC-Cacher.
+
+    Parameters
+    ----------
+    block
+        The layer.
+    x
+        (F, N, C) residual stream.
+    state
+        What the last dense frame left; not written to.
+    layer
+        Number of the layer.
+    select
+        Chooses the tokens to re-encode: (F, N, C) fresh and (N, C) cached projections to (F, K)
+        int32 indices and (F, N) similarities.
+    by_keys
+        Compare keys (values stay stale for unselected tokens), else the other way round.
+    mask
+        Key mask, (F, 1, 1, N), or None.
+
+    Returns
+    -------
+    StcLayer
+        Output (F, N, C), indices (F, K) int32, similarity (F, N) float32.
+    """
+    normed = block.norm1(x)
+    fresh = (block.key if by_keys else block.value)(normed)
+    indices, similarity = select(fresh, state.compared[layer])
+    rows = gather_rows(normed, indices)
+    stale = state.reused[layer].expand_as(x).clone()
+    scatter_rows_(stale, indices, (block.value if by_keys else block.key)(rows))
+    key, value = (fresh, stale) if by_keys else (stale, fresh)
+    attention = block.attend(block.query(rows), key, value, mask)
+    # The MLP needs the selected rows only, so only they are normalised.
+    update = attention + block.feed_forward(gather_rows(x, indices) + attention)
+    output = scatter_residual(x, state.update[layer], indices, update)
+    return StcLayer(output, indices, similarity)
+
+
+def repeated(frame: Tensor, last: Tensor) -> Tensor:
+    """Whether a frame (1, N, C) equals the last one (N, C) bit for bit, as a bool tensor ()."""
+    return torch.eq(frame[0], last).all()

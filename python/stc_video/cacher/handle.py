@@ -1,0 +1,319 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Attaching a cacher to a tower, and the handle that controls it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from stc_video.cacher.patching import InstancePatch
+from stc_video.cacher.policies import Outputs, make_policy
+from stc_video.cacher.requests import RequestWatcher, TowerRequest
+from stc_video.cacher.stats import CacheStats, FrameRecord
+from stc_video.cacher.stream_state import Layout, Stream
+from stc_video.config import CacheConfig
+from stc_video.errors import AttachError
+from stc_video.towers.pre_norm import PreNormTower, key_mask
+
+DEFAULT_STREAM = "default"
+
+
+def attach_cacher(tower: nn.Module, policy: str | CacheConfig = "motion") -> Cacher:
+    """Make a vision tower reuse what it computed for earlier frames.
+
+    ``tower(pixel_values)`` works as before. The rows of a batch are consecutive frames of one
+    stream, or, inside :meth:`Cacher.streams`, the next frames of several streams.
+
+    Parameters
+    ----------
+    tower
+        A SigLIP, SigLIP2, CLIP or DINOv2 vision model of transformers, or LLaVA-NeXT's SigLIP,
+        in eval mode. Its instances are patched; its class and its ``state_dict`` are not touched.
+    policy
+        ``"motion"``, ``"stc"``, or a :class:`CacheConfig`.
+
+    Returns
+    -------
+    Cacher
+        The handle: ``stats()``, ``reset()``, ``streams()``, ``paused()``, ``detach()``.
+
+    Raises
+    ------
+    UnsupportedModelError
+        If the tower is none of the supported ones; it is left untouched.
+    AttachError
+        If it has a cacher already.
+    ValueError
+        If a setting is out of range.
+
+    Examples
+    --------
+    >>> from transformers import SiglipVisionConfig, SiglipVisionModel
+    >>> import torch, stc_video
+    >>> config = SiglipVisionConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+    ...     num_attention_heads=4, image_size=56, patch_size=14)
+    >>> tower = SiglipVisionModel(config).eval()
+    >>> cacher = stc_video.attach_cacher(tower)
+    >>> frame = torch.rand(1, 3, 56, 56)
+    >>> _ = tower(frame), tower(frame)
+    >>> cacher.stats().dense, cacher.stats().unchanged
+    (1, 1)
+    >>> cacher.detach()
+    """
+    return Cacher(PreNormTower.of(tower), CacheConfig.of(policy))
+
+
+class Cacher:
+    """A cacher that is attached to a tower.
+
+    It is made by :func:`attach_cacher`. Like the tower it is used by one thread at a time.
+
+    Attributes
+    ----------
+    config
+        The settings.
+    last_frames
+        What happened to each row of the last call of the tower.
+    """
+
+    def __init__(self, tower: PreNormTower, config: CacheConfig) -> None:
+        self.config = config
+        self.last_frames: list[FrameRecord] = []
+        self._tower = tower
+        self._policy = make_policy(tower, config)
+        self._streams: dict[str, Stream] = {}
+        self._active: tuple[str, ...] | None = None
+        self._is_paused = False
+        # Outputs of the layers of the pass under way; the first layer computes all of them.
+        self._pending: Outputs = {}
+        self._watcher = RequestWatcher(tower.ancestors, self._check_call)
+        self._patches: list[InstancePatch] = []
+        self._install()
+
+    def __repr__(self) -> str:
+        state = "attached to" if self._patches else "detached from"
+        name = type(self._tower.root).__name__
+        return f"<Cacher {state} {name}, policy {self.config.policy}>"
+
+    # -- attaching ---------------------------------------------------------------------------
+
+    def _install(self) -> None:
+        forwards = [self._first_forward, *[self._later_forward(i) for i in self._later_layers()]]
+        try:
+            for block, forward in zip(self._tower.blocks, forwards, strict=True):
+                self._patches.append(InstancePatch.install(block.layer, _as_function(forward)))
+        except AttachError:
+            for patch in self._patches:
+                patch.remove()
+            self._patches.clear()
+            raise
+        self._watcher.install()
+
+    def _later_layers(self) -> range:
+        return range(1, len(self._tower.blocks))
+
+    def detach(self, *, force: bool = False) -> None:
+        """Take the cacher off; the tower is then exactly as before.
+
+        Parameters
+        ----------
+        force
+            Put the original forwards back even if something else was patched over ours since.
+
+        Raises
+        ------
+        AttachError
+            If another forward was put on a layer after ours; nothing is changed then.
+        """
+        foreign = [i for i, patch in enumerate(self._patches) if not patch.in_place]
+        if foreign and not force:
+            raise AttachError(
+                f"detach: something else patched layer {', '.join(map(str, foreign))} of "
+                f"{type(self._tower.root).__name__} after the cacher; undo that first, or call "
+                "detach(force=True) to put the original forwards back"
+            )
+        for patch in self._patches:
+            patch.remove()
+        self._patches.clear()
+        self._watcher.remove()
+        self._streams.clear()
+
+    # -- streams and totals ------------------------------------------------------------------
+
+    @contextmanager
+    def streams(self, names: Sequence[str]) -> Iterator[None]:
+        """Inside the block, row i of a batch is the next frame of stream ``names[i]``.
+
+        Raises
+        ------
+        ValueError
+            If a name occurs twice or is empty.
+        """
+        if not names or len(set(names)) != len(names) or not all(names):
+            raise ValueError(
+                f"streams: names must be one or more different, non-empty names, got {list(names)}"
+            )
+        before, self._active = self._active, tuple(names)
+        try:
+            yield
+        finally:
+            self._active = before
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Inside the block the tower runs as if nothing were attached; no state is touched."""
+        before, self._is_paused = self._is_paused, True
+        try:
+            yield
+        finally:
+            self._is_paused = before
+
+    def reset(self, stream: str | None = None) -> None:
+        """Forget a stream's frames and free its memory, or those of all streams.
+
+        Totals are kept. The next frame of the stream is dense.
+
+        Raises
+        ------
+        KeyError
+            If there is no such stream.
+        """
+        if stream is not None and stream not in self._streams:
+            known = ", ".join(self._streams) or "none"
+            raise KeyError(f"reset: there is no stream {stream!r}; known are: {known}")
+        for name in [stream] if stream is not None else list(self._streams):
+            self._streams[name].restart("reset")
+
+    def stats(self) -> CacheStats:
+        """Return the totals since the cacher was attached, over all streams and for each."""
+        each = {
+            name: CacheStats.of(stream.counters, stream.nbytes)
+            for name, stream in self._streams.items()
+        }
+        return CacheStats.total(each)
+
+    # -- the forward -------------------------------------------------------------------------
+
+    def _check_call(self, module: nn.Module, batch: int | None) -> bool:
+        """Refuse a call before any layer runs; False if the cacher is paused."""
+        self._pending = {}
+        if self._is_paused:
+            return False
+        if module.training:
+            raise RuntimeError(
+                f"{type(module).__name__}: a cached tower is for inference only; call eval() "
+                "first, or detach the cacher to train"
+            )
+        names = self._active or (DEFAULT_STREAM,)
+        if self._active is not None and batch is not None and batch != len(names):
+            raise ValueError(
+                f"streams: the batch must have one row per stream ({len(names)}), got {batch}"
+            )
+        holders = {name for name, stream in self._streams.items() if stream.state is not None}
+        if len(holders | set(names)) > self.config.max_streams:
+            raise ValueError(
+                f"streams: at most {self.config.max_streams} streams (max_streams) can be kept at "
+                f"a time, got {len(holders | set(names))}; reset(stream) frees one"
+            )
+        return True
+
+    def _first_forward(self, layer: nn.Module, hidden_states: Tensor, *args: Any, **kw: Any) -> Any:
+        """Forward of the first layer: encodes the frames through all layers."""
+        patch = self._patches[0]
+        if self._is_paused or layer is not patch.module:
+            return _stock(patch, layer, hidden_states, *args, **kw)
+        with torch.no_grad():
+            self._pending = self._encode(hidden_states, _mask_of(args, kw))
+        return self._hand_out(0, hidden_states)
+
+    def _later_forward(self, number: int) -> Callable[..., Any]:
+        """Forward of a later layer: hands out what the first one computed."""
+
+        def forward(layer: nn.Module, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+            patch = self._patches[number]
+            if not self._pending or layer is not patch.module:
+                return _stock(patch, layer, hidden_states, *args, **kwargs)
+            return self._hand_out(number, hidden_states)
+
+        return forward
+
+    def _hand_out(self, number: int, hidden_states: Tensor) -> Any:
+        """Return the output of a layer, in the form that its class returns it in.
+
+        A layer that nobody asked for passes its input on.
+        """
+        output = self._pending.pop(number, hidden_states)
+        return (output,) if self._tower.blocks[number].returns_tuple else output
+
+    def _encode(self, frames: Tensor, mask: Any) -> Outputs:
+        """Encode a batch, each stream's rows by that stream's state."""
+        request = self._watcher.take()
+        wanted = self._wanted_layers(request)
+        names = self._active or (DEFAULT_STREAM,)
+        rows = 1 if self._active is not None else frames.shape[0]
+        if self._active is not None and frames.shape[0] != len(names):
+            raise ValueError(
+                f"streams: the batch must have one row per stream ({len(names)}), "
+                f"got {frames.shape[0]}"
+            )
+        parts: list[Outputs] = []
+        records: list[FrameRecord] = []
+        for number, name in enumerate(names):
+            part = slice(number * rows, (number + 1) * rows)
+            stream = self._streams.setdefault(name, Stream(name))
+            stream.meet(_layout(frames, request.grids[part]))
+            outputs, made = self._policy.encode(stream, frames[part], key_mask(mask, part), wanted)
+            parts.append(outputs)
+            records += made
+        self.last_frames = records
+        if len(parts) == 1:
+            return parts[0]
+        return {layer: torch.cat([part[layer] for part in parts]) for layer in wanted}
+
+    def _wanted_layers(self, request: TowerRequest) -> frozenset[int]:
+        """Layers whose output the caller or a forward hook of somebody will look at."""
+        blocks = self._tower.blocks
+        hooked = {i for i, block in enumerate(blocks) if _has_foreign_hook(block.layer)}
+        return request.layers(len(blocks)) | hooked
+
+
+def _layout(frames: Tensor, grids: tuple[tuple[int, ...], ...]) -> Layout:
+    """Layout of one stream's frames; frames of different grids make a layout of their own."""
+    grid = tuple(size for shape in dict.fromkeys(grids) for size in shape)
+    return Layout(frames.shape[1], frames.shape[2], frames.dtype, frames.device, grid)
+
+
+def _as_function(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap a forward so that it can be marked and bound to a module."""
+
+    def patched(layer: nn.Module, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        return forward(layer, hidden_states, *args, **kwargs)
+
+    return patched
+
+
+def _stock(patch: InstancePatch, layer: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """Run a layer as if it were not patched.
+
+    A deep copy of a patched layer carries our forward along; it has no cacher of its own.
+    """
+    if layer is patch.module:
+        return patch.stock(*args, **kwargs)
+    return type(layer).forward(layer, *args, **kwargs)
+
+
+def _mask_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Attention mask that the tower passed to its layers: by name, or first after the states."""
+    return kwargs.get("attention_mask", args[0] if args else None)
+
+
+def _has_foreign_hook(layer: nn.Module) -> bool:
+    """Whether somebody other than transformers' own capture hooks looks at a layer's output."""
+    return any(
+        "output_capturing" not in getattr(hook, "__module__", "")
+        for hook in layer._forward_hooks.values()
+    )

@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the cacher did: one record per frame, and totals."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from stc_video.towers.pre_norm import PreNormBlock
+
+DENSE, CACHED, UNCHANGED = "dense", "cached", "unchanged"
+
+
+@dataclass(frozen=True)
+class Operations:
+    """Multiply-adds of one layer, as functions of how many tokens are encoded.
+
+    Attributes
+    ----------
+    channels
+        Width of the residual stream.
+    mlp
+        Multiply-adds of the MLP for one token.
+    """
+
+    channels: int
+    mlp: int
+
+    @classmethod
+    def of(cls, block: PreNormBlock, channels: int) -> Operations:
+        """Count the operations of a block."""
+        return cls(channels, block.mlp_operations())
+
+    def rows(self, rows: int, tokens: int) -> int:
+        """Count one layer for ``rows`` queries that attend to ``tokens`` keys."""
+        width = self.channels
+        return rows * (4 * width * width + self.mlp) + 2 * rows * tokens * width
+
+    def dense(self, tokens: int) -> int:
+        """Count one layer for all tokens."""
+        return self.rows(tokens, tokens)
+
+    def rows_with_fresh_keys(self, rows: int, tokens: int) -> int:
+        """Count one layer of ``stc``: as :meth:`rows`, with one projection of all tokens."""
+        return self.rows(rows, tokens) + (tokens - rows) * self.channels * self.channels
+
+
+@dataclass(frozen=True)
+class FrameRecord:
+    """What happened to one frame.
+
+    Attributes
+    ----------
+    stream
+        Name of the stream.
+    index
+        Running number of the frame in its stream, from 0.
+    kind
+        ``"dense"``, ``"cached"`` or ``"unchanged"`` (returned from the cache, nothing encoded).
+    reason
+        Why, in words.
+    cost
+        Operations of the transformer layers as a fraction of a dense frame's.
+    changed
+        How many tokens were found changed (class token and registers not counted).
+    prefix_tokens
+        How many tokens at the start are no patches.
+    tokens
+        Number of tokens, prefix included.
+    similarity
+        (tokens,) float32, the cosines that the selection went by (``stc``: of the first layer);
+        None for a frame that was not compared.
+    """
+
+    stream: str
+    index: int
+    kind: str
+    reason: str
+    cost: float
+    changed: int
+    prefix_tokens: int
+    tokens: int
+    similarity: Tensor | None = None
+    selected: Sequence[Tensor] = field(default=(), repr=False)
+
+    @property
+    def encoded(self) -> Tensor:
+        """(tokens,) float32 on the CPU: the fraction of the layers that re-encoded each token."""
+        if self.kind == DENSE:
+            return torch.ones(self.tokens)
+        heat = torch.zeros(self.tokens)
+        for indices in self.selected:
+            heat[indices.cpu().long()] += 1.0 / len(self.selected)
+        return heat
+
+
+@dataclass
+class Counters:
+    """Running totals of one stream."""
+
+    frames: int = 0
+    dense: int = 0
+    cached: int = 0
+    unchanged: int = 0
+    nonfinite: int = 0
+    resets: int = 0
+    tokens_encoded: int = 0
+    cost: float = 0.0
+
+    def add(self, record: FrameRecord, tokens_encoded: int) -> None:
+        """Count one frame."""
+        self.frames += 1
+        self.dense += record.kind == DENSE
+        self.cached += record.kind == CACHED
+        self.unchanged += record.kind == UNCHANGED
+        self.tokens_encoded += tokens_encoded
+        self.cost += record.cost
+
+
+@dataclass(frozen=True)
+class CacheStats:
+    """Totals of one stream or of all of them.
+
+    Attributes
+    ----------
+    frames, dense, cached, unchanged
+        Number of frames, and how many of each kind.
+    nonfinite
+        Frames with NaN or Inf, which were encoded densely and not cached.
+    resets
+        How often a stream's state was dropped: by ``reset()`` or because the input's layout
+        changed.
+    tokens_encoded
+        Tokens that passed through the layers (``stc``: per layer, rounded to whole tokens).
+    cost
+        Mean fraction of a dense frame's operations; 1 if there was no frame.
+    state_bytes
+        Memory held for reuse, in bytes.
+    streams
+        The same for each stream; empty inside a stream's own entry.
+    """
+
+    frames: int
+    dense: int
+    cached: int
+    unchanged: int
+    nonfinite: int
+    resets: int
+    tokens_encoded: int
+    cost: float
+    state_bytes: int
+    streams: dict[str, CacheStats] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, counters: Counters, state_bytes: int) -> CacheStats:
+        """Close the totals of one stream."""
+        return cls(
+            frames=counters.frames,
+            dense=counters.dense,
+            cached=counters.cached,
+            unchanged=counters.unchanged,
+            nonfinite=counters.nonfinite,
+            resets=counters.resets,
+            tokens_encoded=counters.tokens_encoded,
+            cost=counters.cost / counters.frames if counters.frames else 1.0,
+            state_bytes=state_bytes,
+        )
+
+    @classmethod
+    def total(cls, streams: dict[str, CacheStats]) -> CacheStats:
+        """Sum the totals of several streams."""
+        each = streams.values()
+        frames = sum(s.frames for s in each)
+        return cls(
+            frames=frames,
+            dense=sum(s.dense for s in each),
+            cached=sum(s.cached for s in each),
+            unchanged=sum(s.unchanged for s in each),
+            nonfinite=sum(s.nonfinite for s in each),
+            resets=sum(s.resets for s in each),
+            tokens_encoded=sum(s.tokens_encoded for s in each),
+            cost=sum(s.cost * s.frames for s in each) / frames if frames else 1.0,
+            state_bytes=sum(s.state_bytes for s in each),
+            streams=streams,
+        )

@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is kept per stream, in preallocated buffers of known size."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields
+
+import torch
+from torch import Tensor
+
+from stc_video.cacher.stats import Counters
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What must stay the same for a stream's state to be of use.
+
+    ``grid`` holds SigLIP2's ``spatial_shapes`` of the frame, whose change moves tokens about
+    without changing their number.
+    """
+
+    tokens: int
+    channels: int
+    dtype: torch.dtype
+    device: torch.device
+    grid: tuple[int, ...] = ()
+
+    def empty(self, *leading: int) -> Tensor:
+        """Return an uninitialised (*leading, tokens, channels) buffer."""
+        # An inference tensor could later not be written to outside of inference mode.
+        with torch.inference_mode(False):
+            shape = (*leading, self.tokens, self.channels)
+            return torch.empty(shape, dtype=self.dtype, device=self.device)
+
+    def describe(self) -> str:
+        """Say the layout in words."""
+        dtype = str(self.dtype).removeprefix("torch.")
+        grid = f" on a grid of {'x'.join(map(str, self.grid))}" if self.grid else ""
+        return f"{self.tokens} tokens of {self.channels} channels{grid}, {dtype} on {self.device}"
+
+
+class _Buffers:
+    """Base of the two states: knows its size in bytes."""
+
+    def tensors(self) -> Iterator[Tensor]:
+        """Iterate over all buffers."""
+        for item in fields(self):  # type: ignore[arg-type]
+            value = getattr(self, item.name)
+            if isinstance(value, Tensor):
+                yield value
+            elif isinstance(value, dict):
+                yield from value.values()
+
+    @property
+    def nbytes(self) -> int:
+        """Size of all buffers in bytes."""
+        return sum(tensor.nbytes for tensor in self.tensors())
+
+
+@dataclass
+class MotionState(_Buffers):
+    """State of the ``motion`` policy; N tokens, C channels, L cached layers.
+
+    Attributes
+    ----------
+    keys, values
+        (L, N, C) projections of each token as it was last encoded.
+    reference
+        (N, C) input of the first attention at which each token was last encoded.
+    last_input
+        (N, C) input of the first layer in the last frame, to recognise a repeated frame.
+    output
+        (N, C) output of the last layer.
+    encoded_at
+        (N,) int32, the tick at which each token was last encoded.
+    tail_input
+        (N, C) input of the dense tail, or None if there is none.
+    hidden
+        Outputs of those layers, by number, whose hidden states the caller asks for.
+    tick
+        Number of frames that were encoded at least in part.
+    changed_at
+        Tick of the last frame in which a token changed.
+    """
+
+    keys: Tensor
+    values: Tensor
+    reference: Tensor
+    last_input: Tensor
+    output: Tensor
+    encoded_at: Tensor
+    tail_input: Tensor | None
+    hidden: dict[int, Tensor] = field(default_factory=dict)
+    tick: int = 0
+    changed_at: int = 0
+
+    @classmethod
+    def empty(cls, layout: Layout, layers: int, tail: int, hidden: frozenset[int]) -> MotionState:
+        """Allocate the buffers for a tower of ``layers`` layers."""
+        with torch.inference_mode(False):
+            encoded_at = torch.zeros(layout.tokens, dtype=torch.int32, device=layout.device)
+        return cls(
+            keys=layout.empty(layers - tail),
+            values=layout.empty(layers - tail),
+            reference=layout.empty(),
+            last_input=layout.empty(),
+            output=layout.empty(),
+            encoded_at=encoded_at,
+            tail_input=layout.empty() if tail else None,
+            hidden={layer: layout.empty() for layer in sorted(hidden)},
+        )
+
+
+@dataclass
+class StcState(_Buffers):
+    """State of the ``stc`` policy: what the last dense frame left in each of L layers.
+
+    Attributes
+    ----------
+    compared
+        (L, N, C) keys (or values) that new ones are compared with.
+    reused
+        (L, N, C) values (or keys) that unselected tokens keep.
+    update
+        (L, N, C) what the layer added to the residual stream, attention and MLP together.
+    """
+
+    compared: Tensor
+    reused: Tensor
+    update: Tensor
+
+    @classmethod
+    def empty(cls, layout: Layout, layers: int) -> StcState:
+        """Allocate the buffers for a tower of ``layers`` layers."""
+        return cls(layout.empty(layers), layout.empty(layers), layout.empty(layers))
+
+
+@dataclass
+class Stream:
+    """One stream: its state, if any, and its totals."""
+
+    name: str
+    layout: Layout | None = None
+    state: MotionState | StcState | None = None
+    calls: int = 0
+    counters: Counters = field(default_factory=Counters)
+    restart_reason: str = ""
+
+    def restart(self, reason: str) -> None:
+        """Drop the state; the next frame is dense and gives this reason."""
+        if self.state is not None:
+            self.counters.resets += 1
+        self.state, self.layout, self.calls, self.restart_reason = None, None, 0, reason
+
+    def meet(self, layout: Layout) -> None:
+        """Restart if the input no longer has the layout that the state was made for."""
+        if self.layout is not None and self.layout != layout:
+            self.restart(f"layout changed to {layout.describe()}")
+        self.layout = layout
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the state in bytes."""
+        return 0 if self.state is None else self.state.nbytes

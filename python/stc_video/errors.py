@@ -1,0 +1,10 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Errors that name what was found and what is supported."""
+
+
+class UnsupportedModelError(ValueError):
+    """The object given is no supported model; it was left untouched."""
+
+
+class AttachError(RuntimeError):
+    """A cacher cannot be attached or detached; the model was left as it is."""

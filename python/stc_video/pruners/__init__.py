@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Choice of the visual tokens that enter the language model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from stc_video.pruners.base import KeepAll, PrunedTokens, Pruner
+from stc_video.pruners.stc import StcPruner
+
+_PRUNERS: dict[str, Callable[..., Pruner]] = {"stc": StcPruner, "none": KeepAll}
+
+PRUNERS: tuple[str, ...] = tuple(_PRUNERS)
+
+
+def make_pruner(name: str, **settings: Any) -> Pruner:
+    """Make a pruner.
+
+    Parameters
+    ----------
+    name
+        ``"stc"`` or ``"none"``.
+    **settings
+        Settings of that pruner, such as ``tokens_per_frame=64``; see :class:`StcPruner`.
+
+    Returns
+    -------
+    Pruner
+        Call it with the features of some frames to get :class:`PrunedTokens`.
+
+    Raises
+    ------
+    ValueError
+        If there is no such pruner, or a setting is unknown to it or out of range.
+
+    Examples
+    --------
+    >>> import torch, stc_video
+    >>> pruner = stc_video.make_pruner("stc", tokens_per_frame=3)
+    >>> kept = pruner(torch.rand(2, 9, 8), grid=(3, 3))
+    >>> kept.tokens.shape, kept.counts.tolist()
+    (torch.Size([2, 3, 8]), [3, 3])
+    """
+    if name not in _PRUNERS:
+        raise ValueError(f"make_pruner: name must be one of {', '.join(PRUNERS)}, got {name!r}")
+    try:
+        return _PRUNERS[name](**settings)
+    except TypeError as error:
+        raise ValueError(f"make_pruner: {name!r} does not take these settings: {error}") from error
+
+
+__all__ = ["PRUNERS", "KeepAll", "PrunedTokens", "Pruner", "StcPruner", "make_pruner"]

@@ -1,0 +1,260 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pre-norm vision transformers: SigLIP, SigLIP2, CLIP, DINOv2, LLaVA-NeXT's own SigLIP.
+
+Blocks are recognised by what they contain and not by their class or path, which differ between
+releases of transformers (``vision_model.encoder.layers``, ``encoder.layers``, ``encoder.layer``).
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+
+from stc_video.errors import UnsupportedModelError
+
+_NORM1 = ("layer_norm1", "norm1")
+_NORM2 = ("layer_norm2", "norm2")
+_ATTENTION = ("self_attn", "attention", "attn")
+_QUERY, _KEY, _VALUE = ("q_proj", "query"), ("k_proj", "key"), ("v_proj", "value")
+_OUTPUT = ("out_proj", "o_proj", "proj")
+_HEADS = ("num_heads", "num_attention_heads")
+
+SUPPORTED = (
+    "vision towers of transformers' SigLIP, SigLIP2, CLIP and DINOv2 (with or without registers) "
+    "and LLaVA-NeXT's SigLIP"
+)
+
+
+@dataclass(frozen=True)
+class PreNormBlock:
+    """One transformer block, by its parts.
+
+    The residual stream is x + attention(norm1(x)), then + mlp(norm2(.)); DINOv2 scales both
+    branches (LayerScale). Parts are called as modules, never re-implemented, which absorbs every
+    difference between activations, gated MLPs and names.
+    """
+
+    layer: nn.Module
+    norm1: nn.Module
+    norm2: nn.Module
+    query: nn.Module
+    key: nn.Module
+    value: nn.Module
+    output: nn.Module
+    mlp: nn.Module
+    heads: int
+    scale1: nn.Module | None
+    scale2: nn.Module | None
+
+    @classmethod
+    def of(cls, layer: nn.Module) -> PreNormBlock:
+        """Take a layer apart; raises UnsupportedModelError naming the part that is missing."""
+        attention = _child(layer, _ATTENTION)
+        # DINOv2 before transformers 5.18 nests: attention.attention.{query,key,value}.
+        inner = getattr(attention, "attention", attention)
+        dense = getattr(getattr(attention, "output", None), "dense", None)
+        return cls(
+            layer=layer,
+            norm1=_child(layer, _NORM1),
+            norm2=_child(layer, _NORM2),
+            query=_child(inner, _QUERY),
+            key=_child(inner, _KEY),
+            value=_child(inner, _VALUE),
+            output=dense if isinstance(dense, nn.Module) else _child(attention, _OUTPUT),
+            mlp=_child(layer, ("mlp",)),
+            heads=_heads(inner),
+            scale1=getattr(layer, "layer_scale1", None),
+            scale2=getattr(layer, "layer_scale2", None),
+        )
+
+    @property
+    def returns_tuple(self) -> bool:
+        """Whether this release's class wraps its output in a tuple.
+
+        True exactly for the classes whose forward still has ``output_attentions``.
+        """
+        return "output_attentions" in inspect.signature(type(self.layer).forward).parameters
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        """Attention branch of some rows: query (B, K, C), key and value (B, N, C) -> (B, K, C).
+
+        ``mask`` is None or broadcastable to (B, heads, K, N).
+        """
+        batch, rows, channels = query.shape
+        q, k, v = (_split_heads(part, self.heads) for part in (query, key, value))
+        mixed = scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        branch = self.output(mixed.transpose(1, 2).reshape(batch, rows, channels))
+        return cast(Tensor, branch if self.scale1 is None else self.scale1(branch))
+
+    def feed_forward(self, x: Tensor) -> Tensor:
+        """MLP branch of some rows of the residual stream, (B, K, C) -> (B, K, C)."""
+        branch = self.mlp(self.norm2(x))
+        return cast(Tensor, branch if self.scale2 is None else self.scale2(branch))
+
+    def mlp_operations(self) -> int:
+        """Multiply-adds of the MLP for one token."""
+        linears = (m for m in self.mlp.modules() if isinstance(m, nn.Linear))
+        return sum(linear.weight.numel() for linear in linears)
+
+
+@dataclass(frozen=True)
+class PreNormTower:
+    """A vision tower and the blocks found in it.
+
+    Attributes
+    ----------
+    root
+        The module that was given.
+    ancestors
+        ``root`` and the modules between it and the blocks, outermost first.
+    blocks
+        The transformer blocks, in order.
+    path
+        Name of the list of blocks inside ``root``.
+    prefix_tokens
+        Class token and registers at the start of the sequence.
+    """
+
+    root: nn.Module
+    ancestors: tuple[nn.Module, ...]
+    blocks: tuple[PreNormBlock, ...]
+    path: str
+    prefix_tokens: int
+
+    @classmethod
+    def of(cls, root: nn.Module) -> PreNormTower:
+        """Find the blocks of a tower.
+
+        Raises
+        ------
+        UnsupportedModelError
+            If there is no list of pre-norm blocks in it, or more than one.
+        """
+        if not isinstance(root, nn.Module):
+            raise UnsupportedModelError(
+                f"attach_cacher: tower must be a torch.nn.Module, got {type(root).__name__}"
+            )
+        found = list(_block_lists(root))
+        if len(found) != 1:
+            raise UnsupportedModelError(_not_one_tower(root, [path for path, _ in found]))
+        path, layers = found[0]
+        devices = {str(parameter.device) for parameter in layers.parameters()}
+        if len(devices) > 1:
+            raise UnsupportedModelError(
+                f"attach_cacher: the blocks of {type(root).__name__} must be on one device, "
+                f"got {', '.join(sorted(devices))}"
+            )
+        return cls(
+            root=root,
+            ancestors=tuple(_ancestors(root, path)),
+            blocks=tuple(PreNormBlock.of(layer) for layer in layers),
+            path=path,
+            prefix_tokens=_prefix_tokens(root),
+        )
+
+
+def _block_lists(root: nn.Module) -> Iterator[tuple[str, nn.ModuleList]]:
+    for name, module in root.named_modules():
+        if isinstance(module, nn.ModuleList) and len(module) and _is_pre_norm(module[0]):
+            yield name, module
+
+
+def _is_pre_norm(layer: nn.Module) -> bool:
+    """Whether a module looks like a vision block.
+
+    The names of the norms tell it from a language model's decoder layer (``input_layernorm``).
+    A fused ``qkv`` projection belongs to another family of towers.
+    """
+    has_parts = all(
+        any(isinstance(getattr(layer, name, None), nn.Module) for name in names)
+        for names in (_NORM1, _ATTENTION, ("mlp",))
+    )
+    attention = next((getattr(layer, name) for name in _ATTENTION if hasattr(layer, name)), None)
+    return has_parts and not hasattr(attention, "qkv")
+
+
+def _not_one_tower(root: nn.Module, paths: list[str]) -> str:
+    name = type(root).__name__
+    if not paths:
+        return (
+            f"attach_cacher: {name} is not a supported tower: it has no list of pre-norm "
+            f"transformer blocks; supported are {SUPPORTED}"
+        )
+    return (
+        f"attach_cacher: {name} holds {len(paths)} stacks of transformer blocks "
+        f"({', '.join(paths)}); pass the vision tower itself, such as model.vision_model"
+    )
+
+
+def _ancestors(root: nn.Module, path: str) -> Iterator[nn.Module]:
+    """Modules from the root to the one that owns the list of blocks at ``path``."""
+    yield root
+    names = path.split(".")[:-1]
+    for depth in range(len(names)):
+        yield root.get_submodule(".".join(names[: depth + 1]))
+
+
+def _prefix_tokens(root: nn.Module) -> int:
+    """Class token and registers, read off the parameters of the embeddings."""
+    count = 0
+    for name, parameter in root.named_parameters():
+        leaf = name.rsplit(".", 1)[-1]
+        if leaf in ("class_embedding", "cls_token"):
+            count += 1
+        elif leaf == "register_tokens":
+            count += parameter.shape[-2]
+    return count
+
+
+def _child(module: nn.Module, names: tuple[str, ...]) -> nn.Module:
+    for name in names:
+        if isinstance(found := getattr(module, name, None), nn.Module):
+            return found
+    raise UnsupportedModelError(
+        f"attach_cacher: {type(module).__name__} is not a supported block: it has none of "
+        f"{', '.join(names)}; supported are {SUPPORTED}"
+    )
+
+
+def _heads(attention: nn.Module) -> int:
+    for name in _HEADS:
+        if isinstance(heads := getattr(attention, name, None), int):
+            return heads
+    raise UnsupportedModelError(
+        f"attach_cacher: {type(attention).__name__} does not tell its number of heads "
+        f"({' or '.join(_HEADS)})"
+    )
+
+
+def _split_heads(x: Tensor, heads: int) -> Tensor:
+    """(B, K, C) -> (B, heads, K, C / heads), a view."""
+    batch, rows, channels = x.shape
+    return x.view(batch, rows, heads, channels // heads).transpose(1, 2)
+
+
+def key_mask(mask: object, rows: slice) -> Tensor | None:
+    """Mask over the keys of some frames, for any subset of their queries.
+
+    SigLIP2 masks padding keys, (B, 1, N, N) with equal rows, so that one row serves all queries.
+
+    Parameters
+    ----------
+    mask
+        What the tower passed to its layers: None or a tensor.
+    rows
+        Frames of the batch to take.
+
+    Returns
+    -------
+    Tensor or None
+        (frames, 1, 1, N), bool or additive.
+    """
+    if not isinstance(mask, torch.Tensor):
+        return None
+    return mask[rows, :, :1, :]
