@@ -65,4 +65,4 @@ def scatter_residual(base: Tensor, update: Tensor, indices: Tensor, rows: Tensor
     check_index_values("scatter_residual", indices, base.shape[1])
     replaced = update.float().expand(base.shape).clone()
     _scatter_(replaced, indices, rows.float())
-    return (base.float() + replaced).to(base.dtype)
+    return (base.float() + replaced).to(base.dtype).contiguous()

@@ -15,4 +15,5 @@ def token_cosine(current: Tensor, reference: Tensor) -> Tensor:
     x, y = current.float(), reference.float()
     norm_x = torch.linalg.vector_norm(x, dim=-1).clamp_min(EPSILON)
     norm_y = torch.linalg.vector_norm(y, dim=-1).clamp_min(EPSILON)
-    return (x * y).sum(-1) / (norm_x * norm_y)
+    similarity: Tensor = (x * y).sum(-1) / (norm_x * norm_y)
+    return similarity
