@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The two policies once more, straightforwardly: whole tensors, clones, no kernels.
+
+Only the way to the parts of a block (`Block`) knows about model classes.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+
+class Block:
+    """The parts of a Hugging Face vision block, by trial of names."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        def first(module: nn.Module, *names: str) -> nn.Module:
+            return next(getattr(module, name) for name in names if hasattr(module, name))
+
+        attention = first(layer, "self_attn", "attention")
+        inner = getattr(attention, "attention", attention)
+        self.norm1, self.norm2 = (
+            first(layer, "layer_norm1", "norm1"),
+            first(layer, "layer_norm2", "norm2"),
+        )
+        self.q, self.k, self.v = (
+            first(inner, f"{n}_proj", m) for n, m in (("q", "query"), ("k", "key"), ("v", "value"))
+        )
+        self.out = (
+            attention.output.dense
+            if hasattr(attention, "output")
+            else first(attention, "out_proj", "o_proj")
+        )
+        self.mlp = layer.mlp
+        self.heads = inner.num_heads if hasattr(inner, "num_heads") else inner.num_attention_heads
+        self.scale1 = getattr(layer, "layer_scale1", nn.Identity())
+        self.scale2 = getattr(layer, "layer_scale2", nn.Identity())
+
+    def attention(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """softmax(q k / sqrt(d)) v with whole matrices."""
+        batch, rows, channels = q.shape
+        q, k, v = (
+            t.reshape(batch, -1, self.heads, channels // self.heads).transpose(1, 2)
+            for t in (q, k, v)
+        )
+        weights = torch.softmax(q @ k.transpose(-1, -2) / math.sqrt(channels // self.heads), -1)
+        return self.scale1(self.out((weights @ v).transpose(1, 2).reshape(batch, rows, channels)))
+
+
+def blocks_of(tower: nn.Module) -> list[Block]:
+    layers = next(
+        module for module in tower.modules()
+        if isinstance(module, nn.ModuleList) and hasattr(module[0], "mlp")
+    )  # fmt: skip
+    return [Block(layer) for layer in layers]
+
+
+def cosine(a: Tensor, b: Tensor) -> Tensor:
+    return torch.cosine_similarity(a, b.expand_as(a), dim=-1)
+
+
+def lowest(similarity: Tensor, count: int, pinned: int) -> Tensor:
+    """(F, count) indices of the least similar tokens; the pinned ones are among them."""
+    similarity = similarity.clone()
+    similarity[:, :pinned] = -2.0
+    return similarity.topk(count, dim=-1, largest=False).indices
+
+
+def put(base: Tensor, indices: Tensor, rows: Tensor) -> Tensor:
+    where = indices[..., None].expand_as(rows)
+    return base.clone().scatter(1, where, rows)
+
+
+def take(x: Tensor, indices: Tensor) -> Tensor:
+    return x.gather(1, indices[..., None].expand(*indices.shape, x.shape[-1]))
+
+
+@dataclass
+class StcOracle:
+    """STC-Cacher, step by step as the paper's code computes it."""
+
+    blocks: list[Block]
+    ratio: float
+    interval: int
+    pinned: int
+    calls: int = 0
+    reference: list[dict[str, Tensor]] = field(default_factory=list)
+
+    def encode(self, x: Tensor) -> Tensor:
+        """One call with F frames (F, N, C); every interval-th call is dense."""
+        dense = self.calls % self.interval == 0
+        self.calls += 1
+        kept = []
+        for number, block in enumerate(self.blocks):
+            x, values = (
+                self._dense(block, x) if dense else self._cached(block, x, self.reference[number])
+            )
+            kept.append(values)
+        if dense:
+            self.reference = kept
+        return x
+
+    def _dense(self, block: Block, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        u = block.norm1(x)
+        key, value = block.k(u), block.v(u)
+        attention = block.attention(block.q(u), key, value)
+        y = x + attention
+        mlp = block.scale2(block.mlp(block.norm2(y)))
+        kept = {"key": key[-1:], "value": value[-1:], "attention": attention[-1:], "mlp": mlp[-1:]}
+        return y + mlp, kept
+
+    def _cached(
+        self, block: Block, x: Tensor, ref: dict[str, Tensor]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        u = block.norm1(x)
+        key = block.k(u)
+        count = min(x.shape[1], max(1, math.floor(x.shape[1] * self.ratio)))
+        chosen = lowest(cosine(key, ref["key"]), count, self.pinned)
+        u_s = take(u, chosen)
+        value = put(ref["value"].expand_as(x), chosen, block.v(u_s))
+        rows = block.attention(block.q(u_s), key, value)
+        y = x + put(ref["attention"].expand_as(x), chosen, rows)
+        mlp = block.scale2(block.mlp(block.norm2(take(y, chosen))))
+        return y + put(ref["mlp"].expand_as(x), chosen, mlp), {}
