@@ -52,7 +52,11 @@ def frames_with_changes(fraction: float, dtype: torch.dtype) -> list[Tensor]:
     second = first.clone()
     for patch in torch.randperm(729, generator=generator)[: math.floor(fraction * 729)].tolist():
         row, column = divmod(patch, 27)
-        area = (..., slice(row * PATCH, (row + 1) * PATCH), slice(column * PATCH, (column + 1) * PATCH))
+        area = (
+            ...,
+            slice(row * PATCH, (row + 1) * PATCH),
+            slice(column * PATCH, (column + 1) * PATCH),
+        )
         second[area] = torch.rand((1, 3, PATCH, PATCH), generator=generator)
     return [first.to(dtype), second.to(dtype)]
 
@@ -64,12 +68,14 @@ def seconds(call: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def measure(policy: str, fraction: float, dtype_name: str, layers: int, repeats: int) -> dict[str, object]:
+def measure(
+    policy: str, fraction: float, dtype_name: str, layers: int, repeats: int
+) -> dict[str, object]:
     """Alternate dense and cached frames and return one row of the table."""
     dtype = DTYPES[dtype_name]
     tower = make_tower(layers, dtype)
     if policy == "motion":
-        config = CacheConfig(buckets=(fraction,), refresh=0.0)
+        config = CacheConfig(buckets=(fraction,), refresh=0.0, tail_layers=0)
     else:
         config = CacheConfig(policy="stc", ratio=fraction, interval=10**9)
     cacher = stc_video.attach_cacher(tower, config)
@@ -98,7 +104,9 @@ def measure(policy: str, fraction: float, dtype_name: str, layers: int, repeats:
         "fraction": fraction,
         "dtype": dtype_name,
         "layers": layers,
-        "encoded": int(record.encoded.count_nonzero()) if policy == "motion" else int(fraction * 729),
+        "encoded": int(record.encoded.count_nonzero())
+        if policy == "motion"
+        else int(fraction * 729),
         "dense_ms": round(1e3 * statistics.median(dense_times), 2),
         "cached_ms": round(1e3 * statistics.median(cached_times), 2),
         "ratio": round(statistics.median(ratios), 4),

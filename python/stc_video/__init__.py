@@ -1,11 +1,37 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Streaming video models made cheap per frame: cached vision towers and pruned tokens."""
+"""Streaming video models made cheap per frame: cached vision towers and pruned tokens.
 
-from stc_kernels import BackendUnavailableError, __version__
-from stc_video.cacher import Cacher, CacheStats, FrameRecord, attach_cacher
-from stc_video.config import CacheConfig
-from stc_video.errors import AttachError, UnsupportedModelError
-from stc_video.pruners import PrunedTokens, Pruner, make_pruner
+Names are imported when they are first used, so that ``stc --help`` need not wait for torch, and
+``stc doctor`` can say that torch is missing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from stc_kernels import BackendUnavailableError
+    from stc_kernels._version import __version__
+    from stc_video.cacher import Cacher, CacheStats, FrameRecord, attach_cacher
+    from stc_video.config import CacheConfig
+    from stc_video.errors import AttachError, UnsupportedModelError
+    from stc_video.pruners import PrunedTokens, Pruner, make_pruner
+
+_HOMES = {
+    "AttachError": "stc_video.errors",
+    "BackendUnavailableError": "stc_kernels",
+    "CacheConfig": "stc_video.config",
+    "CacheStats": "stc_video.cacher",
+    "Cacher": "stc_video.cacher",
+    "FrameRecord": "stc_video.cacher",
+    "PrunedTokens": "stc_video.pruners",
+    "Pruner": "stc_video.pruners",
+    "UnsupportedModelError": "stc_video.errors",
+    "__version__": "stc_kernels",
+    "attach_cacher": "stc_video.cacher",
+    "make_pruner": "stc_video.pruners",
+}
 
 __all__ = [
     "AttachError",
@@ -21,3 +47,13 @@ __all__ = [
     "attach_cacher",
     "make_pruner",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(_HOMES)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The two policies once more, straightforwardly: whole tensors, clones, no kernels.
+"""The two policies once more, straightforwardly: whole tensors, clones, loops, no kernels.
 
 Only the way to the parts of a block (`Block`) knows about model classes.
 """
@@ -125,3 +125,72 @@ class StcOracle:
         y = x + put(ref["attention"].expand_as(x), chosen, rows)
         mlp = block.scale2(block.mlp(block.norm2(take(y, chosen))))
         return y + put(ref["mlp"].expand_as(x), chosen, mlp), {}
+
+
+@dataclass
+class MotionOracle:
+    """The `motion` policy for one stream, one frame (1, N, C) at a time."""
+
+    blocks: list[Block]
+    pinned: int
+    threshold: float = 0.92
+    buckets: tuple[float, ...] = (1 / 16, 1 / 8, 1 / 4, 3 / 8, 1 / 2)
+    refresh: float = 1 / 8
+    age_rate: float = 0.01
+    tail: int = 1
+    tail_from: float = 3 / 8
+    keys: list[Tensor] = field(default_factory=list)
+    values: list[Tensor] = field(default_factory=list)
+    hidden: list[Tensor] = field(default_factory=list)  # output of every layer
+    reference: Tensor | None = None
+    last_input: Tensor | None = None
+    stale: list[float] = field(default_factory=list)
+    encoded: list[int] = field(default_factory=list)
+
+    def encode(self, x: Tensor) -> list[Tensor]:
+        """Outputs of all layers; ``encoded`` then lists the rows that were encoded."""
+        tokens = x.shape[1]
+        everything = list(range(tokens))
+        if self.reference is None:
+            return self._run(x, everything, tail=0, dense=True)
+        if torch.equal(x, self.last_input):
+            self.encoded = []
+            return [output.clone() for output in self.hidden]
+        u = self.blocks[0].norm1(x)
+        drift = [1.0 - value for value in cosine(u, self.reference)[0].tolist()]
+        patches = everything[self.pinned :]
+        changed = [n for n in patches if drift[n] >= 1.0 - self.threshold]
+        sizes = [int(share * len(patches)) for share in self.buckets]
+        if len(changed) > sizes[-1]:
+            return self._run(x, everything, tail=0, dense=True)
+        wanted = min(len(changed) + int(self.refresh * len(patches)), sizes[-1])
+        rows = min(size for size in sizes if size >= wanted)
+        self.stale = [s + d + self.age_rate for s, d in zip(self.stale, drift, strict=True)]
+        others = sorted(set(patches) - set(changed), key=lambda n: (-self.stale[n], n))
+        chosen = sorted([*everything[: self.pinned], *changed, *others[: rows - len(changed)]])
+        tail = self.tail if rows >= self.tail_from * len(patches) else 0
+        return self._run(x, chosen, tail=tail, dense=False)
+
+    def _run(self, x: Tensor, rows: list[int], *, tail: int, dense: bool) -> list[Tensor]:
+        if dense:
+            self.keys = [torch.zeros_like(x) for _ in self.blocks]
+            self.values = [torch.zeros_like(x) for _ in self.blocks]
+            self.hidden = [torch.zeros_like(x) for _ in self.blocks]
+            self.reference = torch.zeros_like(x)
+            self.stale = [0.0] * x.shape[1]
+        self.encoded, self.last_input = rows, x.clone()
+        self.reference[:, rows] = self.blocks[0].norm1(x)[:, rows]
+        for row in rows:
+            self.stale[row] = 0.0
+        h = x[:, rows]
+        for number, block in enumerate(self.blocks):
+            if number == len(self.blocks) - tail:
+                rows = list(range(x.shape[1]))
+                h = self.hidden[number - 1].clone()
+            u = block.norm1(h)
+            self.keys[number][:, rows] = block.k(u)
+            self.values[number][:, rows] = block.v(u)
+            h = h + block.attention(block.q(u), self.keys[number], self.values[number])
+            h = h + block.scale2(block.mlp(block.norm2(h)))
+            self.hidden[number][:, rows] = h
+        return [output.clone() for output in self.hidden]

@@ -6,10 +6,8 @@ from __future__ import annotations
 import copy
 
 import pytest
-import stc_video
 import torch
 import transformers
-from stc_video import AttachError, CacheConfig, UnsupportedModelError
 from tiny_towers import (
     TOWERS,
     frame,
@@ -19,6 +17,9 @@ from tiny_towers import (
     walk,
     with_changed_patches,
 )
+
+import stc_video
+from stc_video import AttachError, CacheConfig, UnsupportedModelError
 
 POLICIES = ["motion", "stc"]
 

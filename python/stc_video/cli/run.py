@@ -1,0 +1,269 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`stc run`: from the options to the report."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
+from rich.table import Table
+
+from stc_video.cli.environment import chosen_backends, devices, versions
+from stc_video.cli.settings import RunSettings
+from stc_video.report import (
+    ModelFacts,
+    RunRecord,
+    VideoFacts,
+    headline,
+    summarise,
+    write_html,
+    write_json,
+)
+from stc_video.report.tables import totals_table
+
+if TYPE_CHECKING:
+    from stc_video.cli.pipeline import Outcome, Pipeline
+    from stc_video.models.load import LoadedModel
+    from stc_video.video import VideoSource
+
+__all__ = ["encode_video", "make_record", "run_video"]
+
+_EXIT_CODES = {"complete": 0, "ended early": 1, "interrupted": 130}
+
+
+def run_video(settings: RunSettings, out: Path, command: str) -> int:
+    """Encode a video, write the report, and say where it is.
+
+    Parameters
+    ----------
+    settings : RunSettings
+        The options.
+    out : Path
+        Folder for report.html and report.json; made if missing.
+    command : str
+        The command line, for the report.
+
+    Returns
+    -------
+    int
+        The exit code: 0 done, 1 ended early, 130 interrupted.
+
+    Raises
+    ------
+    ValueError, OSError
+        For bad input, before anything is written.
+    """
+    console = Console(highlight=False)
+    _prepare_folder(out)
+    record = encode_video(settings, command, console)
+    if not record.frames:
+        console.print("Stopped before the first frame; no report was written.")
+        return _EXIT_CODES[record.status]
+    html = write_html(record, out / "report.html")
+    data = write_json(record, out / "report.json")
+    _close(record, console)
+    console.print(f"Report: [bold]{html}[/bold] (open in a browser) and {data}", soft_wrap=True)
+    if record.problem:
+        error = Console(stderr=True, highlight=False, soft_wrap=True)
+        error.print(f"{record.status}: {record.problem}", style="bold red", markup=False)
+    return _EXIT_CODES[record.status]
+
+
+def encode_video(settings: RunSettings, command: str, console: Console) -> RunRecord:
+    """Encode a video with a progress bar.
+
+    Parameters
+    ----------
+    settings : RunSettings
+        The options.
+    command : str
+        The command line, for the report.
+    console : Console
+        Where the progress bar goes.
+
+    Returns
+    -------
+    RunRecord
+        Everything that the report says.
+    """
+    import torch
+
+    from stc_kernels import use_backend
+    from stc_video.cli.pipeline import Pipeline
+    from stc_video.models.load import load_model
+    from stc_video.video import default_clip, open_video
+
+    settings.cache_config()  # a wrong option should not wait for the model
+    path = settings.video or default_clip()
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
+    with (
+        _collected_warnings() as notes,
+        open_video(
+            path,
+            fps=settings.fps,
+            start=settings.start,
+            duration=settings.duration,
+            max_frames=settings.max_frames,
+        ) as video,
+        use_backend(settings.backend) if settings.backend else nullcontext(),
+    ):
+        with console.status("Loading the model ..."):
+            model = load_model(
+                settings.model,
+                random_weights=settings.random_weights,
+                device=settings.device,
+                dtype=settings.dtype,
+            )
+            backends = chosen_backends(model.device.type, settings.backend)
+        if model.notice:
+            console.print(f"Note: {model.notice}", style="yellow")
+        pipeline = Pipeline(model, settings)
+        try:
+            with _progress(console, video.expected_frames) as show:
+                outcome = pipeline.run(video, show)
+        finally:
+            pipeline.close()
+    return make_record(settings, command, video, pipeline, outcome, backends, notes)
+
+
+def make_record(
+    settings: RunSettings,
+    command: str,
+    video: VideoSource,
+    pipeline: Pipeline,
+    outcome: Outcome,
+    backends: dict[str, str],
+    notes: Sequence[str],
+) -> RunRecord:
+    """Put together what the report says.
+
+    Parameters
+    ----------
+    settings, command
+        What was asked for.
+    video, pipeline, outcome
+        What was run; the pipeline closed or not.
+    backends : dict
+        Operator -> backend.
+    notes : sequence of str
+        What a reader must know besides.
+
+    Returns
+    -------
+    RunRecord
+        For `write_html` and `write_json`.
+    """
+    model = pipeline.model
+    return RunRecord(
+        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        command=command,
+        status=outcome.status,
+        problem=outcome.problem,
+        warnings=(*([model.notice] if model.notice else []), *notes),
+        video=VideoFacts(
+            path=str(video.path),
+            name=video.path.name,
+            codec=video.codec,
+            width=video.width,
+            height=video.height,
+            duration=video.duration,
+            source_fps=video.source_fps,
+            sampled_fps=settings.fps,
+        ),
+        model=_model_facts(model, pipeline.feature_width if outcome.frames else None),
+        settings=settings.shown(),
+        environment=_environment(),
+        backends=backends,
+        state_bytes=outcome.state_bytes,
+        resets=outcome.resets,
+        frames=tuple(outcome.frames),
+    )
+
+
+def _prepare_folder(out: Path) -> None:
+    """Make the folder, so that a long run does not end without a place for its report."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise ValueError(f"--out {out}: this is a file, not a folder") from None
+    if not os.access(out, os.W_OK | os.X_OK):
+        raise ValueError(f"--out {out}: the folder cannot be written to")
+
+
+def _model_facts(model: LoadedModel, feature_width: int | None) -> ModelFacts:
+    encoded = feature_width is not None
+    return ModelFacts(
+        name=model.name,
+        description=model.description,
+        random=model.random,
+        prefix_tokens=model.prefix_tokens,
+        grid=model.grid if encoded else (0, 0),
+        feature_grid=model.feature_grid if encoded else (0, 0),
+        feature_width=feature_width or 0,
+        device=str(model.device),
+        dtype=str(model.dtype).removeprefix("torch."),
+    )
+
+
+def _environment() -> dict[str, str]:
+    found = {name: version for name, version in versions().items() if version is not None}
+    return {**found, **{d.partition(":")[0]: d.partition(": ")[2] for d in reversed(devices())}}
+
+
+@contextmanager
+def _collected_warnings() -> Iterator[list[str]]:
+    """Collect this package's warnings for the report instead of printing them over the bar."""
+    notes: list[str] = []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield notes
+    for warning in caught:
+        if warning.category.__module__.startswith("stc_") and str(warning.message) not in notes:
+            notes.append(str(warning.message))
+
+
+@contextmanager
+def _progress(console: Console, total: int | None) -> Iterator[Any]:
+    """Show a progress bar; yields the function that moves it on."""
+    columns = (
+        SpinnerColumn(),
+        TextColumn("Encoding"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("frames  {task.fields[rate]}  work {task.fields[cost]} of dense"),
+    )
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task("encode", total=total, rate="", cost="-")
+
+        def show(outcome: Any) -> None:
+            elapsed = bar.tasks[0].elapsed or 0.0
+            count = len(outcome.frames)
+            rate = f"{count / elapsed:.1f} fps" if elapsed else ""
+            bar.update(task, completed=count, rate=rate, cost=f"{100 * outcome.cost:.0f} %")
+
+        yield show
+        done = int(bar.tasks[0].completed)
+        bar.update(task, total=max(done, 1), completed=done)
+
+
+def _close(record: RunRecord, console: Console) -> None:
+    """Print the totals."""
+    totals = summarise(record)
+    console.print()
+    console.print(headline(record, totals), style="bold")
+    for warning in record.warnings:
+        console.print(f"Note: {warning}", style="yellow", markup=False)
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for title in ("", "this run", "every frame dense", "ratio"):
+        table.add_column(title, justify="left" if not title else "right")
+    for row in totals_table(record, totals):
+        table.add_row(*row)
+    console.print(table)

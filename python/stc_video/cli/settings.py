@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The options of a run, checked as far as that needs no model."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from stc_video import CacheConfig
+
+__all__ = ["RunSettings"]
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """Options of `stc run` under the same names; None means the default of what it is for."""
+
+    video: Path | None = None
+    fps: float = 2.0
+    start: float = 0.0
+    duration: float | None = None
+    max_frames: int | None = None
+    policy: str = "motion"
+    ratio: float | None = None
+    interval: int | None = None
+    threshold: float | None = None
+    prune: str = "stc"
+    tokens_per_frame: int = 64
+    prune_method: str = "dual_anchor"
+    dense_every: int = 4
+    model: str | None = None
+    random_weights: str | None = None
+    device: str = "auto"
+    dtype: str = "auto"
+    backend: str | None = None
+    threads: int | None = None
+
+    def cache_config(self) -> CacheConfig:
+        """Return the cacher's settings.
+
+        Raises
+        ------
+        ValueError
+            If one is out of range or belongs to the other policy.
+        """
+        from stc_video import CacheConfig
+
+        if self.policy != "stc":
+            for name, value in (("ratio", self.ratio), ("interval", self.interval)):
+                if value is not None:
+                    raise ValueError(f"--{name} belongs to --policy stc, not to {self.policy}")
+        config = CacheConfig(policy=self.policy)
+        if self.ratio is not None:
+            config = replace(config, ratio=self.ratio)
+        if self.interval is not None:
+            config = replace(config, interval=self.interval)
+        if self.threshold is not None:
+            config = replace(config, threshold=self.threshold)
+        return config
+
+    def shown(self) -> dict[str, object]:
+        """Return what the report lists: the options, and the cacher's settings in full."""
+        own = asdict(self)
+        for name in ("video", "policy", "ratio", "interval", "threshold", "device", "dtype"):
+            del own[name]
+        if self.prune == "none":
+            del own["tokens_per_frame"], own["prune_method"]
+        cache = {f"cache {name}": value for name, value in asdict(self.cache_config()).items()}
+        return {**own, **cache}

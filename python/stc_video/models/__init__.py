@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Models: which weights, what they see, and where their tokens come from."""

@@ -1,0 +1,207 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From frames to what a tower takes, and back to the picture that it saw."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+__all__ = ["Preprocessor", "default_processor", "load_processor", "patch_processor"]
+
+_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+_HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+_CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+_BICUBIC = 3
+_BILINEAR = 2
+
+
+@dataclass(frozen=True, eq=False)
+class Preprocessor:
+    """Turns frames into the inputs of a tower by a Hugging Face image processor.
+
+    Attributes
+    ----------
+    processor : object
+        The image processor (PIL or NumPy based, no torchvision).
+    patch_size : int
+        Height and width of a token in pixels of the model's input.
+    """
+
+    processor: Any
+    patch_size: int
+
+    def __call__(self, frames: Sequence[npt.NDArray[np.uint8]]) -> dict[str, Tensor]:
+        """Prepare frames.
+
+        Parameters
+        ----------
+        frames : sequence of ndarray
+            (H, W, 3) uint8 RGB, all of one size.
+
+        Returns
+        -------
+        dict
+            Keyword arguments of the tower, float32 on the CPU: `pixel_values` (F, 3, h, w), or for
+            towers with a variable number of patches `pixel_values` (F, P, 3 * patch * patch) with
+            `pixel_attention_mask` and `spatial_shapes`, without padding.
+        """
+        # Without the format a frame three pixels high would be taken for channels-first.
+        out = self.processor(
+            images=list(frames), return_tensors="pt", input_data_format="channels_last"
+        )
+        pixels: Tensor = out["pixel_values"]
+        if "spatial_shapes" not in out:
+            return {"pixel_values": pixels}
+        # All frames of a video have one shape, so the padding is the same tail in each: cut it.
+        shapes: Tensor = out["spatial_shapes"]
+        tokens = int(shapes[0].prod())
+        return {
+            "pixel_values": pixels[:, :tokens],
+            "pixel_attention_mask": out["pixel_attention_mask"][:, :tokens],
+            "spatial_shapes": shapes,
+        }
+
+    def grid(self, inputs: dict[str, Tensor]) -> tuple[int, int]:
+        """Return rows and columns of the patch tokens for such inputs."""
+        if "spatial_shapes" in inputs:
+            rows, columns = inputs["spatial_shapes"][0].tolist()
+            return int(rows), int(columns)
+        height, width = inputs["pixel_values"].shape[-2:]
+        return height // self.patch_size, width // self.patch_size
+
+    def pictures(self, inputs: dict[str, Tensor]) -> list[Image]:
+        """Turn prepared frames back into pictures: exactly the part that the model saw.
+
+        Parameters
+        ----------
+        inputs : dict
+            What calling this object returned, on any device and in any dtype.
+
+        Returns
+        -------
+        list of PIL.Image.Image
+            One per frame; the token grid covers each from edge to edge.
+        """
+        from PIL import Image
+
+        rows, columns = self.grid(inputs)
+        side = self.patch_size
+        pixels = inputs["pixel_values"].detach().float().cpu()
+        if "spatial_shapes" in inputs:
+            patches = pixels.reshape(-1, rows, columns, side, side, 3)
+            pixels = patches.permute(0, 5, 1, 3, 2, 4).reshape(-1, 3, rows * side, columns * side)
+        # A picture whose sides are no multiple of the patch loses its rim in the tower too.
+        pixels = pixels[..., : rows * side, : columns * side]
+        mean = torch.tensor(self.processor.image_mean).view(3, 1, 1)
+        std = torch.tensor(self.processor.image_std).view(3, 1, 1)
+        colours = ((pixels * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
+        return [Image.fromarray(c.permute(1, 2, 0).numpy()) for c in colours]
+
+
+def _transformers_major() -> int:
+    """Return the major version of transformers."""
+    import transformers
+
+    return int(transformers.__version__.split(".")[0])
+
+
+def load_processor(folder: str | Path) -> Any | None:
+    """Load the image processor that belongs to a model.
+
+    Parameters
+    ----------
+    folder : str or Path
+        A folder or an id on the Hugging Face hub.
+
+    Returns
+    -------
+    object or None
+        None if the model comes without one.
+    """
+    import transformers
+
+    auto: Any = transformers.AutoImageProcessor  # has no types
+    # The same switch under two names: processors that need no torchvision.
+    choice = {"backend": "pil"} if _transformers_major() >= 5 else {"use_fast": False}
+    try:
+        return auto.from_pretrained(folder, **choice)
+    except (OSError, ValueError) as error:
+        # transformers has no exception of its own for "there is none".
+        missing = ("preprocessor_config.json", "Unrecognized image processor", "image processor")
+        if any(text in str(error) for text in missing):
+            logging.getLogger(__name__).info("%s has no image processor: %s", folder, error)
+            return None
+        raise
+
+
+def default_processor(model_type: str, image_size: int, **override: Any) -> Any:
+    """Build the image processor with which models of this type were trained.
+
+    Parameters
+    ----------
+    model_type : str
+        Of the vision tower: "siglip_vision_model", "clip_vision_model", "dinov2" and so on.
+    image_size : int
+        Height and width of the tower's input in pixels.
+    **override
+        Settings to replace, such as `image_mean`.
+
+    Returns
+    -------
+    object
+        An image processor.
+    """
+    if model_type.startswith("siglip"):
+        mean, std = _HALF
+        settings: dict[str, Any] = {
+            "size": {"height": image_size, "width": image_size},
+            "resample": _BICUBIC,
+        }
+        make = _processor_class("SiglipImageProcessor")
+    else:
+        clip = model_type.startswith("clip")
+        mean, std = _CLIP if clip else _IMAGENET
+        settings = {
+            "size": {"shortest_edge": image_size},
+            "crop_size": {"height": image_size, "width": image_size},
+            "resample": _BICUBIC,
+        }
+        make = _processor_class("CLIPImageProcessor" if clip else "BitImageProcessor")
+    settings.update(image_mean=list(mean), image_std=list(std), do_convert_rgb=False)
+    settings.update(override)
+    return make(**settings)
+
+
+def patch_processor(patch_size: int, max_num_patches: int) -> Any:
+    """Build the image processor of towers with a variable number of patches (SigLIP2 NaFlex)."""
+    make = _processor_class("Siglip2ImageProcessor")
+    mean, std = _HALF
+    return make(
+        patch_size=patch_size,
+        max_num_patches=max_num_patches,
+        resample=_BILINEAR,
+        image_mean=list(mean),
+        image_std=list(std),
+        do_convert_rgb=False,
+    )
+
+
+def _processor_class(name: str) -> Callable[..., Any]:
+    """Return the class that needs no torchvision; transformers 5 gave it a name of its own."""
+    import transformers
+
+    found: Callable[..., Any] = getattr(
+        transformers, name + "Pil" if _transformers_major() >= 5 else name
+    )
+    return found

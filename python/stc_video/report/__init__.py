@@ -1,0 +1,28 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The report of a run: what happened to each frame, for people and for programs."""
+
+from stc_video.report.record import (
+    SCHEMA_VERSION,
+    STAGES,
+    FrameRecord,
+    ModelFacts,
+    RunRecord,
+    VideoFacts,
+)
+from stc_video.report.summary import Totals, headline, summarise
+from stc_video.report.write import to_dict, write_html, write_json
+
+__all__ = [
+    "SCHEMA_VERSION",
+    "STAGES",
+    "FrameRecord",
+    "ModelFacts",
+    "RunRecord",
+    "Totals",
+    "VideoFacts",
+    "headline",
+    "summarise",
+    "to_dict",
+    "write_html",
+    "write_json",
+]

@@ -1,0 +1,195 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Everything that a report says, as plain values.
+
+`report.json` has these fields under these names (`RunRecord` at the top; pictures are left out),
+and in addition `schema_version`, `headline` and `totals` (see `summary.Totals`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+__all__ = ["SCHEMA_VERSION", "STAGES", "FrameRecord", "ModelFacts", "RunRecord", "VideoFacts"]
+
+#: Of report.json. The first number changes when a field is renamed, removed or means something
+#: else; the second when one is added.
+SCHEMA_VERSION = "1.0"
+
+#: The stages of a run in the order in which a frame passes them. The dense reference is none of
+#: them: it is measured beside the run.
+STAGES = ("decode", "preprocess", "tower", "project", "prune")
+
+
+@dataclass(frozen=True)
+class VideoFacts:
+    """The source.
+
+    Attributes
+    ----------
+    path, name
+        As given, and the file's name alone.
+    codec
+        For example "h264".
+    width, height
+        Pixels as stored.
+    duration
+        Seconds, or None if the file does not say.
+    source_fps
+        Average frames per second of the file, or None.
+    sampled_fps
+        Frames per second that were asked for.
+    """
+
+    path: str
+    name: str
+    codec: str
+    width: int
+    height: int
+    duration: float | None
+    source_fps: float | None
+    sampled_fps: float
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """The model.
+
+    Attributes
+    ----------
+    name, description
+        Where the weights are from, and the geometry in words.
+    random
+        True if the weights are random.
+    prefix_tokens
+        Tokens of the tower that belong to no place in the picture (CLS, registers).
+    grid, feature_grid
+        (rows, columns) of the tower's patch tokens, and of the tokens that are pruned.
+    feature_width
+        Channels of a token that is pruned.
+    device, dtype
+        Where and in what type the tower ran.
+    """
+
+    name: str
+    description: str
+    random: bool
+    prefix_tokens: int
+    grid: tuple[int, int]
+    feature_grid: tuple[int, int]
+    feature_width: int
+    device: str
+    dtype: str
+
+    @property
+    def tokens(self) -> int:
+        """Patch tokens per frame in the tower."""
+        return self.grid[0] * self.grid[1]
+
+    @property
+    def features(self) -> int:
+        """Tokens per frame that the pruner gets."""
+        return self.feature_grid[0] * self.feature_grid[1]
+
+
+@dataclass(frozen=True)
+class FrameRecord:
+    """One frame.
+
+    Attributes
+    ----------
+    index
+        Running number in the run, from 0.
+    number
+        Number of the frame in the file, from 0.
+    time
+        Seconds since the first frame of the file.
+    kind
+        "dense", "cached" or "unchanged".
+    reason
+        Why, in words.
+    cost
+        Operations of the tower's layers as a fraction of a dense frame's.
+    changed
+        Tokens that were found changed.
+    encoded
+        Per patch token, row by row: the fraction of the layers that encoded it anew, 0 to 1.
+    kept
+        Indices of the tokens that the pruner kept, ascending; None without pruning.
+    similarity, similarity_worst
+        Mean and smallest cosine between this frame's patch tokens and those of a dense encode;
+        None where it was not measured.
+    seconds
+        Per stage of `STAGES`.
+    dense_seconds
+        How long the dense reference took; None where there was none.
+    picture
+        The picture that the model saw, encoded as WebP. Not part of the JSON.
+    """
+
+    index: int
+    number: int
+    time: float
+    kind: str
+    reason: str
+    cost: float
+    changed: int
+    encoded: tuple[float, ...]
+    kept: tuple[int, ...] | None
+    similarity: float | None
+    similarity_worst: float | None
+    seconds: Mapping[str, float]
+    dense_seconds: float | None
+    picture: bytes = field(repr=False, default=b"")
+
+    @property
+    def encoded_fraction(self) -> float:
+        """Mean of `encoded`."""
+        return sum(self.encoded) / len(self.encoded) if self.encoded else 0.0
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """One run of `stc run`.
+
+    Attributes
+    ----------
+    created
+        When it ended, ISO 8601 in UTC.
+    command
+        The command line.
+    status
+        "complete", "ended early" (the video is damaged) or "interrupted" (Ctrl-C).
+    problem
+        Why it did not complete, in one sentence; else None.
+    warnings
+        Everything else that a reader must know before believing a number.
+    video, model
+        What was encoded, and with what.
+    settings
+        Options of the run by name.
+    environment
+        Versions and devices by name.
+    backends
+        Operator -> the backend that ran it.
+    state_bytes
+        Memory that the cacher held for reuse at the end.
+    resets
+        How often the cacher dropped its state.
+    frames
+        In order of time.
+    """
+
+    created: str
+    command: str
+    status: str
+    problem: str | None
+    warnings: tuple[str, ...]
+    video: VideoFacts
+    model: ModelFacts
+    settings: Mapping[str, object]
+    environment: Mapping[str, str]
+    backends: Mapping[str, str]
+    state_bytes: int
+    resets: int
+    frames: tuple[FrameRecord, ...]

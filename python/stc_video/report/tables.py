@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The numbers of a report as text, for the page and for the console."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from stc_video.report.record import RunRecord
+from stc_video.report.summary import Totals, percent
+
+__all__ = ["Tile", "detail_tables", "milliseconds", "tiles", "totals_table"]
+
+_NONE = "-"
+_STAGE_NAMES = {
+    "decode": "Decode the video",
+    "preprocess": "Prepare the pixels",
+    "tower": "Vision tower",
+    "project": "Projector and pooling",
+    "prune": "Prune",
+}
+
+
+class Tile(NamedTuple):
+    """One number that a reader should see first."""
+
+    value: str
+    label: str
+    note: str
+
+
+class Row(NamedTuple):
+    """One line of the comparison: what, this run, every frame dense, the ratio."""
+
+    what: str
+    run: str
+    dense: str
+    ratio: str
+
+
+def tiles(record: RunRecord, totals: Totals) -> list[Tile]:
+    """Return the four numbers at the top of a report."""
+    t = totals
+    kinds = f"{t.dense} dense, {t.cached} cached, {t.unchanged} unchanged"
+    out = [Tile(percent(t.cost), "of the dense work in the tower", kinds)]
+    if t.similarity is not None and t.similarity_worst_frame is not None:
+        note = f"measured on {t.measured} of {t.frames}, worst frame {t.similarity_worst_frame:.3f}"
+        out.append(Tile(f"{t.similarity:.3f}", "cosine to a dense encode", note))
+    kept = f"{t.tokens_kept_per_frame:.4g} of {record.model.features}"
+    out.append(Tile(kept, "tokens kept per frame", f"{t.reduction:.3g}x fewer in all"))
+    if t.tower_seconds_per_frame is not None:
+        dense = t.dense_seconds_per_frame
+        note = "dense was not measured" if dense is None else f"dense takes {milliseconds(dense)}"
+        value = milliseconds(t.tower_seconds_per_frame)
+        out.append(Tile(value, "median tower time per frame", note))
+    return out
+
+
+def totals_table(record: RunRecord, totals: Totals) -> list[Row]:
+    """Return the comparison with encoding every frame densely.
+
+    Parameters
+    ----------
+    record : RunRecord
+        The run.
+    totals : Totals
+        Its totals.
+
+    Returns
+    -------
+    list of Row
+        Times of the dense side are the median of the reference times the number of frames.
+    """
+    t = totals
+    rows = [
+        Row("Operations of the tower's layers", percent(t.cost), "100 %", percent(t.cost)),
+        Row(
+            "Patch tokens encoded",
+            f"{t.tokens_encoded:,.0f}",
+            f"{t.tokens_dense:,}",
+            percent(t.tokens_encoded / t.tokens_dense) if t.tokens_dense else _NONE,
+        ),
+        Row(
+            "Tokens for the language model",
+            f"{t.tokens_kept:,}",
+            f"{t.tokens_before:,}",
+            percent(t.tokens_kept / t.tokens_before) if t.tokens_before else _NONE,
+        ),
+    ]
+    tower = t.seconds["tower"]
+    if t.dense_seconds_per_frame is None:
+        rows.append(Row("Time in the vision tower", f"{tower:.2f} s", "not measured", _NONE))
+    else:
+        dense = t.dense_seconds_per_frame * t.frames
+        ratio = percent(tower / dense)
+        rows.append(Row("Time in the vision tower", f"{tower:.2f} s", f"{dense:.2f} s", ratio))
+    for stage in ("decode", "preprocess", "project", "prune"):
+        if t.seconds[stage]:
+            name = "Time: " + _STAGE_NAMES[stage].lower()
+            dense_side = _NONE if stage == "prune" else "the same"
+            rows.append(Row(name, f"{t.seconds[stage]:.2f} s", dense_side, _NONE))
+    return rows
+
+
+def detail_tables(record: RunRecord) -> dict[str, list[tuple[str, str]]]:
+    """Return everything else that was recorded: title -> (name, value) pairs."""
+    video, model = record.video, record.model
+    lasts = "unknown" if video.duration is None else f"{video.duration:.2f} s"
+    rate = "unknown" if video.source_fps is None else f"{video.source_fps:.4g} fps"
+    return {
+        "Video": [
+            ("file", video.path),
+            ("stored as", f"{video.width} x {video.height}, {video.codec}, {rate}, {lasts}"),
+            ("sampled at", f"{video.sampled_fps:g} fps"),
+        ],
+        "Model": [
+            ("weights", model.name),
+            ("geometry", model.description),
+            ("token grid", _grid(model.grid) + f" + {model.prefix_tokens} prefix tokens"),
+            ("tokens to the pruner", _grid(model.feature_grid) + f", {model.feature_width} wide"),
+            ("device, type", f"{model.device}, {model.dtype}"),
+            ("memory held for reuse", f"{record.state_bytes / 1e6:.1f} MB"),
+            ("cache dropped", f"{record.resets} times"),
+        ],
+        "Settings": [(k, _shown(v)) for k, v in record.settings.items() if v is not None],
+        "Versions": list(record.environment.items()),
+        "Backend per operator": list(record.backends.items()),
+    }
+
+
+def milliseconds(seconds: float) -> str:
+    """Write a duration with three digits."""
+    return f"{1000 * seconds:.3g} ms" if seconds < 1 else f"{seconds:.3g} s"
+
+
+def _grid(grid: tuple[int, int]) -> str:
+    return f"{grid[0]} x {grid[1]} = {grid[0] * grid[1]}"
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, (tuple, list)):
+        return ", ".join(_shown(item) for item in value)
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`stc doctor`."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+import stc_kernels
+from stc_video.cli import doctor
+from stc_video.cli.app import run_app
+
+
+def test_doctor_json(capsys) -> None:
+    assert run_app(["doctor", "--json"]) == 0
+    data = json.loads(capsys.readouterr().out)
+    assert data["ok"] is True
+    assert data["schema_version"] == "1.0"
+    assert data["versions"]["torch"]
+    assert data["devices"][0].startswith("cpu: ")
+    on_cpu = {row["op"]: row for row in data["operators"] if row["device"] == "cpu"}
+    assert set(on_cpu) == set(stc_kernels.OPS)
+    for op, row in on_cpu.items():
+        found = stc_kernels.available_backends(op)
+        assert row["chosen"] == found.available[0]
+        assert set(row["missing"]) == set(found.unavailable)
+        assert all(row["missing"].values())
+    assert [c["name"] for c in data["checks"]][-2:] == [
+        "encode and prune two frames",
+        "write a report",
+    ]
+    assert all(check["ok"] for check in data["checks"])
+
+
+def test_doctor_table(capsys) -> None:
+    assert run_app(["doctor"]) == 0
+    printed = capsys.readouterr().out
+    assert "select_changed" in printed
+    assert "Ready: `stc run` works" in printed
+
+
+def test_doctor_says_what_fails(capsys, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(path: object) -> None:
+        raise OSError("no encoder")
+
+    monkeypatch.setattr(doctor, "_write_clip", broken)
+    assert run_app(["doctor", "--json"]) == 1
+    data = json.loads(capsys.readouterr().out)
+    assert data["ok"] is False
+    last = data["checks"][-1]
+    assert (last["name"], last["ok"]) == ("decode a video", False)
+    assert "no encoder" in last["detail"]
+    assert run_app(["doctor"]) == 1
+    assert "Not ready" in capsys.readouterr().out

@@ -1,0 +1,224 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`stc run` on real files, and what it does with bad input."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from clip_maker import truncate, write_clip
+
+from stc_video.cli.app import run_app
+from stc_video.cli.pipeline import measures
+
+TINY = ("--threads", "1")
+
+
+def run(*arguments: object) -> int:
+    return run_app(["run", *map(str, arguments), *TINY])
+
+
+def report(out: Path) -> dict:
+    assert (out / "report.html").stat().st_size > 1_000_000
+    return json.loads((out / "report.json").read_text())
+
+
+def test_run_writes_both_reports(clip: Path, tower_folder: Path, tmp_path: Path, capsys) -> None:
+    out = tmp_path / "new" / "out"
+    assert (
+        run(clip, "--model", tower_folder, "--fps", 2, "--tokens-per-frame", 10, "--out", out) == 0
+    )
+    data = report(out)
+    assert data["status"] == "complete"
+    assert data["totals"]["frames"] == 12
+    assert data["totals"]["tokens_kept"] == 120
+    assert data["totals"]["measured"] == 3
+    assert 0 < data["totals"]["cost"] <= 1
+    assert data["model"]["grid"] == [8, 8]
+    assert data["model"]["prefix_tokens"] == 1
+    assert not data["model"]["random"]
+    assert data["warnings"] == [w for w in data["warnings"] if "random" not in w]
+    assert set(data["backends"]) >= {"select_changed", "saliency_topk"}
+    assert data["command"].startswith("stc run ")
+    first, second = data["frames"][:2]
+    assert first["kind"] == "dense"
+    assert first["encoded"] == [1.0] * 64
+    assert len(second["encoded"]) == 64
+    assert [f["time"] for f in data["frames"]] == pytest.approx([i / 2 for i in range(12)])
+    for frame in data["frames"]:
+        assert len(frame["kept"]) == 10
+        assert frame["kept"] == sorted(frame["kept"])
+        assert frame["seconds"]["tower"] > 0
+        assert (frame["similarity"] is None) == (frame["dense_seconds"] is None)
+    printed = capsys.readouterr().out
+    assert data["headline"].split(";")[0] in " ".join(printed.split())
+    assert "report.html" in printed
+
+
+def test_dense_reference_does_not_change_the_run(
+    clip: Path, tower_folder: Path, tmp_path: Path
+) -> None:
+    common = (clip, "--model", tower_folder, "--fps", 4, "--tokens-per-frame", 10)
+    run(*common, "--dense-every", 1, "--out", tmp_path / "with")
+    run(*common, "--dense-every", 0, "--out", tmp_path / "without")
+    measured, plain = report(tmp_path / "with"), report(tmp_path / "without")
+    assert measured["totals"]["measured"] == 24
+    assert plain["totals"]["measured"] == 0
+    assert plain["totals"]["similarity"] is None
+    for a, b in zip(measured["frames"], plain["frames"], strict=True):
+        assert (a["kind"], a["encoded"], a["kept"]) == (b["kind"], b["encoded"], b["kept"])
+    # A dense frame is what the tower gives by itself.
+    dense = [f["similarity"] for f in measured["frames"] if f["kind"] == "dense"]
+    assert dense
+    assert min(dense) > 0.9999
+
+
+def test_stc_policy_and_its_options(clip: Path, tower_folder: Path, tmp_path: Path) -> None:
+    options = ("--policy", "stc", "--interval", 3, "--ratio", 0.5, "--prune", "none")
+    assert run(clip, "--model", tower_folder, *options, "--out", tmp_path) == 0
+    data = report(tmp_path)
+    assert [f["kind"] for f in data["frames"][:6]] == ["dense", "cached", "cached"] * 2
+    assert data["settings"]["cache ratio"] == 0.5
+    assert data["frames"][0]["kept"] is None
+    assert data["totals"]["reduction"] == 1.0
+    assert "tokens kept" not in data["headline"]
+
+
+def test_random_weights_are_labelled_everywhere(clip: Path, tmp_path: Path, capsys) -> None:
+    options = ("--random-weights", "llava-onevision-tiny", "--max-frames", 2)
+    assert run(clip, *options, "--out", tmp_path) == 0
+    notice = "random weights: the pictures and similarities say nothing about a trained model"
+    data = report(tmp_path)
+    assert data["model"]["random"]
+    assert notice in data["warnings"]
+    assert notice in (tmp_path / "report.html").read_text()
+    assert notice in " ".join(capsys.readouterr().out.split())
+    # The whole path of LLaVA-OneVision: 27 x 27 tokens in the tower, 14 x 14 behind the pooling.
+    assert data["model"]["grid"] == [27, 27]
+    assert data["model"]["feature_grid"] == [14, 14]
+    assert data["totals"]["seconds"]["project"] > 0
+    assert max(max(f["kept"]) for f in data["frames"]) < 196
+
+
+def test_a_truncated_video_gives_a_complete_report_and_exit_code_1(
+    clip: Path, tower_folder: Path, tmp_path: Path, capsys
+) -> None:
+    cut = truncate(Path(shutil.copy(clip, tmp_path / "cut.mp4")), 0.8)
+    assert run(cut, "--model", tower_folder, "--fps", 4, "--out", tmp_path / "out") == 1
+    data = report(tmp_path / "out")
+    assert data["status"] == "ended early"
+    assert "cut.mp4" in data["problem"]
+    assert 3 < data["totals"]["frames"] < 24
+    assert "Ended early" in (tmp_path / "out" / "report.html").read_text()
+    assert "ended early" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["missing.mp4"], "there is no such file"),
+        (["."], "is a directory"),
+        (["text.mp4"], "is not a video"),
+        (["CLIP", "--model", "/nowhere"], "there is no such folder"),
+        (["CLIP", "--model", "."], "has no config.json"),
+        (["CLIP", "--random-weights", "nothing"], "the geometry must be one of"),
+        (["CLIP", "--model", "TOWER", "--random-weights", "siglip-base"], "not both"),
+        (["CLIP", "--device", "nothing"], "is not known to torch"),
+        (["CLIP", "--ratio", "0.5"], "--ratio belongs to --policy stc"),
+        (["CLIP", "--policy", "stc", "--ratio", "7"], "ratio must be above 0 and at most 1"),
+        (["CLIP", "--threshold", "3"], "threshold must be a cosine"),
+        (["CLIP", "--fps", "0"], "fps must be a positive number"),
+        (["CLIP", "--start", "60"], "no frame from 60 s on"),
+        (["CLIP", "--out", "text.mp4"], "this is a file, not a folder"),
+        (["CLIP", "--model", "TOWER", "--tokens-per-frame", "65"], "tokens"),
+        (["CLIP", "--model", "TOWER", "--backend", "triton"], "triton"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_exit_code_2(
+    clip: Path,
+    tower_folder: Path,
+    tmp_path: Path,
+    capsys,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "text.mp4").write_text("just some words\n" * 50)
+    names = {"CLIP": str(clip), "TOWER": str(tower_folder)}
+    assert run(*[names.get(a, a) for a in arguments]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
+    assert len(error.strip().splitlines()) == 1
+    assert not (tmp_path / "out" / "report.html").exists()
+
+
+def test_an_unknown_choice_is_refused(clip: Path, capsys) -> None:
+    assert run(clip, "--policy", "magic") == 2
+    assert "magic" in capsys.readouterr().err
+
+
+def test_debug_shows_the_traceback(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no such file"):
+        run(tmp_path / "missing.mp4", "--debug", "--out", tmp_path / "out")
+
+
+@pytest.mark.slow
+def test_ctrl_c_writes_the_report_of_what_was_done(tmp_path: Path) -> None:
+    long = write_clip(tmp_path / "long.mp4", 4000, rate=25)
+    out = tmp_path / "out"
+    options = ["--random-weights", "llava-onevision-tiny", "--fps", "25", "--out", str(out), *TINY]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "stc_video.cli", "run", str(long), *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "FORCE_COLOR": "1"},  # so that the bar is drawn while it moves
+    )
+    assert process.stdout is not None
+    seen = ""
+    started = time.monotonic()
+    while "3/4000" not in seen:
+        assert time.monotonic() - started < 120, seen[-500:]
+        seen += process.stdout.read(40)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert "stopped by hand" in errors
+    assert "Traceback" not in errors
+    data = report(out)
+    assert data["status"] == "interrupted"
+    assert 3 <= data["totals"]["frames"] < 4000
+
+
+@pytest.mark.parametrize("every", [2, 3, 4, 8])
+def test_the_reference_is_not_in_step_with_a_fixed_schedule(every: int) -> None:
+    chosen = [i for i in range(200 * every) if measures(i, every)]
+    assert len(chosen) == 200
+    assert {c // every for c in chosen} == set(range(200))
+    assert 0 not in chosen
+    for interval in (2, 4):  # dense frames of `stc` are met about as often as they occur
+        met = sum(c % interval == 0 for c in chosen) / len(chosen)
+        assert abs(met - 1 / interval) < 0.12
+
+
+def test_every_frame_or_none_can_be_measured() -> None:
+    assert all(measures(i, 1) for i in range(5))
+    assert not any(measures(i, 0) for i in range(5))
+
+
+def test_help_is_quick_to_read(capsys) -> None:
+    assert run_app(["run", "--help"]) == 0
+    printed = capsys.readouterr().out
+    for option in ("--fps", "--policy", "--tokens-per-frame", "--dense-every", "--random-weights"):
+        assert option in printed
+    assert run_app(["--version"]) == 0
+    assert "stc-kernels" in capsys.readouterr().out

@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Real, tiny video files for tests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+
+Painter = Callable[[int], np.ndarray]
+
+
+def moving_square(index: int, height: int = 64, width: int = 96) -> np.ndarray:
+    """A square on a textured ground, eight pixels further in every frame."""
+    rows, columns = np.mgrid[:height, :width]
+    ground = (60 + (rows * 3 + columns * 2) % 90).astype(np.uint8)
+    image = np.repeat(ground[..., None], 3, axis=2)
+    left = (8 * index) % (width - 16)
+    image[16:32, left : left + 16] = (230, 120, 20)
+    return image
+
+
+def write_clip(
+    path: Path,
+    frames: int = 12,
+    *,
+    rate: int = 4,
+    paint: Painter = moving_square,
+    codec: str = "mpeg4",
+    options: dict[str, str] | None = None,
+    rotation: int = 0,
+    times: Sequence[int] | None = None,
+) -> Path:
+    """Write a video.
+
+    `times` are the presentation times in units of 1 / rate, for a variable frame rate.
+    """
+    with av.open(str(path), "w", options=options or {}) as container:
+        stream: Any = container.add_stream(codec, rate=rate)
+        first = paint(0)
+        stream.height, stream.width = first.shape[:2]
+        stream.pix_fmt = "yuv420p"
+        stream.gop_size = 4
+        if rotation:
+            stream.set_display_rotation(rotation)
+        for index in range(frames):
+            frame = av.VideoFrame.from_ndarray(paint(index), format="rgb24")
+            frame.pts = index if times is None else times[index]
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return path
+
+
+def truncate(path: Path, part: float) -> Path:
+    """Cut a file after this part of its bytes."""
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * part)])
+    return path
+
+
+def write_sound(path: Path) -> Path:
+    """Write a file with sound and no picture."""
+    with av.open(str(path), "w") as container:
+        stream: Any = container.add_stream("pcm_s16le", rate=8000)
+        samples = np.zeros((1, 800), np.int16)
+        frame = av.AudioFrame.from_ndarray(samples, format="s16", layout="mono")
+        frame.sample_rate = 8000
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return path
