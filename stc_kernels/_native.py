@@ -1,14 +1,93 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Placeholder until the native library lands."""
+"""The compiled library ``stc_kernels._C``: loaded once, when first needed, or a reason why not."""
 
 from __future__ import annotations
 
+import functools
+import importlib
+import json
+from pathlib import Path
+from types import ModuleType
+
+# The library has no search path to torch's own libraries; they must be in the process already.
+import torch
+
+_MODULE = "stc_kernels._C"
+_HERE = Path(__file__).parent
+#: written by setup.py: {"mode": ..., "native": ..., "reason": ...}
+_BUILD_CONFIG = _HERE / "_build_config.json"
+
+
+def _read_build_config() -> dict[str, object]:
+    try:
+        config = json.loads(_BUILD_CONFIG.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return config if isinstance(config, dict) else {}
+
+
+def _why_missing() -> str:
+    """Return why there is no module that this interpreter could import."""
+    others = sorted(path.name for path in _HERE.glob("_C.*.so"))
+    if others:
+        return f"the compiled library was built for another Python ({', '.join(others)}); reinstall"
+    reason = _read_build_config().get("reason")
+    if isinstance(reason, str) and reason:
+        return f"the compiled library was not built: {reason}"
+    return "the compiled library was not built (no build has run in this directory)"
+
+
+def _why_broken(error: ImportError) -> str:
+    """Return what an import error of an existing module means."""
+    if "undefined symbol" in str(error):
+        return (
+            f"the compiled library needs torch 2.10 or newer and this is {torch.__version__} "
+            f"({error})"
+        )
+    return f"the compiled library could not be loaded ({error})"
+
+
+@functools.cache
+def _import() -> tuple[ModuleType | None, str | None]:
+    try:
+        return importlib.import_module(_MODULE), None
+    except ModuleNotFoundError as error:
+        # A module that exists may still miss another one.
+        return None, _why_missing() if error.name == _MODULE else _why_broken(error)
+    except ImportError as error:
+        return None, _why_broken(error)
+
 
 def load() -> str | None:
-    """Reason."""
-    return "not built"
+    """Load the compiled library and register its operators, the first time this is called.
+
+    Returns
+    -------
+    str or None
+        None when it is loaded, otherwise one sentence that says why it is not.
+    """
+    return _import()[1]
 
 
 def build_info() -> dict[str, object]:
-    """Info."""
-    return {}
+    """Return facts about the compiled library.
+
+    Returns
+    -------
+    dict
+        ``native`` says whether the library is loaded. If it is: ``version``, ``compiler``,
+        ``torch_built_against``, ``torch_target``, ``cpu_capabilities`` (compiled),
+        ``cpu_capability`` (in use), ``cuda_archs``, ``build_mode``, ``build_reason`` and
+        ``namespace``. If not: ``build_mode``, ``build_reason`` (None where no build has run) and
+        ``reason``.
+    """
+    module, reason = _import()
+    if module is None:
+        config = _read_build_config()
+        return {
+            "native": False,
+            "build_mode": config.get("mode"),
+            "build_reason": config.get("reason"),
+            "reason": reason,
+        }
+    return {"native": True, **module.build_info()}

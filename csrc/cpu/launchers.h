@@ -1,0 +1,25 @@
+// SPDX-License-Identifier: Apache-2.0
+// One function per kernel and instruction set; the .cpp files beside this one define them.
+#pragma once
+
+#include "stc/params.h"
+
+#ifndef STC_ISA
+#define STC_ISA baseline
+#endif
+
+namespace stc::STC_ISA {
+
+void token_cosine(const CosineParams& p, int64_t begin, int64_t end);
+void select(const SelectParams& p, int64_t begin, int64_t end);
+void gather_rows(const GatherParams& p, int64_t begin, int64_t end);
+void scatter_rows(const ScatterParams& p, int64_t begin, int64_t end);
+void gather_layer_norm(const LayerNormParams& p, int64_t begin, int64_t end);
+void scatter_residual(const ResidualParams& p, int64_t begin, int64_t end);
+void variance_blocks(const VarianceParams& p, int64_t begin, int64_t end);
+void variance_merge(const VarianceParams& p, int64_t begin, int64_t end);
+void saliency_blocks(const SaliencyParams& p, const SaliencyFrame& s, int64_t begin, int64_t end);
+void saliency_anchor(const SaliencyParams& p, SaliencyFrame* s);
+void saliency_scores(const SaliencyParams& p, const SaliencyFrame& s, int64_t begin, int64_t end);
+
+}  // namespace stc::STC_ISA

@@ -1,0 +1,245 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Decides whether to compile stc_kernels._C, and has CMake do it. All metadata: pyproject.toml.
+
+STC_KERNELS_BUILD selects the mode:
+  auto  (default) compile if torch, a C++ compiler and CMake are there, otherwise pure Python
+  cpu   compile, or stop with the reason
+  cuda  stop: this release has no native CUDA kernels
+  none  pure Python
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+from setuptools import Extension, find_packages, setup
+from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
+
+ROOT = Path(__file__).resolve().parent
+MODES = ("auto", "cpu", "cuda", "none")
+OLDEST_TORCH = (2, 10)
+#: commands that produce something to install; the others (metadata, sdist) need no decision
+BUILDING = {"bdist_wheel", "build", "build_ext", "build_py", "develop", "editable_wheel", "install"}
+
+#: run by the interpreter that will use the package; prints where torch is, without importing it
+FIND_TORCH = """
+import importlib.metadata, importlib.util, json
+spec = importlib.util.find_spec("torch")
+found = spec is not None and spec.submodule_search_locations
+print(json.dumps([found[0], importlib.metadata.version("torch")] if found else None))
+"""
+
+#: what every file of the bindings needs
+PROBE = """
+#include <Python.h>
+#include <optional>
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+int main() { return static_cast<int>(std::optional<int>(0).value()); }
+"""
+
+
+class CannotCompileError(Exception):
+    """Something that a native build needs is missing; the message says what to do."""
+
+
+class Toolchain(NamedTuple):
+    """Everything that the CMake build is told."""
+
+    torch_root: str
+    torch_version: str
+    compiler: str
+    cmake: str
+    ninja: str | None
+    pybind11_include: str
+
+
+class Decision(NamedTuple):
+    """The outcome for this build."""
+
+    mode: str
+    native: bool
+    reason: str
+    tools: Toolchain | None = None
+
+
+def find_torch() -> tuple[str, str]:
+    """Return root and version of the torch to compile against.
+
+    An isolated build of pip runs the user's interpreter with its own packages added through
+    PYTHON* variables. Without those it sees what the user has installed, which is the torch that
+    the library will meet.
+    """
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
+    for flags, env in (((), dict(os.environ)), (("-I",), clean)):
+        command = [sys.executable, *flags, "-c", FIND_TORCH]
+        done = subprocess.run(command, env=env, cwd="/", capture_output=True, text=True)
+        found = json.loads(done.stdout) if done.returncode == 0 else None
+        if found:
+            root, version = found
+            if tuple(int(part) for part in version.split(".")[:2]) < OLDEST_TORCH:
+                oldest = ".".join(map(str, OLDEST_TORCH))
+                raise CannotCompileError(
+                    f"torch {version} is too old to compile against: install torch>={oldest}"
+                )
+            return root, version
+    raise CannotCompileError(
+        f"torch is not installed for {sys.executable}: install torch first, or use "
+        "pip install --no-build-isolation"
+    )
+
+
+def find_tool(name: str, package_attribute: str) -> str | None:
+    """Return a tool on PATH, or the one that a Python package of the same name brings."""
+    if path := shutil.which(name):
+        return path
+    if importlib.util.find_spec(name) is None:
+        return None
+    directory = getattr(importlib.import_module(name), package_attribute, "")
+    return shutil.which(name, path=directory)
+
+
+def find_compiler() -> str:
+    """Return the C++ compiler: CXX, or the first usual name on PATH."""
+    for name in (os.environ.get("CXX"), "c++", "g++", "clang++"):
+        # CXX may carry a launcher or flags: "ccache g++".
+        if name and shutil.which(shlex.split(name)[0]):
+            return name
+    raise CannotCompileError("no C++ compiler was found: install g++ or clang++, or set CXX to one")
+
+
+def probe(compiler: str, torch_root: str) -> None:
+    """Compile a few lines, so that what is unfit shows before the build starts."""
+    includes = [f"-I{sysconfig.get_paths()['include']}", f"-isystem{torch_root}/include"]
+    target = "-DTORCH_TARGET_VERSION=0x020a000000000000"
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder, "probe.cpp")
+        source.write_text(PROBE)
+        command = [*shlex.split(compiler), "-std=c++17", "-fsyntax-only", target, *includes]
+        done = subprocess.run([*command, str(source)], capture_output=True, text=True)
+    if done.returncode != 0:
+        errors = [line for line in done.stderr.splitlines() if "error" in line]
+        detail = errors[0].strip() if errors else f"exit status {done.returncode}"
+        raise CannotCompileError(
+            f"{compiler} cannot compile against Python and torch ({detail}): install the Python "
+            "headers (python3-dev) and a compiler with C++17"
+        )
+
+
+def find_toolchain() -> Toolchain:
+    """Return all that a native build needs, or raise CannotCompileError."""
+    if not sys.platform.startswith("linux"):
+        raise CannotCompileError(f"native kernels are built on Linux only, this is {sys.platform}")
+    torch_root, torch_version = find_torch()
+    compiler = find_compiler()
+    cmake = find_tool("cmake", "CMAKE_BIN_DIR")
+    if cmake is None:
+        raise CannotCompileError("CMake was not found: pip install cmake ninja")
+    ninja = find_tool("ninja", "BIN_DIR")
+    if ninja is None and shutil.which("make") is None:
+        raise CannotCompileError("neither ninja nor make was found: pip install ninja")
+    if importlib.util.find_spec("pybind11") is None:
+        raise CannotCompileError("pybind11 was not found: pip install pybind11")
+    probe(compiler, torch_root)
+    include = importlib.import_module("pybind11").get_include()
+    return Toolchain(torch_root, torch_version, compiler, cmake, ninja, include)
+
+
+def decide() -> Decision:
+    """Return what to build, or exit with one sentence."""
+    mode = os.environ.get("STC_KERNELS_BUILD", "").strip().lower() or "auto"
+    if mode not in MODES:
+        raise SystemExit(f"STC_KERNELS_BUILD must be one of {', '.join(MODES)}, got {mode!r}")
+    if mode == "cuda":
+        raise SystemExit(
+            "STC_KERNELS_BUILD=cuda: this release has no native CUDA kernels; use auto (the "
+            "default), cpu or none"
+        )
+    if mode == "none":
+        return Decision(mode, False, "STC_KERNELS_BUILD=none")
+    try:
+        tools = find_toolchain()
+    except CannotCompileError as error:
+        if mode == "cpu":
+            raise SystemExit(f"STC_KERNELS_BUILD=cpu: {error}") from None
+        return Decision(mode, False, str(error))
+    reason = f"{tools.compiler} against torch {tools.torch_version}"
+    return Decision(mode, True, reason, tools)
+
+
+class BuildPython(build_py):
+    """Records the decision beside the Python files, for stc_kernels._native to read."""
+
+    def run(self) -> None:
+        """Copy the Python files, then write the record."""
+        super().run()
+        folder = ROOT / "stc_kernels" if self.editable_mode else Path(self.build_lib, "stc_kernels")
+        folder.mkdir(parents=True, exist_ok=True)
+        decision = DECISION or decide()
+        record = {"mode": decision.mode, "native": decision.native, "reason": decision.reason}
+        text = json.dumps(record, indent=2) + "\n"
+        Path(folder, "_build_config.json").write_text(text, encoding="utf-8")
+        if not decision.native:
+            # A library of an earlier build must not outlive the wish for a pure one.
+            for stale in folder.glob(f"_C{sysconfig.get_config_var('EXT_SUFFIX')}"):
+                stale.unlink()
+
+
+class BuildNative(build_ext):
+    """Runs CMake for the one extension."""
+
+    def build_extension(self, ext: Extension) -> None:
+        """Configure, build, and leave the module where setuptools expects it."""
+        tools = DECISION.tools
+        output = Path(self.get_ext_fullpath(ext.name)).resolve().parent
+        build = Path(self.build_temp).resolve()
+        build.mkdir(parents=True, exist_ok=True)
+        values = {
+            "CMAKE_BUILD_TYPE": "Debug" if self.debug else "Release",
+            "Python3_EXECUTABLE": sys.executable,
+            "STC_OUTPUT_DIR": output,
+            "STC_BUILD_MODE": DECISION.mode,
+            "STC_BUILD_REASON": DECISION.reason,
+            "STC_TORCH_ROOT": tools.torch_root,
+            "STC_TORCH_VERSION": tools.torch_version,
+            "STC_PYBIND11_INCLUDE": tools.pybind11_include,
+        }
+        if tools.ninja:
+            values["CMAKE_MAKE_PROGRAM"] = tools.ninja
+        configure = [tools.cmake, "-S", str(ROOT), "-B", str(build), "--fresh"]
+        configure += ["-G", "Ninja" if tools.ninja else "Unix Makefiles"]
+        configure += [f"-D{name}={value}" for name, value in values.items()]
+        environment = {**os.environ, "CXX": tools.compiler}
+        subprocess.run(configure, check=True, env=environment)
+        jobs = os.environ.get("MAX_JOBS") or str(os.cpu_count() or 1)
+        subprocess.run([tools.cmake, "--build", str(build), "-j", jobs], check=True)
+
+
+DECISION = decide() if BUILDING & set(sys.argv) else None
+if DECISION is not None:
+    kind = "with native CPU kernels" if DECISION.native else "pure Python"
+    print(f"stc-kernels: building {kind} ({DECISION.mode}: {DECISION.reason})", flush=True)
+
+setup(
+    packages=[
+        *find_packages(".", include=["stc_kernels", "stc_kernels.*"]),
+        *find_packages("python", include=["stc_video", "stc_video.*"]),
+    ],
+    package_data={
+        "stc_kernels": ["py.typed", "configs/*.json"],
+        "stc_video": ["py.typed", "report/assets/*"],
+    },
+    ext_modules=[Extension("stc_kernels._C", [])] if DECISION and DECISION.native else [],
+    cmdclass={"build_py": BuildPython, "build_ext": BuildNative},
+)

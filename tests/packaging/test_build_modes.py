@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What setup.py decides, with and without a toolchain."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from packaging_tools import Run
+
+NO_TORCH = """
+import sys
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name == "torch":
+            raise ModuleNotFoundError("hidden, as in an isolated build of pip")
+sys.meta_path.insert(0, Blocked())
+"""
+
+
+@pytest.fixture
+def no_tools(tmp_path: Path) -> Path:
+    """A directory for PATH without any compiler."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    return folder
+
+
+def build_py(run: Run, tmp_path: Path, **how: str):
+    return run("setup.py", "-q", "build_py", "--build-lib", tmp_path / "lib", **how)
+
+
+def record(tmp_path: Path) -> dict[str, object]:
+    return json.loads((tmp_path / "lib/stc_kernels/_build_config.json").read_text())
+
+
+def one_sentence(stderr: str) -> str:
+    lines = [line for line in stderr.splitlines() if line.startswith("STC_KERNELS_BUILD")]
+    assert len(lines) == 1, stderr
+    assert "Traceback" not in stderr
+    return lines[0]
+
+
+def test_auto_without_a_compiler_is_pure_and_says_so(run, tmp_path, no_tools):
+    done = build_py(run, tmp_path, mode="auto", PATH=str(no_tools))
+    assert done.returncode == 0, done.stderr
+    assert "building pure Python (auto: no C++ compiler was found: install g++" in done.stdout
+    assert record(tmp_path)["native"] is False
+    assert "no C++ compiler" in record(tmp_path)["reason"]
+
+
+def test_cpu_without_a_compiler_stops(run, tmp_path, no_tools):
+    done = build_py(run, tmp_path, mode="cpu", PATH=str(no_tools))
+    assert done.returncode != 0
+    assert "no C++ compiler was found: install g++" in one_sentence(done.stderr)
+
+
+def test_cpu_with_a_compiler_that_cannot_compile_stops(run, tmp_path, no_tools):
+    compiler = no_tools / "c++"
+    compiler.write_text("#!/bin/sh\necho 'probe.cpp:1: fatal error: too old' >&2\nexit 1\n")
+    compiler.chmod(0o755)
+    search = f"{no_tools}:{Path(shutil.which('cmake') or '/usr/bin/cmake').parent}"
+    done = build_py(run, tmp_path, mode="cpu", PATH=search)
+    assert done.returncode != 0
+    assert "cannot compile against Python and torch (probe.cpp:1: fatal" in one_sentence(
+        done.stderr
+    )
+
+
+def test_cpu_without_cmake_stops(run, tmp_path, no_tools):
+    if shutil.which("c++") is None:
+        pytest.skip("no C++ compiler")
+    (no_tools / "c++").symlink_to(shutil.which("c++"))
+    (tmp_path / "hidden").mkdir()
+    (tmp_path / "hidden/cmake.py").touch()
+    hidden = str(tmp_path / "hidden")
+    done = build_py(run, tmp_path, mode="cpu", PATH=str(no_tools), PYTHONPATH=hidden)
+    assert done.returncode != 0
+    assert "CMake was not found: pip install cmake ninja" in one_sentence(done.stderr)
+
+
+def test_cpu_with_an_old_torch_stops(run, tmp_path):
+    fake = tmp_path / "fake"
+    (fake / "torch").mkdir(parents=True)
+    (fake / "torch/__init__.py").touch()
+    (fake / "torch-2.9.1.dist-info").mkdir()
+    (fake / "torch-2.9.1.dist-info/METADATA").write_text("Name: torch\nVersion: 2.9.1\n")
+    done = build_py(run, tmp_path, mode="cpu", PYTHONPATH=str(fake))
+    assert done.returncode != 0
+    assert "torch 2.9.1 is too old to compile against" in one_sentence(done.stderr)
+
+
+def test_the_torch_of_the_user_is_found_from_an_isolated_build(run, tmp_path):
+    (tmp_path / "overlay").mkdir()
+    (tmp_path / "overlay/sitecustomize.py").write_text(NO_TORCH)
+    done = build_py(run, tmp_path, mode="auto", PYTHONPATH=str(tmp_path / "overlay"))
+    assert done.returncode == 0, done.stderr
+    assert "torch is not installed" not in done.stdout
+
+
+def test_cuda_says_that_there_are_no_cuda_kernels(run, tmp_path):
+    done = build_py(run, tmp_path, mode="cuda")
+    assert done.returncode != 0
+    assert "no native CUDA kernels" in one_sentence(done.stderr)
+    assert "auto (the default), cpu or none" in one_sentence(done.stderr)
+
+
+def test_an_unknown_mode_names_the_modes(run, tmp_path):
+    done = build_py(run, tmp_path, mode="gpu")
+    assert done.returncode != 0
+    assert "must be one of auto, cpu, cuda, none, got 'gpu'" in one_sentence(done.stderr)

@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The compiled library of this environment: what it links to, what it says, what it can run."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+from packaging_tools import assert_stable_abi
+
+from stc_kernels import __version__, _native, build_info
+
+REASON = "from stc_kernels import _native; print(_native.load())"
+
+COMPARE = """
+import torch, stc_kernels as stc
+print(stc.build_info()["cpu_capability"])
+torch.manual_seed(0)
+for dtype in (torch.float32, torch.float16, torch.bfloat16):
+    x, y = torch.randn(2, 40, 77).to(dtype), torch.randn(40, 77).to(dtype)
+    some = torch.rand(77) < 0.5
+    def answers():
+        indices, similarity = stc.select_changed(x, y, 9, pinned=1)
+        rows = stc.gather_layer_norm(x, indices, None, None, 1e-6)
+        picked, scores = stc.saliency_topk(x, torch.ones(77), 9, channels=some)
+        merged = stc.scatter_residual(x, y, indices, stc.gather_rows(x, indices))
+        return indices, similarity, rows, picked, scores, merged, stc.channel_variance(x)
+    with stc.use_backend("native"):
+        ours = answers()
+    with stc.use_backend("reference"):
+        theirs = answers()
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-2 if a.dtype != torch.float32 else 1e-5, atol=1e-5)
+"""
+
+
+def run_with(capability: str, code: str = COMPARE) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "STC_KERNELS_CPU_CAPABILITY": capability}
+    environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
+    command = [sys.executable, "-W", "ignore", "-c", code]
+    return subprocess.run(command, env=environment, capture_output=True, text=True)
+
+
+def test_it_needs_only_the_stable_abi(library):
+    assert_stable_abi(library)
+
+
+def test_build_info_has_the_facts(library):
+    info = build_info()
+    assert info["native"] is True
+    assert info["version"] == __version__
+    assert info["torch_target"] == "2.10"
+    assert info["cuda_archs"] is None
+    assert info["namespace"] == "stc_kernels"
+    assert info["cpu_capability"] in info["cpu_capabilities"]
+    for name in ("compiler", "torch_built_against", "build_mode", "build_reason"):
+        assert info[name], name
+
+
+@pytest.mark.parametrize("capability", ["baseline", "avx2", "avx512"])
+def test_every_instruction_set_gives_the_reference_answer(library, capability):
+    if capability not in build_info()["cpu_capabilities"]:
+        pytest.skip(f"not compiled for {capability}")
+    reason = run_with(capability, REASON).stdout
+    if "run on this processor" in reason:
+        pytest.skip(reason.strip())
+    done = run_with(capability)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == [capability]
+
+
+def test_an_unknown_instruction_set_is_a_reason_not_to_load(library):
+    reason = run_with("sse9", REASON).stdout
+    assert "STC_KERNELS_CPU_CAPABILITY must be one of baseline" in reason
+    assert "got sse9" in reason
+
+
+def test_a_library_of_another_python_is_named(monkeypatch, tmp_path):
+    (tmp_path / "_C.cpython-399-x86_64-linux-gnu.so").touch()
+    monkeypatch.setattr(_native, "_HERE", tmp_path)
+    assert "another Python (_C.cpython-399" in _native._why_missing()
+
+
+def test_a_pure_build_tells_why(monkeypatch, tmp_path):
+    config = tmp_path / "_build_config.json"
+    monkeypatch.setattr(_native, "_HERE", tmp_path)
+    monkeypatch.setattr(_native, "_BUILD_CONFIG", config)
+    assert "no build has run" in _native._why_missing()
+    config.write_text('{"mode": "auto", "native": false, "reason": "no C++ compiler was found"}')
+    assert _native._why_missing().endswith("not built: no C++ compiler was found")
+
+
+def test_a_missing_symbol_means_an_old_torch():
+    error = ImportError("_C.so: undefined symbol: torch_library_impl")
+    assert "needs torch 2.10 or newer" in _native._why_broken(error)

@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the documents show must run."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+
+
+@pytest.mark.parametrize("number", range(len(BLOCKS)))
+def test_the_examples_of_the_readme_run(number):
+    exec(compile(BLOCKS[number], f"README.md, example {number}", "exec"), {})
+
+
+def test_the_readme_has_examples():
+    assert len(BLOCKS) >= 2
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "stc_kernels.ops.select_changed",
+        "stc_video.cacher.handle",
+        "stc_video.pruners",
+    ],
+)
+def test_doctests(name):
+    result = doctest.testmod(importlib.import_module(name))
+    assert result.attempted > 0
+    assert result.failed == 0
+
+
+def test_the_documents_name_files_that_exist():
+    for document in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]:
+        for path in re.findall(r"`((?:csrc|stc_kernels|python|benchmarks|tests|docs)/[\w./-]*)`",
+                               document.read_text()):  # fmt: skip
+            assert (ROOT / path).exists(), f"{document.name} names {path}"
