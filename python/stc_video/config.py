@@ -52,8 +52,9 @@ class CacheConfig:
     max_streams
         How many streams may have a state at a time; one more is an error until one is reset.
     pack_weights
-        Keep the weights of a bfloat16 tower on a CPU a second time, in the layout in which they
-        are multiplied: faster, bit for bit the same, and as much memory again as those weights.
+        Keep the weights of a tower on a CPU a second time, in the layout in which they are
+        multiplied: faster, and as much memory again as those weights. The tower's own dense
+        results may then differ from the stock ones by float32 rounding.
     """
 
     policy: str = "motion"

@@ -547,3 +547,34 @@ def test_changed_patches_are_the_ones_encoded(siglip):
 def test_bad_settings_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         CacheConfig(**settings)
+
+
+# -- packed weights ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_packed_weights_are_counted_follow_changes_and_go(dtype):
+    tower = make_tower("siglip").to(dtype)
+    pictures = [picture.to(dtype) for picture in walk(4)]
+    plain = stc_video.attach_cacher(tower, CacheConfig(pack_weights=False))
+    expected = encode(tower, pictures)
+    assert plain.stats().packed_bytes == 0
+    plain.detach()
+    cacher = stc_video.attach_cacher(tower)
+    tolerance = 2e-5 if dtype == torch.float32 else 0.05
+    for got, want in zip(encode(tower, pictures), expected, strict=True):
+        torch.testing.assert_close(got, want, atol=tolerance, rtol=tolerance)
+    weights = 4 * (4 * 48 * 48 + 2 * 48 * 96) * dtype.itemsize
+    assert cacher.stats().packed_bytes == weights
+    # Weights that change in place must not leave a stale copy in use.
+    with torch.no_grad():
+        for parameter in tower.parameters():
+            parameter.mul_(0.9)
+    cacher.reset()
+    with cacher.paused():
+        stock = last_hidden(tower, pictures[0])
+    torch.testing.assert_close(
+        last_hidden(tower, pictures[0]), stock, atol=tolerance, rtol=tolerance
+    )
+    cacher.detach()
+    assert not any("forward" in module.__dict__ for module in tower.modules())

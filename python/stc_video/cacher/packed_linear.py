@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Linear layers whose bfloat16 weights are kept in the layout that the CPU multiplies in.
+"""Linear layers whose weights are kept in the layout that the CPU multiplies in.
 
-oneDNN rearranges a bfloat16 weight in every call. That costs as much as multiplying some 130 rows
-with it (SigLIP-so400m's MLP on AMX), which a dense frame of 729 rows hardly notices and a cached
-one of 182 does. Here it is done once, at the price of a second copy of those weights. The
-products are the same, bit for bit. float32 gains nothing and keeps its weights.
+A matrix product on the CPU rearranges the weight in every call. In bfloat16 that costs as much as
+multiplying some 130 rows with it (SigLIP-so400m's MLP on AMX), which a dense frame of 729 rows
+hardly notices and a cached one of 182 does. Here oneDNN does it once, at the price of a second
+copy of those weights, and adds the bias in the same pass.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from torch import Tensor, nn
 
 from stc_video.cacher.patching import InstancePatch
 from stc_video.towers.pre_norm import PreNormBlock
+
+_DTYPES = (torch.float32, torch.bfloat16)
 
 #: rows that the packed layout is chosen for: an eighth to a half of a few hundred tokens
 _TYPICAL_ROWS = 192
@@ -62,7 +64,7 @@ class PackedLinears:
     blocks
         Blocks of the tower.
     enabled
-        Whether to use packed weights where they help: bfloat16 on a CPU.
+        Whether to use packed weights where they help: float32 and bfloat16 on a CPU.
     """
 
     blocks: Sequence[PreNormBlock]
@@ -128,7 +130,8 @@ def _is_eligible(linear: nn.Linear, x: Tensor) -> bool:
     weight = linear.weight
     return (
         x.device.type == "cpu"
-        and x.dtype == weight.dtype == torch.bfloat16
+        and x.dtype == weight.dtype
+        and x.dtype in _DTYPES
         and x.numel() > 0
         and not torch.is_grad_enabled()
         and not weight.is_inference()

@@ -140,7 +140,7 @@ class CacheStats:
     state_bytes
         Memory held for reuse, in bytes.
     packed_bytes
-        Memory of the second copy of the weights that a bfloat16 tower on a CPU gets, in bytes
+        Memory of the second copy of the weights that a tower on a CPU gets, in bytes
         (``CacheConfig.pack_weights``); 0 inside a stream's own entry.
     streams
         The same for each stream; empty inside a stream's own entry.
