@@ -210,7 +210,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=1.5, help="per case")
-    parser.add_argument("--output", type=Path, default=RESULTS)
+    parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
@@ -239,7 +239,7 @@ def main() -> None:
                 f"{case.op:44} {native['shape']:12} {native['dtype']:9}"
                 f"{native['median_us']:>10} us {native['ratio_vs_baseline']:>7}x"
             )
-    write_rows(arguments.output, table)
+    write_rows(arguments.out, table)
 
 
 if __name__ == "__main__":

@@ -128,9 +128,9 @@ class MotionPolicy(PolicyBase):
         similarity = token_cosine(normed, state.reference)[0]
         changed = ~(similarity > self.config.motion_threshold)
         changed[: self.pinned] = False
-        repeated = torch.eq(frame[0], state.last_input).all()
-        # One transfer for all that the host has to know.
-        count, is_repeated = torch.stack([changed.sum(), repeated.long()]).tolist()
+        count = int(changed.sum())
+        # A frame in which a token changed is no repetition, so most frames need no comparison.
+        is_repeated = count == 0 and torch.equal(frame[0], state.last_input)
         patches = frame.shape[1] - self.pinned
         rows = 0 if is_repeated else self._bucket(count, patches)
         if rows is None:
