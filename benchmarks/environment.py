@@ -45,5 +45,6 @@ def _cpu_name() -> str:
 def _revision() -> str:
     """Short hash of the commit, with a plus sign if the working tree differs from it."""
     command = ["git", "describe", "--always", "--dirty=+", "--exclude=*"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    here = Path(__file__).parent
+    done = subprocess.run(command, cwd=here, capture_output=True, text=True, check=False)
     return done.stdout.strip() or "unknown"
