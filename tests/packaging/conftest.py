@@ -25,10 +25,8 @@ def source(tmp_path: Path) -> Path:
     for name in SOURCES:
         if (ROOT / name).is_dir():
             shutil.copytree(ROOT / name, copy / name, ignore=LEFT_OUT)
-        elif (ROOT / name).exists():
-            shutil.copy(ROOT / name, copy / name)
         else:
-            (copy / name).touch()
+            shutil.copy(ROOT / name, copy / name)
     return copy
 
 

@@ -14,6 +14,8 @@ from packaging_tools import Run, assert_stable_abi, shared_code
 IMPORT = """
 import sys
 sys.path.remove("")  # the sources
+# An editable install of this environment would lend its compiled library to a pure package.
+sys.meta_path[:] = [finder for finder in sys.meta_path if "Editable" not in repr(finder)]
 import torch, stc_kernels, stc_video
 info = stc_kernels.build_info()
 print(stc_kernels.__file__, stc_video.__file__, info["native"], info["build_mode"], sep="\\n")
