@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Linear layers whose weights are kept in the layout that the CPU multiplies in.
 
-A matrix product on the CPU rearranges the weight in every call. In bfloat16 that costs as much as
-multiplying some 130 rows with it (SigLIP-so400m's MLP on AMX), which a dense frame of 729 rows
-hardly notices and a cached one of 182 does. Here oneDNN does it once, at the price of a second
-copy of those weights, and adds the bias in the same pass.
+A matrix product on the CPU rearranges the weight in every call, whatever the number of rows: a
+dense frame hardly notices, a cached one with few rows does. Here oneDNN does it once, at the price
+of a second copy of those weights, and adds the bias in the same pass.
 """
 
 from __future__ import annotations

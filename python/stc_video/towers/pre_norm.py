@@ -26,7 +26,7 @@ _OUTPUT = ("out_proj", "o_proj", "proj")
 _HEADS = ("num_heads", "num_attention_heads")
 
 # In float32, torch's CPU attention takes 64 queries at a time from 192 on, and 32 below: so much
-# slower that a quarter of 729 tokens (182) gains an eighth of its time by padding with zeros.
+# slower that a number just below, such as a quarter of 729 tokens, gains by padding with zeros.
 _CPU_QUERIES = 192
 _PADDED_FROM = 168
 
