@@ -20,7 +20,9 @@ from stc_kernels.ops.channel_variance import channel_variance
 from stc_kernels.ops.rows import gather_layer_norm, gather_rows, scatter_residual, scatter_rows_
 from stc_kernels.ops.saliency_topk import saliency_topk
 from stc_kernels.ops.select_changed import select_changed, select_changed_below
+from stc_kernels.ops.sparse_query_attention import sparse_query_attention
 from stc_kernels.ops.token_cosine import token_cosine
+from stc_kernels.ops.transformer_block import add_layer_norm, bias_gelu, scatter_key_value_
 
 __all__ = [
     "OPS",
@@ -28,16 +30,20 @@ __all__ = [
     "BackendUnavailableError",
     "BackendWarning",
     "__version__",
+    "add_layer_norm",
     "available_backends",
+    "bias_gelu",
     "build_info",
     "channel_variance",
     "gather_layer_norm",
     "gather_rows",
     "saliency_topk",
+    "scatter_key_value_",
     "scatter_residual",
     "scatter_rows_",
     "select_changed",
     "select_changed_below",
+    "sparse_query_attention",
     "token_cosine",
     "use_backend",
 ]
