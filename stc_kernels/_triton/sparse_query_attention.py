@@ -45,19 +45,19 @@ def _attention(
     heads_per_group,
     query_frame,
     query_token,
-    query_head,
     query_channel,
     key_frame,
     key_token,
-    key_head,
     key_channel,
     value_frame,
     value_token,
-    value_head,
     value_channel,
     bias_frame,
     bias_token,
     scale,
+    query_head: tl.constexpr,
+    key_head: tl.constexpr,
+    value_head: tl.constexpr,
     WIDTH: tl.constexpr,
     MAIN: tl.constexpr,
     REST: tl.constexpr,
@@ -66,7 +66,11 @@ def _attention(
     BLOCK_QUERIES: tl.constexpr,
     BLOCK_KEYS: tl.constexpr,
 ):
-    """``scale`` is in units of log 2, because the exponentials are powers of two."""
+    """``scale`` is in units of log 2, because the exponentials are powers of two.
+
+    The strides of heads are constants: Triton asks of a variable only whether 16 divides it, and
+    for a head of 72 channels it would load single elements.
+    """
     LOG2E: tl.constexpr = 1.4426950408889634
     frame = (tl.program_id(1) // heads).to(tl.int64)
     head = (tl.program_id(1) % heads).to(tl.int64)
@@ -192,12 +196,15 @@ def sparse_query_attention(
         tokens,
         heads,
         heads // groups,
-        *query.stride(),
-        *key.stride(),
-        *value.stride(),
+        *(query.stride(axis) for axis in (0, 1, 3)),
+        *(key.stride(axis) for axis in (0, 1, 3)),
+        *(value.stride(axis) for axis in (0, 1, 3)),
         *bias_strides,
         scale * math.log2(math.e),
         parameters=parameters,
+        query_head=query.stride(2),
+        key_head=key.stride(2),
+        value_head=value.stride(2),
         WIDTH=width,
         MAIN=main,
         REST=rest,
