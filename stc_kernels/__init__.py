@@ -15,7 +15,9 @@ from stc_kernels._dispatch import (
 )
 from stc_kernels._native import build_info
 from stc_kernels._schemas import OPS
+from stc_kernels._tuning import TuningWarning
 from stc_kernels._version import __version__
+from stc_kernels._warmup import warmup
 from stc_kernels.ops.channel_variance import channel_variance
 from stc_kernels.ops.rows import gather_layer_norm, gather_rows, scatter_residual, scatter_rows_
 from stc_kernels.ops.saliency_topk import saliency_topk
@@ -29,6 +31,7 @@ __all__ = [
     "AvailableBackends",
     "BackendUnavailableError",
     "BackendWarning",
+    "TuningWarning",
     "__version__",
     "add_layer_norm",
     "available_backends",
@@ -46,4 +49,5 @@ __all__ = [
     "sparse_query_attention",
     "token_cosine",
     "use_backend",
+    "warmup",
 ]

@@ -30,7 +30,9 @@ Shape = dict[str, int]
 #: compile-time constants of a kernel, and num_warps and num_stages
 Parameters = dict[str, int]
 
-_forced: ContextVar[tuple[str, Parameters] | None] = ContextVar("stc_kernels_tuning", default=None)
+_forced: ContextVar[tuple[str, Parameters, list[Shape]] | None] = ContextVar(
+    "stc_kernels_tuning", default=None
+)
 
 
 class TuningWarning(UserWarning):
@@ -60,13 +62,23 @@ def distance(shape: Shape, other: Shape) -> float:
 
 
 @contextmanager
-def forced(kernel: str, parameters: Parameters) -> Iterator[None]:
-    """Launch ``kernel`` with these parameters inside the ``with`` block, for the tuner."""
-    token = _forced.set((kernel, parameters))
+def forced(kernel: str, parameters: Parameters) -> Iterator[list[Shape]]:
+    """Launch ``kernel`` with these parameters inside the ``with`` block, for the tuner.
+
+    Gives a list of the shapes for which they were looked up.
+    """
+    shapes: list[Shape] = []
+    token = _forced.set((kernel, parameters, shapes))
     try:
-        yield
+        yield shapes
     finally:
         _forced.reset(token)
+
+
+def forget() -> None:
+    """Read the files again when parameters are next looked up."""
+    read_config.cache_clear()
+    _nearest.cache_clear()
 
 
 def parameters(kernel: str, device: torch.device, **shape: int) -> Parameters:
@@ -82,6 +94,7 @@ def parameters(kernel: str, device: torch.device, **shape: int) -> Parameters:
         The sizes that its parameters depend on.
     """
     if (choice := _forced.get()) is not None and choice[0] == kernel:
+        choice[2].append(shape)
         return choice[1]
     return _nearest(kernel, _device_name(device), tuple(shape.items()))
 

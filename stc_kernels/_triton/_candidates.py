@@ -23,6 +23,14 @@ def _tiles(rows_name: str, *tiles: tuple[int, int, int, int]) -> list[Parameters
     ]
 
 
+def _attention(*tiles: tuple[int, int, int, int]) -> list[Parameters]:
+    """Candidates of (queries, keys, num_warps, num_stages)."""
+    return [
+        {"BLOCK_QUERIES": queries, "BLOCK_KEYS": keys, "num_warps": warps, "num_stages": stages}
+        for queries, keys, warps, stages in tiles
+    ]
+
+
 CANDIDATES: dict[str, list[Parameters]] = {
     "token_cosine": _tiles(
         "BLOCK_ROWS",
@@ -36,7 +44,7 @@ CANDIDATES: dict[str, list[Parameters]] = {
     ),
     "select": [
         {"BLOCK": block, "num_warps": warps, "num_stages": 1}
-        for block, warps in ((256, 2), (1024, 4), (1024, 8), (2048, 8), (4096, 8), (8192, 16))
+        for block, warps in ((256, 2), (512, 4), (1024, 4), (1024, 8), (2048, 8), (2048, 16))
     ],
     "move_rows": _tiles(
         "BLOCK_ROWS",
@@ -63,19 +71,21 @@ CANDIDATES: dict[str, list[Parameters]] = {
             (4, 1024, 8, 1),
         )
     ],
-    "attention": [
-        {"BLOCK_QUERIES": queries, "BLOCK_KEYS": keys, "num_warps": warps, "num_stages": stages}
-        for queries, keys, warps, stages in (
-            (16, 32, 2, 2),
-            (16, 64, 4, 3),
-            (32, 32, 4, 2),
-            (32, 64, 4, 2),
-            (32, 64, 4, 3),
-            (64, 64, 4, 2),
-            (64, 64, 8, 3),
-            (128, 64, 8, 2),
-        )
-    ],
+    "attention": _attention(
+        (16, 32, 2, 2),
+        (16, 64, 4, 3),
+        (32, 32, 4, 2),
+        (32, 64, 4, 3),
+        (64, 32, 4, 2),
+        (64, 64, 4, 1),
+        (128, 32, 8, 2),
+    ),
+    # Without matrix units a tile's products are unrolled, and only small ones fit the registers.
+    "attention_float32": _attention(
+        (16, 32, 4, 1),
+        (32, 16, 4, 1),
+        (16, 32, 8, 1),
+    ),
     "bias_gelu": _tiles(
         "BLOCK_ROWS",
         (4, 256, 4, 1),
@@ -108,7 +118,7 @@ TUNED_KERNELS: dict[str, tuple[str, ...]] = {
     "scatter_rows_": ("move_rows",),
     "gather_layer_norm": ("layer_norm",),
     "scatter_residual": ("scatter_residual",),
-    "sparse_query_attention": ("attention",),
+    "sparse_query_attention": ("attention", "attention_float32"),
     "add_layer_norm": ("layer_norm",),
     "bias_gelu": ("bias_gelu",),
     "scatter_key_value_": ("move_rows",),

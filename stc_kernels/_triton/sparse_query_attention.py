@@ -177,12 +177,11 @@ def sparse_query_attention(
     bias_strides = (0, 0) if key_bias is None else key_bias.stride()
     main, rest = _split(width)
     parameters = _tuning.parameters(
-        "attention",
+        "attention_float32" if query.dtype == torch.float32 else "attention",
         query.device,
         queries=queries,
         heads=batch * heads,
         width=width,
-        bytes=query.element_size(),
     )
     launch(
         _attention,
