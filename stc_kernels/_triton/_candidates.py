@@ -44,7 +44,7 @@ CANDIDATES: dict[str, list[Parameters]] = {
     ),
     "select": [
         {"BLOCK": block, "num_warps": warps, "num_stages": 1}
-        for block, warps in ((256, 2), (512, 4), (1024, 4), (1024, 8), (2048, 8), (2048, 16))
+        for block, warps in ((256, 2), (512, 4), (1024, 4), (1024, 8), (2048, 8))
     ],
     "move_rows": _tiles(
         "BLOCK_ROWS",
@@ -75,10 +75,10 @@ CANDIDATES: dict[str, list[Parameters]] = {
         (16, 32, 2, 2),
         (16, 64, 4, 3),
         (32, 32, 4, 2),
-        (32, 64, 4, 3),
+        (32, 64, 4, 2),
         (64, 32, 4, 2),
         (64, 64, 4, 1),
-        (128, 32, 8, 2),
+        (128, 32, 8, 1),
     ),
     # Without matrix units a tile's products are unrolled, and only small ones fit the registers.
     "attention_float32": _attention(
