@@ -16,10 +16,14 @@ from stc_kernels._dispatch import (
 from stc_kernels._native import build_info
 from stc_kernels._schemas import OPS
 from stc_kernels._version import __version__
+from stc_kernels.ops.attention_column_mean import attention_column_mean
 from stc_kernels.ops.channel_variance import channel_variance
+from stc_kernels.ops.compact_tokens import compact_tokens
+from stc_kernels.ops.merging import bipartite_match, merge_tokens
 from stc_kernels.ops.rows import gather_layer_norm, gather_rows, scatter_residual, scatter_rows_
 from stc_kernels.ops.saliency_topk import saliency_topk
 from stc_kernels.ops.select_changed import select_changed, select_changed_below
+from stc_kernels.ops.spatial_redundancy import spatial_redundancy
 from stc_kernels.ops.token_cosine import token_cosine
 
 __all__ = [
@@ -28,16 +32,21 @@ __all__ = [
     "BackendUnavailableError",
     "BackendWarning",
     "__version__",
+    "attention_column_mean",
     "available_backends",
+    "bipartite_match",
     "build_info",
     "channel_variance",
+    "compact_tokens",
     "gather_layer_norm",
     "gather_rows",
+    "merge_tokens",
     "saliency_topk",
     "scatter_residual",
     "scatter_rows_",
     "select_changed",
     "select_changed_below",
+    "spatial_redundancy",
     "token_cosine",
     "use_backend",
 ]

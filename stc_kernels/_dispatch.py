@@ -140,6 +140,8 @@ def _reason_against(op: str, backend: str, device: str) -> str | None:
         return reason
     if device != "cpu":
         return f"the compiled library of this release has no {device.upper()} kernels"
+    if not _native.has_kernel(op, device):
+        return "the compiled library has no kernel for this operator"
     return None
 
 
