@@ -8,7 +8,6 @@ of the first three kinds that cannot run raises; only the table moves on to the 
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import warnings
 from collections.abc import Callable, Iterator
@@ -18,8 +17,10 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
-from stc_kernels import _native
-from stc_kernels._schemas import OPS
+import torch
+
+from stc_kernels import _native, _triton
+from stc_kernels._schemas import NAMESPACE, OPS, native_name
 
 ENVIRONMENT_VARIABLE = "STC_KERNELS_BACKEND"
 
@@ -29,7 +30,7 @@ BACKENDS: tuple[str, ...] = ("native", "triton", "reference")
 # Fastest first. Only backends that exist for the device type are listed.
 _PREFERENCE: dict[str, tuple[str, ...]] = {
     "cpu": ("native", "reference"),
-    "cuda": ("reference",),
+    "cuda": ("triton", "reference"),
 }
 
 _implementations: dict[str, dict[str, Callable[..., Any]]] = {op: {} for op in OPS}
@@ -131,18 +132,20 @@ def _reason_against(op: str, backend: str, device: str) -> str | None:
     if backend == "reference":
         return None
     if backend == "triton":
-        if backend in _implementations[op]:
-            return None
-        if importlib.util.find_spec("triton") is None:
-            return "this release has no Triton kernels, and the package `triton` is not installed"
-        return "this release has no Triton kernels"
+        return _triton.why_unavailable(op, device)
     if reason := _native.load():
         return reason
-    if device != "cpu":
-        return f"the compiled library of this release has no {device.upper()} kernels"
-    if not _native.has_kernel(op, device):
-        return "the compiled library has no kernel for this operator"
-    return None
+    return None if _is_compiled(op, device) else _not_compiled(device)
+
+
+def _is_compiled(op: str, device: str) -> bool:
+    """Whether the loaded library has a kernel of ``op`` for ``device``."""
+    name = f"{NAMESPACE}::{native_name(op)}"
+    return torch._C._dispatch_has_kernel_for_dispatch_key(name, device.upper())
+
+
+def _not_compiled(device: str) -> str:
+    return f"the compiled library has no {device.upper()} kernel for this operator"
 
 
 @lru_cache(maxsize=256)
@@ -204,11 +207,15 @@ def choose(op: str, device: str, argument: str | None = None) -> str:
         return asked
     used = backends.available[0]
     preferred = _PREFERENCE.get(device, ("reference",))[0]
-    if used != preferred:
+    # An operator that no library has for this device is nothing that a user could mend.
+    if used != preferred and backends.unavailable[preferred] != _not_compiled(device):
         _warn_not_preferred(device, preferred, used, backends.unavailable[preferred])
     return used
 
 
 def implementation(op: str, device: str, argument: str | None = None) -> Callable[..., Any]:
     """Return the function that runs ``op`` on ``device`` under the current choice of backend."""
-    return _implementations[op][choose(op, device, argument)]
+    backend = choose(op, device, argument)
+    if backend == "triton":
+        return _triton.implementation(op)
+    return _implementations[op][backend]

@@ -12,8 +12,6 @@ from types import ModuleType
 # The library has no search path to torch's own libraries; they must be in the process already.
 import torch
 
-from stc_kernels import _schemas
-
 _MODULE = "stc_kernels._C"
 _HERE = Path(__file__).parent
 #: written by setup.py: {"mode": ..., "native": ..., "reason": ...}
@@ -69,12 +67,6 @@ def load() -> str | None:
         None when it is loaded, otherwise one sentence that says why it is not.
     """
     return _import()[1]
-
-
-def has_kernel(op: str, device: str) -> bool:
-    """Whether the loaded library implements an operator for a device type."""
-    name = f"{_schemas.NAMESPACE}::{_schemas.native_name(op)}"
-    return torch._C._dispatch_has_kernel_for_dispatch_key(name, device.upper())
 
 
 def build_info() -> dict[str, object]:

@@ -33,6 +33,20 @@ SCHEMAS: dict[str, tuple[str, str]] = {
         "Tensor",
     ),
     "scatter_residual": ("Tensor base, Tensor update, Tensor indices, Tensor rows", "Tensor"),
+    "sparse_query_attention": (
+        "Tensor query, Tensor key, Tensor value, float scale, Tensor? key_bias",
+        "Tensor",
+    ),
+    "add_layer_norm": (
+        "Tensor base, Tensor update, Tensor? weight, Tensor? bias, float eps, Tensor? scale",
+        "(Tensor, Tensor)",
+    ),
+    "bias_gelu": ("Tensor x, Tensor? bias, str approximate", "Tensor"),
+    "scatter_key_value_": (
+        "Tensor(a!) key_cache, Tensor(b!) value_cache, Tensor indices, Tensor key, Tensor value, "
+        "Tensor? key_bias, Tensor? value_bias",
+        "()",
+    ),
     "channel_variance": ("Tensor tokens", "Tensor"),
     "saliency_topk": (
         "Tensor tokens, Tensor? memory, int k, str method, float alpha, Tensor? channels",

@@ -3,15 +3,22 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 
 import pytest
 import torch
 from torch import Tensor
 
+# On a machine without a GPU, Triton's interpreter runs its kernels. It is chosen by a variable
+# that must be set before Triton is imported, for the whole process.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 import stc_kernels
 
-CPU_BACKENDS = ("reference", "native")
+_FORCED = os.environ.get("STC_KERNELS_BACKEND")
+CPU_BACKENDS = (_FORCED,) if _FORCED else ("reference", "native", "triton")
 
 
 def contiguous(x: Tensor) -> Tensor:
@@ -53,7 +60,8 @@ DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 def backend(request: pytest.FixtureRequest) -> Iterator[str]:
     """Run the test once per backend; one that cannot run says why."""
     name: str = request.param
-    if name not in (backends := stc_kernels.available_backends("token_cosine")):
+    op = getattr(request.module, "OP", "token_cosine")
+    if name not in (backends := stc_kernels.available_backends(op)):
         pytest.skip(backends.unavailable[name])
     with stc_kernels.use_backend(name):
         yield name

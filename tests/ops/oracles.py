@@ -58,6 +58,29 @@ def layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
     return out if bias is None else out + bias.double()
 
 
+def attention(
+    query: Tensor, key: Tensor, value: Tensor, scale: float, key_bias: Tensor | None
+) -> Tensor:
+    q, k, v = query.double(), key.double(), value.double()
+    out = torch.empty(q.shape, dtype=torch.float64)
+    per_group = q.shape[2] // k.shape[2]
+    for b in range(q.shape[0]):
+        for h in range(q.shape[2]):
+            logits = scale * q[b, :, h] @ k[b, :, h // per_group].T
+            if key_bias is not None:
+                logits += key_bias[b].double()
+            out[b, :, h] = torch.softmax(logits, -1) @ v[b, :, h // per_group]
+    return out
+
+
+def gelu(x: Tensor, approximate: str) -> Tensor:
+    if approximate == "quick":
+        return x * torch.sigmoid(1.702 * x)
+    if approximate == "tanh":
+        return x / 2 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+    return x / 2 * torch.erfc(-x / math.sqrt(2))
+
+
 def saliency(
     tokens: Tensor, memory: Tensor | None, method: str, alpha: float, channels: Tensor | None
 ) -> Tensor:

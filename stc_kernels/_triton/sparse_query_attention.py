@@ -1,0 +1,213 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``sparse_query_attention``: an online softmax over blocks of keys.
+
+A program holds a block of queries of one head. A head of 72 channels is read as 64 + 8 (in a tile
+of 16) and one of 80 as 64 + 16, so that neither memory traffic nor matrix products are padded to
+128 channels.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from stc_kernels import _tuning
+from stc_kernels._triton import interpreted
+from stc_kernels._triton._launch import launch
+
+#: matrix products take at least so many channels
+_SMALLEST = 16
+
+
+@triton.jit
+def _dot(a, b, acc, INTERPRETED: tl.constexpr):
+    """Add a product to acc: float32 for float32 inputs, not tf32."""
+    if INTERPRETED:  # whose product takes bfloat16 for integers
+        a = a.to(tl.float32)
+        b = b.to(tl.float32)
+    return tl.dot(a, b, acc, input_precision="ieee")
+
+
+@triton.jit
+def _attention(
+    query,
+    key,
+    value,
+    key_bias,
+    out,
+    queries,
+    tokens,
+    heads,
+    heads_per_group,
+    query_frame,
+    query_token,
+    query_channel,
+    key_frame,
+    key_token,
+    key_channel,
+    value_frame,
+    value_token,
+    value_channel,
+    bias_frame,
+    bias_token,
+    scale,
+    query_head: tl.constexpr,
+    key_head: tl.constexpr,
+    value_head: tl.constexpr,
+    WIDTH: tl.constexpr,
+    MAIN: tl.constexpr,
+    REST: tl.constexpr,
+    BIAS: tl.constexpr,
+    INTERPRETED: tl.constexpr,
+    BLOCK_QUERIES: tl.constexpr,
+    BLOCK_KEYS: tl.constexpr,
+):
+    """``scale`` is in units of log 2, because the exponentials are powers of two.
+
+    The strides of heads are constants: Triton asks of a variable only whether 16 divides it, and
+    for a head of 72 channels it would load single elements.
+    """
+    LOG2E: tl.constexpr = 1.4426950408889634
+    frame = (tl.program_id(1) // heads).to(tl.int64)
+    head = (tl.program_id(1) % heads).to(tl.int64)
+    group = head // heads_per_group
+    row = tl.program_id(0) * BLOCK_QUERIES + tl.arange(0, BLOCK_QUERIES)
+    lane = tl.arange(0, BLOCK_KEYS)
+    main = tl.arange(0, MAIN)
+    query += frame * query_frame + head * query_head
+    key += frame * key_frame + group * key_head
+    value += frame * value_frame + group * value_head
+    out += frame * queries * heads * WIDTH + head * WIDTH
+
+    query_at = query + row.to(tl.int64)[:, None] * query_token
+    live = (row < queries)[:, None]
+    q = tl.load(
+        query_at + main[None, :] * query_channel, mask=live & (main < WIDTH)[None, :], other=0.0
+    )
+    acc = tl.zeros([BLOCK_QUERIES, MAIN], tl.float32)
+    if REST > 0:
+        rest = MAIN + tl.arange(0, REST)
+        q_rest = tl.load(
+            query_at + rest[None, :] * query_channel, mask=live & (rest < WIDTH)[None, :], other=0.0
+        )
+        acc_rest = tl.zeros([BLOCK_QUERIES, REST], tl.float32)
+    highest = tl.full([BLOCK_QUERIES], -float("inf"), tl.float32)
+    total = tl.zeros([BLOCK_QUERIES], tl.float32)
+
+    for start in range(0, tokens, BLOCK_KEYS):
+        token = start + lane
+        inside = token < tokens
+        key_at = key + token.to(tl.int64)[None, :] * key_token
+        k = tl.load(
+            key_at + main[:, None] * key_channel,
+            mask=inside[None, :] & (main < WIDTH)[:, None],
+            other=0.0,
+        )
+        logits = tl.zeros([BLOCK_QUERIES, BLOCK_KEYS], tl.float32)
+        logits = _dot(q, k, logits, INTERPRETED)
+        if REST > 0:
+            k_rest = tl.load(
+                key_at + rest[:, None] * key_channel,
+                mask=inside[None, :] & (rest < WIDTH)[:, None],
+                other=0.0,
+            )
+            logits = _dot(q_rest, k_rest, logits, INTERPRETED)
+        logits *= scale
+        if BIAS:
+            bias_at = key_bias + frame * bias_frame + token.to(tl.int64) * bias_token
+            bias = tl.load(bias_at, mask=inside, other=0.0).to(tl.float32)
+            logits += (bias * LOG2E)[None, :]
+        logits = tl.where(inside[None, :], logits, -float("inf"))
+        higher = tl.maximum(highest, tl.max(logits, 1))
+        # Nothing to attend to so far: any finite value keeps the exponentials at zero.
+        shift = tl.where(higher == -float("inf"), 0.0, higher)
+        weights = tl.exp2(logits - shift[:, None])
+        fade = tl.exp2(highest - shift)
+        total = total * fade + tl.sum(weights, 1)
+        weights = weights.to(value.dtype.element_ty)
+        value_at = value + token.to(tl.int64)[:, None] * value_token
+        v = tl.load(
+            value_at + main[None, :] * value_channel,
+            mask=inside[:, None] & (main < WIDTH)[None, :],
+            other=0.0,
+        )
+        acc = _dot(weights, v, acc * fade[:, None], INTERPRETED)
+        if REST > 0:
+            v_rest = tl.load(
+                value_at + rest[None, :] * value_channel,
+                mask=inside[:, None] & (rest < WIDTH)[None, :],
+                other=0.0,
+            )
+            acc_rest = _dot(weights, v_rest, acc_rest * fade[:, None], INTERPRETED)
+        highest = higher
+
+    # Zero, not 0/0, where every key is masked; a NaN stays one.
+    norm = tl.where(total == 0.0, 1.0, total)[:, None]
+    out_at = out + row.to(tl.int64)[:, None] * heads * WIDTH
+    dtype = out.dtype.element_ty
+    tl.store(out_at + main[None, :], (acc / norm).to(dtype), mask=live & (main < WIDTH)[None, :])
+    if REST > 0:
+        tl.store(
+            out_at + rest[None, :],
+            (acc_rest / norm).to(dtype),
+            mask=live & (rest < WIDTH)[None, :],
+        )
+
+
+def _split(width: int) -> tuple[int, int]:
+    """Tiles of a head's channels, powers of two: the largest that fits, and one for the rest."""
+    main = max(_SMALLEST, 1 << (width.bit_length() - 1))
+    rest = width - main
+    return main, max(_SMALLEST, triton.next_power_of_2(rest)) if rest > 0 else 0
+
+
+def sparse_query_attention(
+    query: Tensor, key: Tensor, value: Tensor, scale: float, key_bias: Tensor | None
+) -> Tensor:
+    """Attention of K queries over N keys, heads in groups, with a bias per key."""
+    batch, queries, heads, width = query.shape
+    tokens, groups = key.shape[1:3]
+    out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
+    if out.numel() == 0:
+        return out
+    bias_strides = (0, 0) if key_bias is None else key_bias.stride()
+    main, rest = _split(width)
+    parameters = _tuning.parameters(
+        "attention_float32" if query.dtype == torch.float32 else "attention",
+        query.device,
+        queries=queries,
+        heads=batch * heads,
+        width=width,
+    )
+    launch(
+        _attention,
+        (triton.cdiv(queries, parameters["BLOCK_QUERIES"]), batch * heads),
+        query,
+        key,
+        value,
+        query if key_bias is None else key_bias,
+        out,
+        queries,
+        tokens,
+        heads,
+        heads // groups,
+        *(query.stride(axis) for axis in (0, 1, 3)),
+        *(key.stride(axis) for axis in (0, 1, 3)),
+        *(value.stride(axis) for axis in (0, 1, 3)),
+        *bias_strides,
+        scale * math.log2(math.e),
+        parameters=parameters,
+        query_head=query.stride(2),
+        key_head=key.stride(2),
+        value_head=value.stride(2),
+        WIDTH=width,
+        MAIN=main,
+        REST=rest,
+        BIAS=key_bias is not None,
+        INTERPRETED=interpreted(),
+    )
+    return out

@@ -1,0 +1,27 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every operator is as accurate as plain PyTorch in the same dtype, or nearly so."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from accuracy import assert_as_accurate
+from plain_ops import PLAIN
+
+import stc_kernels
+from stc_kernels import _examples
+
+GEOMETRY = _examples.Geometry(tokens=61, channels=144, k=20, heads=2, batch=2)
+
+
+def test_every_operator_has_a_yardstick():
+    assert set(PLAIN) == set(stc_kernels.OPS)
+
+
+@pytest.mark.parametrize("op", stc_kernels.OPS)
+def test_error_is_at_most_twice_that_of_plain_pytorch(backend, dtype, op):
+    if backend not in (backends := stc_kernels.available_backends(op)):
+        pytest.skip(backends.unavailable[backend])
+    arguments = _examples.arguments(op, GEOMETRY, dtype, "cpu")
+    with torch.no_grad():
+        assert_as_accurate(op, getattr(torch.ops.stc_kernels, op).default, arguments)
