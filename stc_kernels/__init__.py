@@ -17,16 +17,16 @@ from stc_kernels._native import build_info
 from stc_kernels._schemas import OPS
 from stc_kernels._tuning import TuningWarning
 from stc_kernels._version import __version__
-from stc_kernels.ops.attention_column_mean import attention_column_mean
 from stc_kernels._warmup import warmup
+from stc_kernels.ops.attention_column_mean import attention_column_mean
 from stc_kernels.ops.channel_variance import channel_variance
 from stc_kernels.ops.compact_tokens import compact_tokens
 from stc_kernels.ops.merging import bipartite_match, merge_tokens
 from stc_kernels.ops.rows import gather_layer_norm, gather_rows, scatter_residual, scatter_rows_
 from stc_kernels.ops.saliency_topk import saliency_topk
 from stc_kernels.ops.select_changed import select_changed, select_changed_below
-from stc_kernels.ops.spatial_redundancy import spatial_redundancy
 from stc_kernels.ops.sparse_query_attention import sparse_query_attention
+from stc_kernels.ops.spatial_redundancy import spatial_redundancy
 from stc_kernels.ops.token_cosine import token_cosine
 from stc_kernels.ops.transformer_block import add_layer_norm, bias_gelu, scatter_key_value_
 

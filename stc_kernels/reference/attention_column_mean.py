@@ -12,7 +12,7 @@ BLOCK = 256
 
 def attention_column_mean(query: Tensor, key: Tensor, scale: float) -> Tensor:
     """Mean over heads and queries of softmax(scale * query key^T)."""
-    batch, queries, heads, _ = query.shape
+    queries, heads = query.shape[1:3]
     received = torch.zeros(key.shape[:2], device=query.device)
     if received.numel() == 0:
         return received

@@ -17,5 +17,5 @@ def compact_tokens(tokens: Tensor, keep: Tensor, capacity: int) -> tuple[Tensor,
     place = torch.where(flat & (place < capacity), place, capacity)
     source = torch.arange(len(flat), dtype=torch.int32, device=tokens.device)
     indices = source.new_full((capacity + 1,), -1).scatter_(0, place, source)[:capacity]
-    packed = _gather(tokens.reshape(1, -1, tokens.shape[2]), indices[None])[0]
+    packed = _gather(tokens.flatten(0, 1)[None], indices[None])[0]
     return packed, indices.clone(), keep.sum(1, dtype=torch.int32)
