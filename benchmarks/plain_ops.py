@@ -140,6 +140,63 @@ def saliency_topk(
     return scores.topk(k).indices.sort(-1).values, scores
 
 
+def spatial_redundancy(tokens: Tensor, alive: Tensor | None) -> Tensor:
+    unit = F.normalize(tokens, dim=-1)
+    down = (unit[:, 1:] * unit[:, :-1]).sum(-1)
+    across = (unit[:, :, 1:] * unit[:, :, :-1]).sum(-1)
+    nowhere = -torch.inf
+    if alive is None:
+        alive = torch.ones(tokens.shape[:3], dtype=torch.bool, device=tokens.device)
+    sides = [
+        F.pad(down.masked_fill(~alive[:, 1:], nowhere), (0, 0, 0, 1), value=nowhere),
+        F.pad(down.masked_fill(~alive[:, :-1], nowhere), (0, 0, 1, 0), value=nowhere),
+        F.pad(across.masked_fill(~alive[:, :, 1:], nowhere), (0, 1), value=nowhere),
+        F.pad(across.masked_fill(~alive[:, :, :-1], nowhere), (1, 0), value=nowhere),
+    ]
+    return torch.stack(sides).amax(0)
+
+
+def compact_tokens(tokens: Tensor, keep: Tensor, capacity: int) -> tuple[Tensor, Tensor, Tensor]:
+    """With a fixed shape, as ours: a stable sort brings what is kept to the front."""
+    first = torch.sort((~keep.flatten()).int(), stable=True).indices[:capacity]
+    return tokens.flatten(0, 1)[first], first, keep.sum(-1)
+
+
+def bipartite_match(metric: Tensor, r: int, protected: int) -> tuple[Tensor, Tensor, Tensor]:
+    if protected:
+        raise ValueError(f"bipartite_match: protected must be 0 here, got {protected}")
+    unit = F.normalize(metric, dim=-1)
+    best, partner = (unit[:, ::2] @ unit[:, 1::2].transpose(1, 2)).max(-1)
+    leaves = best.argsort(dim=-1, descending=True)[:, :r]
+    tokens = metric.shape[1]
+    survives = torch.ones(metric.shape[:2], dtype=torch.bool, device=metric.device)
+    survives.scatter_(1, 2 * leaves, False)
+    row = survives.cumsum(1) - 1
+    kept = torch.sort((~survives).int(), stable=True).indices[:, : tokens - r]
+    into = row.gather(1, 2 * partner.gather(1, leaves) + 1)
+    similarity = torch.full_like(metric[..., 0], -torch.inf)
+    similarity[:, ::2] = best
+    return row.scatter(1, 2 * leaves, into), kept, similarity
+
+
+def merge_tokens(
+    tokens: Tensor, source_map: Tensor, count: int, sizes: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    weight = torch.ones_like(tokens[..., 0]) if sizes is None else sizes.to(tokens.dtype)
+    at = source_map.long()
+    total = weight.new_zeros((len(tokens), count)).scatter_add(1, at, weight)
+    summed = tokens.new_zeros((len(tokens), count, tokens.shape[2]))
+    summed.scatter_add_(1, at[..., None].expand_as(tokens), tokens * weight[..., None])
+    return summed / total[..., None], total
+
+
+def attention_column_mean(query: Tensor, key: Tensor, scale: float) -> Tensor:
+    """With the whole matrix, as a tower gives it when asked for its attentions."""
+    key = key.repeat_interleave(query.shape[2] // key.shape[2], dim=2)
+    logits = query.transpose(1, 2) @ key.permute(0, 2, 3, 1) * scale
+    return logits.softmax(-1).mean((1, 2))
+
+
 PLAIN: dict[str, Callable[..., Any]] = {
     function.__name__: function
     for function in (
@@ -156,6 +213,11 @@ PLAIN: dict[str, Callable[..., Any]] = {
         scatter_key_value_,
         channel_variance,
         saliency_topk,
+        spatial_redundancy,
+        compact_tokens,
+        bipartite_match,
+        merge_tokens,
+        attention_column_mean,
     )
 }
 
@@ -166,5 +228,7 @@ def values_of(op: str, out: Any, arguments: tuple[Any, ...]) -> list[Tensor]:
         return [arguments[0]]
     if op == "scatter_key_value_":
         return [arguments[0], arguments[1]]
+    if op == "bipartite_match":
+        return [out[2][:, ::2]]  # at odd places it is -inf
     outputs = out if isinstance(out, tuple) else (out,)
     return [tensor for tensor in outputs if tensor.is_floating_point()]

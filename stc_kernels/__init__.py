@@ -18,11 +18,15 @@ from stc_kernels._schemas import OPS
 from stc_kernels._tuning import TuningWarning
 from stc_kernels._version import __version__
 from stc_kernels._warmup import warmup
+from stc_kernels.ops.attention_column_mean import attention_column_mean
 from stc_kernels.ops.channel_variance import channel_variance
+from stc_kernels.ops.compact_tokens import compact_tokens
+from stc_kernels.ops.merging import bipartite_match, merge_tokens
 from stc_kernels.ops.rows import gather_layer_norm, gather_rows, scatter_residual, scatter_rows_
 from stc_kernels.ops.saliency_topk import saliency_topk
 from stc_kernels.ops.select_changed import select_changed, select_changed_below
 from stc_kernels.ops.sparse_query_attention import sparse_query_attention
+from stc_kernels.ops.spatial_redundancy import spatial_redundancy
 from stc_kernels.ops.token_cosine import token_cosine
 from stc_kernels.ops.transformer_block import add_layer_norm, bias_gelu, scatter_key_value_
 
@@ -34,12 +38,16 @@ __all__ = [
     "TuningWarning",
     "__version__",
     "add_layer_norm",
+    "attention_column_mean",
     "available_backends",
     "bias_gelu",
+    "bipartite_match",
     "build_info",
     "channel_variance",
+    "compact_tokens",
     "gather_layer_norm",
     "gather_rows",
+    "merge_tokens",
     "saliency_topk",
     "scatter_key_value_",
     "scatter_residual",
@@ -47,6 +55,7 @@ __all__ = [
     "select_changed",
     "select_changed_below",
     "sparse_query_attention",
+    "spatial_redundancy",
     "token_cosine",
     "use_backend",
     "warmup",

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -89,6 +90,22 @@ def _channels(make: _Maker, g: Geometry) -> Tensor:
     return torch.arange(g.channels, device=make.device) % 2 == 0
 
 
+def _marked(make: _Maker, g: Geometry) -> Tensor:
+    """Two of three tokens of each frame."""
+    return (torch.arange(g.tokens, device=make.device) % 3 > 0).repeat(g.batch, 1)
+
+
+def _thirds(make: _Maker, g: Geometry) -> Tensor:
+    """Three neighbours each become one."""
+    return (torch.arange(g.tokens, device=make.device) // 3).int().repeat(g.batch, 1)
+
+
+def _grid(tokens: int) -> tuple[int, int]:
+    """Height and width of the grid nearest to a square."""
+    height = next(h for h in range(math.isqrt(tokens), 0, -1) if tokens % h == 0)
+    return height, tokens // height
+
+
 _ARGUMENTS: dict[str, Callable[[_Maker, Geometry], tuple[Any, ...]]] = {
     "token_cosine": lambda make, g: (make.frames(g), make.changed(g)),
     "select_changed": lambda make, g: (make.frames(g), make.changed(g), g.k, 0),
@@ -145,7 +162,29 @@ _ARGUMENTS: dict[str, Callable[[_Maker, Geometry], tuple[Any, ...]]] = {
         0.5,
         _channels(make, g),
     ),
+    "spatial_redundancy": lambda make, g: (
+        make.frames(g).unflatten(1, _grid(g.tokens)),
+        _marked(make, g).unflatten(1, _grid(g.tokens)),
+    ),
+    "compact_tokens": lambda make, g: (make.frames(g), _marked(make, g), g.batch * g.k),
+    "bipartite_match": lambda make, g: (make.frames(g), g.tokens // 3, 0),
+    "merge_tokens": lambda make, g: (make.frames(g), _thirds(make, g), -(-g.tokens // 3), None),
+    "attention_column_mean": lambda make, g: (
+        make.heads(g, g.tokens),
+        make.heads(g, g.tokens),
+        (g.channels // g.heads) ** -0.5,
+    ),
 }
+
+#: operators that see a frame after the projector
+_OF_FEATURES = (
+    "channel_variance",
+    "saliency_topk",
+    "spatial_redundancy",
+    "compact_tokens",
+    "bipartite_match",
+    "merge_tokens",
+)
 
 
 def arguments(
@@ -160,4 +199,4 @@ def arguments(
 
 def geometries(op: str) -> dict[str, Geometry]:
     """Return the geometries that an operator meets in practice, by name."""
-    return FEATURES if op in ("channel_variance", "saliency_topk") else TOWERS
+    return FEATURES if op in _OF_FEATURES else TOWERS

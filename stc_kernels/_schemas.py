@@ -52,6 +52,14 @@ SCHEMAS: dict[str, tuple[str, str]] = {
         "Tensor tokens, Tensor? memory, int k, str method, float alpha, Tensor? channels",
         "(Tensor, Tensor)",
     ),
+    "spatial_redundancy": ("Tensor tokens, Tensor? alive", "Tensor"),
+    "compact_tokens": ("Tensor tokens, Tensor keep, int capacity", "(Tensor, Tensor, Tensor)"),
+    "bipartite_match": ("Tensor metric, int r, int protected", "(Tensor, Tensor, Tensor)"),
+    "merge_tokens": (
+        "Tensor tokens, Tensor source_map, int count, Tensor? sizes",
+        "(Tensor, Tensor)",
+    ),
+    "attention_column_mean": ("Tensor query, Tensor key, float scale", "Tensor"),
 }
 
 #: names of all operators

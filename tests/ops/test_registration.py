@@ -19,6 +19,8 @@ INDICES = random_indices(2, 9, 4, torch.Generator().manual_seed(2))
 ROWS = torch.zeros(2, 4, 16)
 CHANNELS = torch.arange(16) > 7
 QUERY, KEY = ROWS.view(2, 4, 4, 4), X.view(2, 9, 4, 4)[:, :, :2]
+GRID = X.view(2, 3, 3, 16)
+SOURCES = (torch.arange(9, dtype=torch.int32) % 4 - 1).repeat(2, 1)
 
 ARGUMENTS = {
     "token_cosine": [(X, Y), (X, Y[0])],
@@ -40,6 +42,11 @@ ARGUMENTS = {
         (X, None, 3, "gaussian", 0.5, None),
         (X, Y[0, 0], 3, "dual_anchor", 0.5, CHANNELS),
     ],
+    "spatial_redundancy": [(GRID, None), (GRID, GRID[..., 0] > 0)],
+    "compact_tokens": [(X, X[..., 0] > 0, 11)],
+    "bipartite_match": [(X, 3, 0), (X, 4, 1)],
+    "merge_tokens": [(X, SOURCES, 3, None), (X, SOURCES, 4, None)],
+    "attention_column_mean": [(QUERY, KEY, 0.25)],
 }
 
 
@@ -89,13 +96,24 @@ def block(x: torch.Tensor, y: torch.Tensor, indices: torch.Tensor) -> list[torch
     return [keys, values, total, stc_kernels.bias_gelu(normed, x[0, 0], approximate="tanh")]
 
 
+def pruning(x: torch.Tensor, y: torch.Tensor, indices: torch.Tensor) -> list[torch.Tensor]:
+    """A function that uses every operator of the pruners but those of `everything`."""
+    redundancy = stc_kernels.spatial_redundancy((x * 2).unflatten(1, (3, 3)))
+    packed = stc_kernels.compact_tokens(x, redundancy.flatten(1) < 0.1, 7)
+    source_map, kept, _ = stc_kernels.bipartite_match(x, 3)
+    merged = stc_kernels.merge_tokens(y, source_map, 6)
+    heads = merged[0].unflatten(-1, (2, 8))
+    return [*packed, kept, *merged, stc_kernels.attention_column_mean(heads, heads)]
+
+
 @pytest.mark.parametrize(
     "compiler", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)]
 )
-@pytest.mark.parametrize("function", [everything, block])
+@pytest.mark.parametrize("function", [everything, block, pruning])
 def test_compiles_without_a_graph_break(backend, compiler, function):
-    if function is block and backend == "native":
-        pytest.skip(stc_kernels.available_backends("bias_gelu").unavailable["native"])
+    op = {everything: "token_cosine", block: "bias_gelu", pruning: "merge_tokens"}[function]
+    if backend not in (backends := stc_kernels.available_backends(op)):
+        pytest.skip(backends.unavailable[backend])
     torch.compiler.reset()
     compiled = torch.compile(function, fullgraph=True, backend=compiler)
     for got, expected in zip(compiled(X, Y, INDICES), function(X, Y, INDICES), strict=True):
