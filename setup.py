@@ -2,10 +2,13 @@
 """Decides whether to compile stc_kernels._C, and has CMake do it. All metadata: pyproject.toml.
 
 STC_KERNELS_BUILD selects the mode:
-  auto  (default) compile if torch, a C++ compiler and CMake are there, otherwise pure Python
-  cpu   compile, or stop with the reason
-  cuda  stop: this release has no native CUDA kernels
+  auto  (default) compile if torch, a C++ compiler and CMake are there, otherwise pure Python; with
+        CUDA kernels if nvcc is there, too
+  cpu   compile without CUDA kernels, or stop with the reason
+  cuda  compile with CUDA kernels, or stop with the reason
   none  pure Python
+STC_KERNELS_CUDA_ARCHS, or else TORCH_CUDA_ARCH_LIST, names the GPUs: 80,90+PTX or 8.0;9.0+PTX.
+MAX_JOBS limits how many files are compiled at once.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -29,6 +33,8 @@ from setuptools.command.build_py import build_py
 ROOT = Path(__file__).resolve().parent
 MODES = ("auto", "cpu", "cuda", "none")
 OLDEST_TORCH = (2, 10)
+#: GPUs compiled for by default, as far as nvcc knows them; later ones compile PTX of the last
+CUDA_ARCHS = ("80", "86", "89", "90", "100", "120")
 #: commands that produce something to install; the others (metadata, sdist) need no decision
 BUILDING = {"bdist_wheel", "build", "build_ext", "build_py", "develop", "editable_wheel", "install"}
 
@@ -63,6 +69,8 @@ class Toolchain(NamedTuple):
     cmake: str
     ninja: str | None
     pybind11_include: str
+    nvcc: str | None = None
+    cuda_archs: str | None = None
 
 
 class Decision(NamedTuple):
@@ -156,26 +164,86 @@ def find_toolchain() -> Toolchain:
     return Toolchain(torch_root, torch_version, compiler, cmake, ninja, include)
 
 
+def find_nvcc() -> str:
+    """Return the CUDA compiler: CUDACXX, of CUDA_HOME, on PATH, or in the usual place."""
+    if chosen := os.environ.get("CUDACXX"):
+        if path := shutil.which(chosen):
+            return path
+        raise CannotCompileError(f"CUDACXX is {chosen}, which is not there or cannot be run")
+    home = os.environ.get("CUDA_HOME")
+    places = [f"{home}/bin/nvcc"] if home else []
+    for place in (*places, "nvcc", "/usr/local/cuda/bin/nvcc"):
+        if path := shutil.which(place):
+            return path
+    raise CannotCompileError(
+        "nvcc was not found: install the CUDA toolkit, or set CUDA_HOME to where it is"
+    )
+
+
+def find_cuda_archs(nvcc: str) -> str:
+    """Return the architectures to compile for, such as "80,90+PTX", or exit with one sentence."""
+    for variable in ("STC_KERNELS_CUDA_ARCHS", "TORCH_CUDA_ARCH_LIST"):
+        wanted = os.environ.get(variable, "").strip()
+        names = [name for name in re.split(r"[,;\s]+", wanted) if name]
+        matches = [re.fullmatch(r"(\d+)\.?(\d[af]?)(\+PTX)?", name) for name in names]
+        if not all(matches):
+            raise SystemExit(f"{variable} must be a list such as 80,90+PTX, got {wanted!r}")
+        if matches:
+            return ",".join("".join(match.groups("")) for match in matches)
+    done = subprocess.run([nvcc, "--list-gpu-code"], capture_output=True, text=True)
+    known = [arch for arch in CUDA_ARCHS if f"sm_{arch}" in done.stdout.split()]
+    if not known:
+        raise CannotCompileError(f"{nvcc} knows no GPU from sm_{CUDA_ARCHS[0]} on: update it")
+    return ",".join(known) + "+PTX"
+
+
+def add_cuda(tools: Toolchain) -> Toolchain:
+    """Return the toolchain with all that CUDA kernels need, or raise CannotCompileError."""
+    if "+rocm" in tools.torch_version:
+        raise CannotCompileError(
+            f"torch {tools.torch_version} is for AMD GPUs, where the Triton kernels run"
+        )
+    nvcc = find_nvcc()
+    archs = find_cuda_archs(nvcc)
+    first = re.match(r"\w+", archs).group()
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder, "probe.cu")
+        source.write_text("#include <cuda_bf16.h>\n__global__ void probe() {}\n")
+        command = [nvcc, "-std=c++17", "-ccbin", shlex.split(tools.compiler)[-1], "-c"]
+        command += [f"-arch=sm_{first}", "-o", f"{folder}/probe.o", str(source)]
+        done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode != 0:
+        lines = (done.stderr or done.stdout).strip().splitlines()
+        errors = [line for line in lines if "error" in line.lower()] or lines or ["no output"]
+        raise CannotCompileError(
+            f"{nvcc} cannot compile for sm_{first} with {tools.compiler} ({errors[0].strip()})"
+        )
+    return tools._replace(nvcc=nvcc, cuda_archs=archs)
+
+
 def decide() -> Decision:
     """Return what to build, or exit with one sentence."""
     mode = os.environ.get("STC_KERNELS_BUILD", "").strip().lower() or "auto"
     if mode not in MODES:
         raise SystemExit(f"STC_KERNELS_BUILD must be one of {', '.join(MODES)}, got {mode!r}")
-    if mode == "cuda":
-        raise SystemExit(
-            "STC_KERNELS_BUILD=cuda: this release has no native CUDA kernels; use auto (the "
-            "default), cpu or none"
-        )
     if mode == "none":
         return Decision(mode, False, "STC_KERNELS_BUILD=none")
     try:
         tools = find_toolchain()
     except CannotCompileError as error:
-        if mode == "cpu":
-            raise SystemExit(f"STC_KERNELS_BUILD=cpu: {error}") from None
+        if mode != "auto":
+            raise SystemExit(f"STC_KERNELS_BUILD={mode}: {error}") from None
         return Decision(mode, False, str(error))
     reason = f"{tools.compiler} against torch {tools.torch_version}"
-    return Decision(mode, True, reason, tools)
+    if mode == "cpu":
+        return Decision(mode, True, reason, tools)
+    try:
+        tools = add_cuda(tools)
+    except CannotCompileError as error:
+        if mode == "cuda":
+            raise SystemExit(f"STC_KERNELS_BUILD=cuda: {error}") from None
+        return Decision(mode, True, f"{reason}; no CUDA kernels: {error}", tools)
+    return Decision(mode, True, f"{reason}; {tools.nvcc} for {tools.cuda_archs}", tools)
 
 
 class BuildPython(build_py):
@@ -215,6 +283,9 @@ class BuildNative(build_ext):
             "STC_TORCH_VERSION": tools.torch_version,
             "STC_PYBIND11_INCLUDE": tools.pybind11_include,
         }
+        if tools.nvcc:
+            values |= {"STC_WITH_CUDA": "ON", "STC_CUDA_ARCHS": tools.cuda_archs}
+            values |= {"CMAKE_CUDA_COMPILER": tools.nvcc}
         if tools.ninja:
             values["CMAKE_MAKE_PROGRAM"] = tools.ninja
         configure = [tools.cmake, "-S", str(ROOT), "-B", str(build), "--fresh"]
@@ -229,6 +300,8 @@ class BuildNative(build_ext):
 DECISION = decide() if BUILDING & set(sys.argv) else None
 if DECISION is not None:
     kind = "with native CPU kernels" if DECISION.native else "pure Python"
+    if DECISION.tools and DECISION.tools.nvcc:
+        kind = "with native CPU and CUDA kernels"
     print(f"stc-kernels: building {kind} ({DECISION.mode}: {DECISION.reason})", flush=True)
 
 setup(

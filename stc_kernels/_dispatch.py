@@ -30,7 +30,7 @@ BACKENDS: tuple[str, ...] = ("native", "triton", "reference")
 # Fastest first. Only backends that exist for the device type are listed.
 _PREFERENCE: dict[str, tuple[str, ...]] = {
     "cpu": ("native", "reference"),
-    "cuda": ("triton", "reference"),
+    "cuda": ("triton", "native", "reference"),
 }
 
 _implementations: dict[str, dict[str, Callable[..., Any]]] = {op: {} for op in OPS}
@@ -133,7 +133,7 @@ def _reason_against(op: str, backend: str, device: str) -> str | None:
         return None
     if backend == "triton":
         return _triton.why_unavailable(op, device)
-    if reason := _native.load():
+    if reason := _native.load() or _native.why_not_on(device):
         return reason
     return None if _is_compiled(op, device) else _not_compiled(device)
 

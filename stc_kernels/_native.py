@@ -69,6 +69,21 @@ def load() -> str | None:
     return _import()[1]
 
 
+@functools.cache
+def why_not_on(device: str) -> str | None:
+    """Return None if the loaded library can run on a device type, else the reason."""
+    if device != "cuda":
+        return None
+    info = build_info()
+    if info["cuda_archs"] is None:
+        return f"the compiled library was built without CUDA kernels ({info['build_reason']})"
+    if torch.version.hip is not None:
+        return "the compiled library has kernels for NVIDIA GPUs only"
+    if not torch.backends.cuda.is_built():
+        return f"torch {torch.__version__} has no CUDA support"
+    return None if torch.cuda.is_available() else "torch sees no GPU"
+
+
 def build_info() -> dict[str, object]:
     """Return facts about the compiled library.
 
@@ -77,7 +92,8 @@ def build_info() -> dict[str, object]:
     dict
         ``native`` says whether the library is loaded. If it is: ``version``, ``compiler``,
         ``torch_built_against``, ``torch_target``, ``cpu_capabilities`` (compiled),
-        ``cpu_capability`` (in use), ``cuda_archs``, ``build_mode``, ``build_reason`` and
+        ``cpu_capability`` (in use), ``cuda_archs`` (None without CUDA kernels), ``cuda_version``
+        (of nvcc), ``build_mode``, ``build_reason`` and
         ``namespace``. If not: ``build_mode``, ``build_reason`` (None where no build has run) and
         ``reason``.
     """

@@ -13,6 +13,7 @@
 #include <optional>
 #include <string>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 #include "stc/kernel_table.h"
@@ -99,6 +100,10 @@ void parallel(int64_t n, int64_t elements_per_item, const F& f) {
 // kernels take to fill it.
 constexpr int64_t kScratchBytes = int64_t{8} << 20;
 float* scratch_floats(int64_t count);
+
+// Checked parameters of the cosine on either kind of device, and the result that they point to.
+std::pair<CosineParams, Tensor> cosine_params(const char* op, const Tensor& current,
+                                              const Tensor& reference);
 
 // The ops; register.cpp binds them.
 Tensor token_cosine(const Tensor& current, const Tensor& reference);

@@ -18,7 +18,13 @@ py::dict build_info() {
   info["torch_target"] = STC_TORCH_TARGET;
   info["cpu_capabilities"] = py::str(stc::compiled_capabilities()).attr("split")();
   info["cpu_capability"] = stc::kernels().name;
+#if defined(STC_WITH_CUDA)
+  info["cuda_archs"] = py::str(STC_CUDA_ARCHS).attr("split")(",");
+  info["cuda_version"] = STC_CUDA_VERSION;
+#else
   info["cuda_archs"] = py::none();
+  info["cuda_version"] = py::none();
+#endif
   info["build_mode"] = STC_BUILD_MODE;
   info["build_reason"] = STC_BUILD_REASON;
   info["namespace"] = STC_NAMESPACE;
@@ -29,6 +35,6 @@ py::dict build_info() {
 
 PYBIND11_MODULE(_C, m) {
   stc::kernels();  // chosen here, where a wrong choice becomes an ImportError with its sentence
-  m.doc() = "Native operators of stc_kernels for the CPU.";
+  m.doc() = "Native operators of stc_kernels.";
   m.def("build_info", &build_info, "Facts about this build, as a dict.");
 }

@@ -3,9 +3,8 @@
 
 namespace stc::bindings {
 
-namespace {
-
-Tensor cosine(const char* op, const Tensor& current, const Tensor& reference) {
+std::pair<CosineParams, Tensor> cosine_params(const char* op, const Tensor& current,
+                                              const Tensor& reference) {
   check_dim(op, "current", current, 3);
   check_companion(op, "reference", reference, current);
   CosineParams p = {};
@@ -13,13 +12,20 @@ Tensor cosine(const char* op, const Tensor& current, const Tensor& reference) {
   p.current = view_of(current);
   p.reference = view_of(reference);
   p.tokens = current.size(1);
+  p.rows = current.size(0) * p.tokens;
   p.channels = current.size(2);
-  const int64_t batch = current.size(0);
-  const Tensor out = empty_like_device(current, {batch, p.tokens}, ScalarType::Float);
+  const Tensor out = empty_like_device(current, {current.size(0), p.tokens}, ScalarType::Float);
   p.similarity = static_cast<float*>(out.mutable_data_ptr());
-  parallel(batch * p.tokens, 2 * p.channels,
-           [&](int64_t b, int64_t e) { kernels().token_cosine(p, b, e); });
-  return out;
+  return {p, out};
+}
+
+namespace {
+
+Tensor cosine(const char* op, const Tensor& current, const Tensor& reference) {
+  const auto [p, similarity] = cosine_params(op, current, reference);
+  parallel(p.rows, 2 * p.channels,
+           [&p = p](int64_t b, int64_t e) { kernels().token_cosine(p, b, e); });
+  return similarity;
 }
 
 }  // namespace

@@ -12,6 +12,7 @@ struct CosineParams {
   DType dtype;
   TokenView current;
   TokenView reference;
+  int64_t rows;  // batch * tokens
   int64_t tokens;
   int64_t channels;
   float* similarity;  // (batch, tokens)
