@@ -5,10 +5,22 @@
 
 #include <cuda_runtime_api.h>
 
-#include "stc/params.h"
+#include "stc/cuda_params.h"
 
 namespace stc::cuda {
 
 cudaError_t token_cosine(const CosineParams& p, cudaStream_t stream);
+// `keys` is not used.
+cudaError_t select(const SelectParams& p, int64_t rows, cudaStream_t stream);
+cudaError_t gather_rows(const GatherParams& p, cudaStream_t stream);
+cudaError_t scatter_rows(const ScatterParams& p, cudaStream_t stream);
+cudaError_t scatter_key_value(const KeyValueParams& p, cudaStream_t stream);
+cudaError_t scatter_residual(const ScatterResidualParams& p, cudaStream_t stream);
+cudaError_t gather_layer_norm(const GatherNormParams& p, cudaStream_t stream);
+cudaError_t add_layer_norm(const AddNormParams& p, cudaStream_t stream);
+cudaError_t bias_gelu(const BiasGeluParams& p, cudaStream_t stream);
+// Merges what p.blocks blocks of p.block_rows rows have found.
+cudaError_t channel_variance(const VarianceParams& p, cudaStream_t stream);
+cudaError_t saliency_scores(const SaliencyScoreParams& p, cudaStream_t stream);
 
 }  // namespace stc::cuda

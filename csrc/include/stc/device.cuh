@@ -17,8 +17,9 @@ namespace stc::cuda {
 
 constexpr int kWarp = 32;
 constexpr unsigned kAllLanes = 0xffffffffu;
-//! warps of a block whose warps each take one token
-constexpr int kRowWarps = 4;
+constexpr int kRowWarps = 4;    // warps of a block whose warps take one row each
+constexpr int kRowThreads = kRowWarps * kWarp;
+constexpr int kRowUnroll = 4;   // packs per row and lane that are on their way at once
 
 STC_DEVICE float to_float(float x) { return x; }
 STC_DEVICE float to_float(__half x) { return __half2float(x); }
@@ -45,7 +46,7 @@ struct alignas(sizeof(T) * V < 16 ? sizeof(T) * V : 16) Pack {
   T lane[V];
 };
 
-// A pack at channel `c` of a row; kUnit rows are read as vectors, others one element at a time.
+// A pack at channel `c` of a row. V > 1 is for rows whose channels are next to each other.
 template <int V, typename T>
 STC_DEVICE Pack<T, V> load_pack(const T* row, int64_t c, int64_t stride) {
   if constexpr (V > 1) {
@@ -64,14 +65,6 @@ STC_DEVICE void store_pack(T* row, int64_t c, int64_t stride, const Pack<T, V>& 
   }
 }
 
-template <typename T, int V>
-STC_DEVICE Pack<T, V> zero_pack() {
-  Pack<T, V> pack;
-#pragma unroll
-  for (int v = 0; v < V; ++v) pack.lane[v] = T{};
-  return pack;
-}
-
 template <typename T>
 STC_DEVICE const T* row_of(const TokenView& view, int64_t frame, int64_t token) {
   return static_cast<const T*>(view.data) + frame * view.batch_stride + token * view.token_stride;
@@ -79,6 +72,59 @@ STC_DEVICE const T* row_of(const TokenView& view, int64_t frame, int64_t token) 
 template <typename T>
 STC_DEVICE T* row_of(const MutableTokenView& view, int64_t frame, int64_t token) {
   return static_cast<T*>(view.data) + frame * view.batch_stride + token * view.token_stride;
+}
+
+// V channels as floats.
+template <int V, typename T>
+STC_DEVICE void unpack(const T* row, int64_t c, int64_t stride, float (&out)[V]) {
+  const Pack<T, V> pack = load_pack<V>(row, c, stride);
+#pragma unroll
+  for (int v = 0; v < V; ++v) out[v] = to_float(pack.lane[v]);
+}
+template <int V>
+STC_DEVICE void unpack(const ChannelVector& vector, int64_t c, float otherwise, float (&out)[V]) {
+  if (vector.data == nullptr) {
+#pragma unroll
+    for (int v = 0; v < V; ++v) out[v] = otherwise;
+  } else if (vector.dtype == DType::kFloat32) {
+    unpack<V>(static_cast<const float*>(vector.data), c, vector.channel_stride, out);
+  } else if (vector.dtype == DType::kFloat16) {
+    unpack<V>(static_cast<const __half*>(vector.data), c, vector.channel_stride, out);
+  } else {
+    unpack<V>(static_cast<const __nv_bfloat16*>(vector.data), c, vector.channel_stride, out);
+  }
+}
+
+template <typename T, int V>
+STC_DEVICE Pack<T, V> pack_floats(const float (&values)[V]) {
+  Pack<T, V> pack;
+#pragma unroll
+  for (int v = 0; v < V; ++v) pack.lane[v] = from_float<T>(values[v]);
+  return pack;
+}
+
+// One warp goes through the channels of a row: load(u, c) for a few packs, so that all of their
+// loads are on their way, then use(u, c) for the same. `u` is a constant after unrolling.
+template <int V, typename Load, typename Use>
+STC_DEVICE void sweep_row(int64_t channels, const Load& load, const Use& use) {
+  const int64_t lane = threadIdx.x % kWarp;
+  for (int64_t start = lane * V; start < channels; start += kWarp * V * kRowUnroll) {
+#pragma unroll
+    for (int u = 0; u < kRowUnroll; ++u) {
+      const int64_t c = start + u * kWarp * V;
+      if (c < channels) load(u, c);
+    }
+#pragma unroll
+    for (int u = 0; u < kRowUnroll; ++u) {
+      const int64_t c = start + u * kWarp * V;
+      if (c < channels) use(u, c);
+    }
+  }
+}
+
+// The row that the warp of this thread takes.
+STC_DEVICE int64_t row_of_warp() {
+  return static_cast<int64_t>(blockIdx.x) * kRowWarps + threadIdx.x / kWarp;
 }
 
 // The same value in all lanes, added in a fixed order.
@@ -112,6 +158,10 @@ template <typename T>
 constexpr int kVector = 16 / static_cast<int>(sizeof(T));
 
 // Whether every row of a view can be read by 16-byte loads.
+inline bool vectorises(const ChannelVector& vector) {
+  return vector.data == nullptr ||
+         (reinterpret_cast<uintptr_t>(vector.data) % 16 == 0 && vector.channel_stride == 1);
+}
 template <typename View>
 bool vectorises(const View& view, int64_t channels, int64_t vector) {
   const bool aligned = reinterpret_cast<uintptr_t>(view.data) % 16 == 0;

@@ -36,6 +36,8 @@ struct SelectParams {
 struct GatherParams {
   TokenView source;
   const int32_t* indices;
+  int64_t count;   // batch * picked
+  int64_t tokens;  // of source
   int64_t picked;
   int64_t channels;
   int64_t element_size;
@@ -47,6 +49,8 @@ struct ScatterParams {
   MutableTokenView target;
   TokenView rows;
   const int32_t* indices;
+  int64_t count;   // batch * picked
+  int64_t tokens;  // of target
   int64_t picked;
   int64_t channels;
   int64_t element_size;

@@ -4,21 +4,10 @@
 #pragma once
 
 #include "stc/params.h"
+#include "stc/selection_key.h"
 #include "stc/simd.h"
 
 namespace stc::STC_ISA {
-
-// Unsigned order of the result = order of the floats; +0 and -0 are the same key.
-STC_INLINE uint32_t ordered_bits(float x) {
-  const uint32_t bits = bit_cast<uint32_t>(x + 0.0f);
-  return (bits & 0x80000000u) ? ~bits : bits | 0x80000000u;
-}
-
-// Smaller key = chosen earlier. A number never has a key of 0, 1 or 0xffffffff.
-STC_INLINE uint32_t selection_key(float score, bool highest) {
-  if (score != score) return highest ? 0xffffffffu : 1u;
-  return highest ? ~ordered_bits(score) : ordered_bits(score);
-}
 
 struct Cut {
   uint32_t key;  // all smaller keys are chosen

@@ -26,6 +26,13 @@ struct TokenView {
   int64_t channel_stride;
 };
 
+// A (C,) tensor of any dtype and stride; null data stands for one that is not given.
+struct ChannelVector {
+  DType dtype;
+  const void* data;
+  int64_t channel_stride;
+};
+
 struct MutableTokenView {
   void* data;
   int64_t batch_stride;
