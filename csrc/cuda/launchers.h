@@ -5,7 +5,9 @@
 
 #include <cuda_runtime_api.h>
 
+#include "stc/attention_params.h"
 #include "stc/cuda_params.h"
+#include "stc/pruning_params.h"
 
 namespace stc::cuda {
 
@@ -22,5 +24,8 @@ cudaError_t bias_gelu(const BiasGeluParams& p, cudaStream_t stream);
 // Merges what p.blocks blocks of p.block_rows rows have found.
 cudaError_t channel_variance(const VarianceParams& p, cudaStream_t stream);
 cudaError_t saliency_scores(const SaliencyScoreParams& p, cudaStream_t stream);
+cudaError_t spatial_redundancy(const RedundancyParams& p, cudaStream_t stream);
+cudaError_t compact_tokens(const CompactParams& p, cudaStream_t stream);
+cudaError_t sparse_query_attention(const AttentionParams& p, cudaStream_t stream);
 
 }  // namespace stc::cuda

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "stc/spatial_redundancy.cuh"
-
 #include "launchers.h"
+#include "stc/spatial_redundancy.cuh"
 
 namespace stc::cuda {
 

@@ -33,5 +33,10 @@ class OnDevice {
 };
 
 Tensor token_cosine(const Tensor& current, const Tensor& reference);
+Tensor spatial_redundancy(const Tensor& tokens, std::optional<Tensor> alive);
+std::tuple<Tensor, Tensor, Tensor> compact_tokens(const Tensor& tokens, const Tensor& keep,
+                                                  int64_t capacity);
+Tensor sparse_query_attention(const Tensor& query, const Tensor& key, const Tensor& value,
+                              double scale, std::optional<Tensor> key_bias);
 
 }  // namespace stc::bindings::cuda

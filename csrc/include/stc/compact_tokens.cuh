@@ -3,8 +3,8 @@
 // tokens numbered, rows copied. Sums of integers only, so the order of blocks does not matter.
 #pragma once
 
-#include "stc/device.cuh"
 #include "stc/pruning_params.h"
+#include "stc/rows.cuh"
 
 namespace stc::cuda {
 
@@ -90,21 +90,19 @@ __global__ void __launch_bounds__(kCompactThreads) compact_number_kernel(const C
   }
 }
 
-// Block: rows of the output, one warp each; zeros where there is no token.
-template <typename T, int V>
-__global__ void __launch_bounds__(kWarp* kRowWarps) compact_copy_kernel(const CompactParams p) {
-  const int64_t place = static_cast<int64_t>(blockIdx.x) * kRowWarps + threadIdx.y;
+// Warp: one row of the output. Copies bits, so Unit is uint16_t or uint32_t.
+template <typename Unit, int V>
+__global__ void __launch_bounds__(kRowThreads) compact_copy_kernel(const CompactParams p) {
+  const int64_t place = row_of_warp();
   if (place >= p.capacity) return;
   const int64_t source = p.indices[place];
-  T* to = static_cast<T*>(p.packed) + place * p.channels;
-  const T* from = source < 0 ? nullptr
-                             : row_of<T>(p.tokens, source / p.tokens_per_frame,
-                                         source % p.tokens_per_frame);
-#pragma unroll 4
-  for (int64_t c = threadIdx.x * V; c < p.channels; c += kWarp * V) {
-    const Pack<T, V> pack =
-        from == nullptr ? zero_pack<T, V>() : load_pack<V>(from, c, p.tokens.channel_stride);
-    store_pack<V>(to, c, 1, pack);
+  Unit* to = static_cast<Unit*>(p.packed) + place * p.channels;
+  if (source < 0) {
+    zero_row<V>(to, p.channels);
+  } else {
+    const Unit* from =
+        row_of<Unit>(p.tokens, source / p.tokens_per_frame, source % p.tokens_per_frame);
+    copy_row<V>(to, 1, from, p.tokens.channel_stride, p.channels);
   }
 }
 

@@ -37,6 +37,9 @@ __global__ void __launch_bounds__(kGridThreads) neighbour_dots_kernel(const Redu
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
   const T* corner = static_cast<const T*>(p.tokens.data) + at.frame * p.tokens.frame_stride +
                     at.row * p.tokens.row_stride + at.column * p.tokens.column_stride;
+  Pack<T, V> zero;
+#pragma unroll
+  for (int v = 0; v < V; ++v) zero.lane[v] = from_float<T>(0.0f);
   float square[kTokens] = {}, right[kTokens] = {}, below[kTokens] = {};
   for (int64_t c = threadIdx.x * V; c < p.channels; c += kGridThreads * V) {
     Pack<T, V> upper[Columns + 1];
@@ -44,9 +47,10 @@ __global__ void __launch_bounds__(kGridThreads) neighbour_dots_kernel(const Redu
 #pragma unroll
       for (int x = 0; x <= Columns; ++x) {
         const bool inside = at.row + r < p.rows && at.column + x < p.columns;
-        row[x] = inside ? load_pack<V>(corner + r * p.tokens.row_stride + x * p.tokens.column_stride,
-                                       c, p.tokens.channel_stride)
-                        : zero_pack<T, V>();
+        row[x] = inside
+                     ? load_pack<V>(corner + r * p.tokens.row_stride + x * p.tokens.column_stride,
+                                    c, p.tokens.channel_stride)
+                     : zero;
       }
     };
     load_row(upper, 0);
@@ -99,8 +103,8 @@ __global__ void __launch_bounds__(kGridThreads) neighbour_dots_kernel(const Redu
 constexpr int kMaximaThreads = 128;
 
 // Thread: one token.
-__global__ void __launch_bounds__(kMaximaThreads) neighbour_maxima_kernel(
-    const RedundancyParams p) {
+__global__ void __launch_bounds__(kMaximaThreads)
+    neighbour_maxima_kernel(const RedundancyParams p) {
   const int64_t token = static_cast<int64_t>(blockIdx.x) * kMaximaThreads + threadIdx.x;
   if (token >= p.frames * p.rows * p.columns) return;
   const int64_t column = token % p.columns, row = token / p.columns % p.rows;
@@ -110,8 +114,8 @@ __global__ void __launch_bounds__(kMaximaThreads) neighbour_maxima_kernel(
   const auto look = [&](bool exists, int64_t r, int64_t c, int64_t other, float dot) {
     if (!exists) return;
     const GridMask& alive = p.alive;
-    if (alive.data != nullptr && !alive.data[frame * alive.frame_stride + r * alive.row_stride +
-                                             c * alive.column_stride]) {
+    if (alive.data != nullptr &&
+        !alive.data[frame * alive.frame_stride + r * alive.row_stride + c * alive.column_stride]) {
       return;
     }
     const float cosine = dot / (norm * p.norm[other]);

@@ -1,0 +1,77 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "common.h"
+
+namespace stc::bindings::cuda {
+
+Tensor spatial_redundancy(const Tensor& tokens, std::optional<Tensor> alive) {
+  const char* op = "spatial_redundancy";
+  const OnDevice on(op, tokens);
+  check_dim(op, "tokens", tokens, 4);
+  RedundancyParams p = {};
+  p.dtype = dtype_of(op, "tokens", tokens);
+  p.tokens = {tokens.const_data_ptr(), tokens.stride(0), tokens.stride(1), tokens.stride(2),
+              tokens.stride(3)};
+  p.frames = tokens.size(0);
+  p.rows = tokens.size(1);
+  p.columns = tokens.size(2);
+  p.channels = tokens.size(3);
+  if (alive.has_value()) {
+    on.check("alive", *alive);
+    check_dim(op, "alive", *alive, 3);
+    for (int64_t i = 0; i < 3; ++i) check_size(op, "alive", *alive, i, tokens.size(i));
+    STD_TORCH_CHECK(alive->scalar_type() == ScalarType::Bool, "`", op, "`: alive must be bool");
+    p.alive = {static_cast<const bool*>(alive->const_data_ptr()), alive->stride(0),
+               alive->stride(1), alive->stride(2)};
+  }
+  const auto floats = [&](std::initializer_list<int64_t> sizes) {
+    return empty_like_device(tokens, sizes, ScalarType::Float);
+  };
+  const Tensor out = floats({p.frames, p.rows, p.columns});
+  const Tensor scratch = floats({3, p.frames * p.rows * p.columns});
+  p.redundancy = static_cast<float*>(out.mutable_data_ptr());
+  p.norm = static_cast<float*>(scratch.mutable_data_ptr());
+  p.dot_right = p.norm + scratch.size(1);
+  p.dot_below = p.dot_right + scratch.size(1);
+  on.launched(stc::cuda::spatial_redundancy(p, on.stream()));
+  return out;
+}
+
+std::tuple<Tensor, Tensor, Tensor> compact_tokens(const Tensor& tokens, const Tensor& keep,
+                                                  int64_t capacity) {
+  const char* op = "compact_tokens";
+  const OnDevice on(op, tokens);
+  on.check("keep", keep);
+  check_dim(op, "tokens", tokens, 3);
+  check_dim(op, "keep", keep, 2);
+  for (int64_t i = 0; i < 2; ++i) check_size(op, "keep", keep, i, tokens.size(i));
+  STD_TORCH_CHECK(keep.scalar_type() == ScalarType::Bool, "`", op, "`: keep must be bool");
+  CompactParams p = {};
+  p.tokens = view_of(tokens);
+  p.keep = static_cast<const bool*>(keep.const_data_ptr());
+  p.keep_frame_stride = keep.stride(0);
+  p.keep_token_stride = keep.stride(1);
+  p.frames = tokens.size(0);
+  p.tokens_per_frame = tokens.size(1);
+  p.channels = tokens.size(2);
+  p.element_size = size_of(dtype_of(op, "tokens", tokens));
+  p.capacity = capacity;
+  const int64_t total = p.frames * p.tokens_per_frame;
+  STD_TORCH_CHECK(total <= INT32_MAX, "`", op, "`: tokens must be fewer than 2**31 in all, got ",
+                  total);
+  STD_TORCH_CHECK(capacity >= 0 && capacity <= total, "`", op, "`: capacity must be between 0 and ",
+                  total, " (tokens of all frames), got ", capacity);
+  const auto ints = [&](int64_t size) {
+    return empty_like_device(tokens, {size}, ScalarType::Int);
+  };
+  const Tensor packed = empty_like_device(tokens, {capacity, p.channels}, tokens.scalar_type());
+  const Tensor indices = ints(capacity), counts = ints(p.frames);
+  const Tensor scratch = ints(p.frames * pieces_per_frame(p.tokens_per_frame));
+  p.packed = packed.mutable_data_ptr();
+  p.indices = static_cast<int32_t*>(indices.mutable_data_ptr());
+  p.counts = static_cast<int32_t*>(counts.mutable_data_ptr());
+  p.piece_counts = static_cast<int32_t*>(scratch.mutable_data_ptr());
+  on.launched(stc::cuda::compact_tokens(p, on.stream()));
+  return {packed, indices, counts};
+}
+
+}  // namespace stc::bindings::cuda
