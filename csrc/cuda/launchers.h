@@ -21,6 +21,8 @@ cudaError_t add_layer_norm(const AddNormParams& p, cudaStream_t stream);
 cudaError_t bias_gelu(const BiasGeluParams& p, cudaStream_t stream);
 // Merges what p.blocks blocks of p.block_rows rows have found.
 cudaError_t channel_variance(const VarianceParams& p, cudaStream_t stream);
+// `parts` is saliency_parts(tokens_per_frame).
 cudaError_t saliency_scores(const SaliencyScoreParams& p, cudaStream_t stream);
+int64_t saliency_parts(int64_t tokens);
 
 }  // namespace stc::cuda
