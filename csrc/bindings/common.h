@@ -105,6 +105,17 @@ float* scratch_floats(int64_t count);
 std::pair<CosineParams, Tensor> cosine_params(const char* op, const Tensor& current,
                                               const Tensor& reference);
 
+// (batch, picked, channels) rows that go where `indices` (batch, picked) say, as x has them.
+void check_rows(const char* op, const char* name, const Tensor& rows, const Tensor& x,
+                const Tensor& indices);
+
+inline const int32_t* int_data(const Tensor& t) {
+  return static_cast<const int32_t*>(t.const_data_ptr());
+}
+
+// Tells autograd of a mutation.
+void mark_as_written(const Tensor& x);
+
 // The ops; register.cpp binds them.
 Tensor token_cosine(const Tensor& current, const Tensor& reference);
 std::tuple<Tensor, Tensor> select_changed(const Tensor& current, const Tensor& reference, int64_t k,

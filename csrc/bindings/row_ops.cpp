@@ -23,23 +23,6 @@ Tensor checked_indices(const char* op, const Tensor& indices, int64_t batch, int
   return packed;
 }
 
-const int32_t* int_data(const Tensor& t) { return static_cast<const int32_t*>(t.const_data_ptr()); }
-
-void check_rows(const char* op, const Tensor& rows, const Tensor& x, const Tensor& indices) {
-  check_same_dtype(op, "rows", rows, x);
-  check_dim(op, "rows", rows, 3);
-  check_size(op, "rows", rows, 0, x.size(0));
-  check_size(op, "rows", rows, 1, indices.size(1));
-  check_size(op, "rows", rows, 2, x.size(2));
-}
-
-// Autograd learns of a mutation from the version counter, and the stable ABI has no way to raise it
-// but an in-place operator: one on an empty view costs least and shares the counter.
-void mark_as_written(const Tensor& x) {
-  Tensor nothing = torch::stable::narrow(const_cast<Tensor&>(x), 0, 0, 0);
-  torch::stable::zero_(nothing);
-}
-
 std::vector<float> affine(const char* name, const std::optional<Tensor>& t, int64_t channels,
                           float otherwise) {
   if (t.has_value()) return to_floats("gather_layer_norm", name, *t, channels);
@@ -47,6 +30,22 @@ std::vector<float> affine(const char* name, const std::optional<Tensor>& t, int6
 }
 
 }  // namespace
+
+void check_rows(const char* op, const char* name, const Tensor& rows, const Tensor& x,
+                const Tensor& indices) {
+  check_same_dtype(op, name, rows, x);
+  check_dim(op, name, rows, 3);
+  check_size(op, name, rows, 0, x.size(0));
+  check_size(op, name, rows, 1, indices.size(1));
+  check_size(op, name, rows, 2, x.size(2));
+}
+
+// The stable ABI has no way to raise the version counter but an in-place operator: one on an empty
+// view costs least and shares the counter.
+void mark_as_written(const Tensor& x) {
+  Tensor nothing = torch::stable::narrow(const_cast<Tensor&>(x), 0, 0, 0);
+  torch::stable::zero_(nothing);
+}
 
 Tensor gather_rows(const Tensor& x, const Tensor& indices) {
   check_dim("gather_rows", "x", x, 3);
@@ -66,7 +65,7 @@ Tensor gather_rows(const Tensor& x, const Tensor& indices) {
 void scatter_rows(Tensor x, const Tensor& indices, const Tensor& rows) {
   check_dim("scatter_rows_", "x", x, 3);
   const Tensor at = checked_indices("scatter_rows_", indices, x.size(0), x.size(1));
-  check_rows("scatter_rows_", rows, x, at);
+  check_rows("scatter_rows_", "rows", rows, x, at);
   ScatterParams p = {};
   p.element_size = size_of(dtype_of("scatter_rows_", "x", x));
   p.target = mutable_view_of(x);
@@ -107,7 +106,7 @@ Tensor scatter_residual(const Tensor& base, const Tensor& update, const Tensor& 
   check_companion(op, "update", update, base);
   const int64_t batch = base.size(0), tokens = base.size(1), channels = base.size(2);
   const Tensor at = checked_indices(op, indices, batch, tokens);
-  check_rows(op, rows, base, at);
+  check_rows(op, "rows", rows, base, at);
   // Turned round, so that one sweep over the tokens knows what to add to each.
   std::vector<int32_t> row_of_token(static_cast<size_t>(batch * tokens), -1);
   const int32_t* token = int_data(at);

@@ -23,7 +23,9 @@ cudaError_t add_layer_norm(const AddNormParams& p, cudaStream_t stream);
 cudaError_t bias_gelu(const BiasGeluParams& p, cudaStream_t stream);
 // Merges what p.blocks blocks of p.block_rows rows have found.
 cudaError_t channel_variance(const VarianceParams& p, cudaStream_t stream);
+// `parts` is saliency_parts(tokens_per_frame).
 cudaError_t saliency_scores(const SaliencyScoreParams& p, cudaStream_t stream);
+int64_t saliency_parts(int64_t tokens);
 cudaError_t spatial_redundancy(const RedundancyParams& p, cudaStream_t stream);
 cudaError_t compact_tokens(const CompactParams& p, cudaStream_t stream);
 cudaError_t sparse_query_attention(const AttentionParams& p, cudaStream_t stream);

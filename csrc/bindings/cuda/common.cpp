@@ -38,6 +38,23 @@ void OnDevice::check(const char* name, const Tensor& t) const {
                   " must be on the device of the first argument");
 }
 
+ChannelVector OnDevice::channels(const char* name, const std::optional<Tensor>& t,
+                                 int64_t channels) const {
+  if (!t.has_value()) return {};
+  check(name, *t);
+  check_dim(op_, name, *t, 1);
+  check_size(op_, name, *t, 0, channels);
+  return {dtype_of(op_, name, *t), t->const_data_ptr(), t->stride(0)};
+}
+
+Tensor OnDevice::indices(const Tensor& t, int64_t batch) const {
+  check("indices", t);
+  check_dim(op_, "indices", t, 2);
+  check_size(op_, "indices", t, 0, batch);
+  STD_TORCH_CHECK(t.scalar_type() == ScalarType::Int, "`", op_, "`: indices must be int32");
+  return t.is_contiguous() ? t : torch::stable::contiguous(t);
+}
+
 void OnDevice::launched(cudaError_t status) const {
   // Also what an earlier launch left behind, which would otherwise be blamed on a later one.
   const cudaError_t pending = cudaGetLastError();
