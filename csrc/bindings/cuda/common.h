@@ -70,4 +70,5 @@ Tensor sparse_query_attention(const Tensor& query, const Tensor& key, const Tens
 
 // Shared by the selecting ops: the indices of each row of `scores` (rows, tokens).
 Tensor select_indices(const OnDevice& on, const Tensor& scores, const Selection& how);
+
 }  // namespace stc::bindings::cuda
