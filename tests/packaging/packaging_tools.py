@@ -18,6 +18,28 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 ALLOWED = re.compile(r"(libtorch_cpu|libstdc\+\+|libm|libgcc_s|libc|ld-linux.*)\.so[.\d]*$")
 UNSTABLE = re.compile(r"\b(at|c10|torch)::")
 
+#: run by an interpreter that finds the package; fails where native and reference disagree
+COMPARE = """
+import torch, stc_kernels as stc
+print(stc.build_info()["cpu_capability"])
+torch.manual_seed(0)
+for dtype in (torch.float32, torch.float16, torch.bfloat16):
+    x, y = torch.randn(2, 40, 77).to(dtype), torch.randn(40, 77).to(dtype)
+    some = torch.rand(77) < 0.5
+    def answers():
+        indices, similarity = stc.select_changed(x, y, 9, pinned=1)
+        rows = stc.gather_layer_norm(x, indices, None, None, 1e-6)
+        picked, scores = stc.saliency_topk(x, torch.ones(77), 9, channels=some)
+        merged = stc.scatter_residual(x, y, indices, stc.gather_rows(x, indices))
+        return indices, similarity, rows, picked, scores, merged, stc.channel_variance(x)
+    with stc.use_backend("native"):
+        ours = answers()
+    with stc.use_backend("reference"):
+        theirs = answers()
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-2 if a.dtype != torch.float32 else 1e-5, atol=1e-5)
+"""
+
 
 def binutils(name: str, *arguments: object) -> str:
     if shutil.which(name) is None:

@@ -1,0 +1,90 @@
+// SPDX-License-Identifier: Apache-2.0
+// What the kernels decide on the host or share with it; run by CTest (-DSTC_BUILD_TESTS=ON).
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <limits>
+#include <vector>
+
+#include "stc/attention_params.h"
+#include "stc/pruning_params.h"
+#include "stc/selection_key.h"
+
+namespace {
+
+int failures = 0;
+
+void expect(bool holds, const char* what, int line) {
+  if (holds) return;
+  std::fprintf(stderr, "%s:%d: expected %s\n", __FILE__, line, what);
+  ++failures;
+}
+#define EXPECT(condition) expect(condition, #condition, __LINE__)
+
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
+
+void keys_order_as_scores_do() {
+  using stc::baseline::selection_key;
+  const std::vector<float> ascending = {-kInfinity, -1e38f, -1.0f, -1e-40f, 0.0f,
+                                        1e-40f,     0.5f,   1.0f,  1e38f,   kInfinity};
+  for (size_t i = 1; i < ascending.size(); ++i) {
+    EXPECT(selection_key(ascending[i - 1], false) < selection_key(ascending[i], false));
+    EXPECT(selection_key(ascending[i - 1], true) > selection_key(ascending[i], true));
+  }
+  for (const bool highest : {false, true}) {
+    EXPECT(selection_key(0.0f, highest) == selection_key(-0.0f, highest));
+    for (const float score : ascending) {
+      // Key 0 belongs to pinned tokens; NaN is chosen first among the lowest, last otherwise.
+      EXPECT(selection_key(score, highest) > 0);
+      EXPECT((selection_key(kNaN, highest) < selection_key(score, highest)) == !highest);
+    }
+  }
+}
+
+void pieces_cover_a_frame() {
+  const int64_t piece = stc::kCompactPiece;
+  EXPECT(stc::pieces_per_frame(0) == 0);
+  EXPECT(stc::pieces_per_frame(1) == 1);
+  EXPECT(stc::pieces_per_frame(piece) == 1);
+  EXPECT(stc::pieces_per_frame(piece + 1) == 2);
+  EXPECT(stc::pieces_per_frame((int64_t{1} << 31) - 1) == (int64_t{1} << 31) / piece);
+}
+
+void only_aligned_heads_go_to_tensor_cores() {
+  alignas(16) static const char storage[64] = {};
+  const int64_t width = 72;
+  const auto view = [&](int64_t offset) {
+    return stc::HeadView{storage + offset, 16 * 729 * width, 16 * width, width, 1};
+  };
+  stc::AttentionParams p = {};
+  p.dtype = stc::DType::kBFloat16;
+  p.width = width;
+  p.query = p.key = p.value = view(0);
+  EXPECT(stc::fits_tensor_cores(p));
+  p.dtype = stc::DType::kFloat32;
+  EXPECT(!stc::fits_tensor_cores(p));
+  p.dtype = stc::DType::kFloat16;
+  for (stc::HeadView* part : {&p.query, &p.key, &p.value}) {
+    *part = view(2);  // not at a multiple of 16 bytes
+    EXPECT(!stc::fits_tensor_cores(p));
+    *part = view(0);
+    part->token_stride += 4;
+    EXPECT(!stc::fits_tensor_cores(p));
+    *part = view(0);
+    part->channel_stride = 16;
+    EXPECT(!stc::fits_tensor_cores(p));
+    *part = view(0);
+  }
+  p.width = 70;
+  EXPECT(!stc::fits_tensor_cores(p));
+}
+
+}  // namespace
+
+int main() {
+  keys_order_as_scores_do();
+  pieces_cover_a_frame();
+  only_aligned_heads_go_to_tensor_cores();
+  return failures == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
+}
