@@ -4,11 +4,13 @@
 Stops with an error if a kernel spills registers or needs more shared memory than there is::
 
     python benchmarks/static_resources.py     # writes benchmarks/results/static_resources.csv
+    python benchmarks/static_resources.py --backend native     # keeps the rows of the other one
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import multiprocessing
 import os
 from pathlib import Path
@@ -21,6 +23,7 @@ os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
 import torch
 import triton
 from environment import write_rows
+from native_resources import native_rows, nvcc
 from rich.progress import track
 
 from stc_kernels import _examples, _triton, _tuning
@@ -102,20 +105,46 @@ def failures(rows: list[dict[str, object]]) -> list[str]:
 _LAUNCHES: list[tuple[str, str, Launch]] = []
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=RESULTS)
-    parser.add_argument("--processes", type=int, default=os.cpu_count())
-    arguments = parser.parse_args()
+def triton_rows(processes: int | None) -> list[dict[str, object]]:
+    """Compile every Triton kernel; a row per kernel, parameters and architecture."""
     _LAUNCHES.extend(launches_to_compile())
     jobs = [(number, target) for number in range(len(_LAUNCHES)) for target in TARGETS]
     # Forked, so that the workers have the launches, which cannot be sent.
-    with multiprocessing.get_context("fork").Pool(arguments.processes) as pool:
+    with multiprocessing.get_context("fork").Pool(processes) as pool:
         results = pool.imap(compile_one, jobs, chunksize=4)
         rows = list(track(results, "compiling", total=len(jobs)))
-    write_rows(arguments.out, [{**row, "triton": triton.__version__} for row in rows])
+    return [{**row, "triton": triton.__version__} for row in rows]
+
+
+def rows_of_others(path: Path, backends: set[str]) -> list[dict[str, object]]:
+    """Rows of an existing table that are not about these backends."""
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return [dict(row) for row in csv.DictReader(file) if row["backend"] not in backends]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--backend", choices=("triton", "native", "all"), default="all")
+    parser.add_argument("--processes", type=int, default=os.cpu_count())
+    arguments = parser.parse_args()
+    wanted = {"triton", "native"} if arguments.backend == "all" else {arguments.backend}
+    compiler = nvcc()
+    if "native" in wanted and compiler is None:
+        print("skipped the CUDA kernels: nvcc was not found")
+        wanted.discard("native")
+    rows = triton_rows(arguments.processes) if "triton" in wanted else []
+    if "native" in wanted and compiler is not None:
+        rows += native_rows(compiler)
+    others = rows_of_others(arguments.out, wanted)
+    columns = dict.fromkeys(name for row in (*others, *rows) for name in row)
+    table = [{name: row.get(name, "") for name in columns} for row in (*others, *rows)]
+    if table:
+        write_rows(arguments.out, table)
     bad = failures(rows)
-    print(f"{len(rows)} compilations for {', '.join(TARGETS)}: {len(bad)} spill or do not fit")
+    print(f"{len(rows)} compilations ({', '.join(sorted(wanted))}): {len(bad)} spill or do not fit")
     if bad:
         raise SystemExit("\n".join(bad))
 

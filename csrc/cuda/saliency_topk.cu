@@ -6,6 +6,7 @@
 namespace stc::cuda {
 
 cudaError_t channel_variance(const VarianceParams& p, cudaStream_t stream) {
+  if (p.rows > INT32_MAX) return cudaErrorInvalidConfiguration;
   const cudaError_t status = visit(p.dtype, [&](auto* type) {
     using T = ElementOf<decltype(type)>;
     constexpr int V = kVector<T>;

@@ -8,7 +8,8 @@ namespace stc::bindings::cuda {
 namespace {
 
 int32_t index_of(const char* op, const Tensor& t) {
-  STD_TORCH_CHECK(t.is_cuda(), "`", op, "`: the CUDA kernel was given a tensor that is not on a GPU");
+  STD_TORCH_CHECK(t.is_cuda(), "`", op,
+                  "`: the CUDA kernel was given a tensor that is not on a GPU");
   return t.get_device_index();
 }
 
@@ -18,9 +19,9 @@ cudaStream_t current_stream(const char* op, int32_t index) {
   using Getter = AOTITorchError (*)(int32_t, void**);
   static const Getter getter = [] {
     void* library = dlopen("libtorch_cuda.so", RTLD_LAZY | RTLD_NOLOAD);
-    return library == nullptr ? nullptr
-                              : reinterpret_cast<Getter>(
-                                    dlsym(library, "aoti_torch_get_current_cuda_stream"));
+    return library == nullptr
+               ? nullptr
+               : reinterpret_cast<Getter>(dlsym(library, "aoti_torch_get_current_cuda_stream"));
   }();
   STD_TORCH_CHECK(getter != nullptr, "`", op, "`: this build of torch has no CUDA support");
   void* stream = nullptr;
@@ -59,8 +60,9 @@ void OnDevice::launched(cudaError_t status) const {
   // Also what an earlier launch left behind, which would otherwise be blamed on a later one.
   const cudaError_t pending = cudaGetLastError();
   if (status == cudaSuccess) status = pending;
-  STD_TORCH_CHECK(status == cudaSuccess, "`", op_, "`: the CUDA kernel was not launched: ",
-                  cudaGetErrorName(status), ", ", cudaGetErrorString(status));
+  STD_TORCH_CHECK(status == cudaSuccess, "`", op_,
+                  "`: the CUDA kernel was not launched: ", cudaGetErrorName(status), ", ",
+                  cudaGetErrorString(status));
 }
 
 }  // namespace stc::bindings::cuda

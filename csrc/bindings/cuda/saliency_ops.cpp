@@ -69,8 +69,8 @@ std::tuple<Tensor, Tensor> saliency_topk(const Tensor& tokens, std::optional<Ten
   how.highest = true;
   if (scores.numel() == 0) return {select_indices(on, scores, how), scores};
   const int64_t anchors = p.frames * p.channels;
-  const Tensor scratch = empty_like_device(
-      tokens, {p.parts * anchors + anchors + scores.numel()}, ScalarType::Float);
+  const Tensor scratch =
+      empty_like_device(tokens, {p.parts * anchors + anchors + scores.numel()}, ScalarType::Float);
   p.partials = float_data(scratch);
   p.anchors = p.partials + p.parts * anchors;
   p.inverse_norms = p.anchors + anchors;

@@ -18,7 +18,8 @@ template <typename T, int V>
 __global__ void __launch_bounds__(kRowThreads) bias_gelu_kernel(const BiasGeluParams p) {
   const int64_t at = row_of_warp();
   if (at >= p.count) return;
-  const T* row = row_of<T>(p.x, at / p.tokens, at % p.tokens);
+  const Position position(at, p.tokens);
+  const T* row = row_of<T>(p.x, position.frame, position.place);
   T* out = static_cast<T*>(p.out) + at * p.channels;
   Pack<T, V> packs[kRowUnroll];
   const auto load = [&](int u, int64_t c) { packs[u] = load_pack<V>(row, c, p.x.channel_stride); };

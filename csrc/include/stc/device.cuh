@@ -17,9 +17,9 @@ namespace stc::cuda {
 
 constexpr int kWarp = 32;
 constexpr unsigned kAllLanes = 0xffffffffu;
-constexpr int kRowWarps = 4;    // warps of a block whose warps take one row each
+constexpr int kRowWarps = 4;  // warps of a block whose warps take one row each
 constexpr int kRowThreads = kRowWarps * kWarp;
-constexpr int kRowUnroll = 4;   // packs per row and lane that are on their way at once
+constexpr int kRowUnroll = 4;  // packs per row and lane that are on their way at once
 
 STC_DEVICE float to_float(float x) { return x; }
 STC_DEVICE float to_float(__half x) { return __half2float(x); }
@@ -122,6 +122,18 @@ STC_DEVICE void sweep_row(int64_t channels, const Load& load, const Use& use) {
   }
 }
 
+// A number of a row as frame and place in it. launch() sees to it that 32 bits are enough: the
+// division of 64 bits is a call of a function.
+struct Position {
+  int64_t frame, place;
+
+  STC_DEVICE Position(int64_t row, int64_t rows_per_frame) {
+    const uint32_t number = static_cast<uint32_t>(row), per = static_cast<uint32_t>(rows_per_frame);
+    frame = number / per;
+    place = number % per;
+  }
+};
+
 // The row that the warp of this thread takes.
 STC_DEVICE int64_t row_of_warp() {
   return static_cast<int64_t>(blockIdx.x) * kRowWarps + threadIdx.x / kWarp;
@@ -191,12 +203,12 @@ struct Pointee<T*> {
 template <typename Pointer>
 using ElementOf = typename Pointee<Pointer>::Type;
 
-// Launches unless there is nothing to do. A grid beyond the limit is an error, not a wrong result.
+// Launches unless there is nothing to do. More than 2^31 rows are an error, not a wrong result.
 template <typename P>
 cudaError_t launch(void (*kernel)(P), int64_t blocks, dim3 threads, size_t shared_bytes,
                    cudaStream_t stream, P params) {
   if (blocks == 0) return cudaSuccess;
-  if (blocks > 0x7fffffff) return cudaErrorInvalidConfiguration;
+  if (blocks > INT32_MAX / kRowWarps) return cudaErrorInvalidConfiguration;
   void* arguments[] = {&params};
   return cudaLaunchKernel(reinterpret_cast<const void*>(kernel),
                           dim3(static_cast<unsigned>(blocks)), threads, arguments, shared_bytes,

@@ -64,7 +64,8 @@ STC_DEVICE void normalise_row(int64_t channels, const ChannelVector& weight,
 }
 
 template <typename T, int V>
-__global__ void __launch_bounds__(kNormThreads) gather_layer_norm_kernel(const GatherNormParams p) {
+__global__ void __launch_bounds__(kNormThreads, 1)
+    gather_layer_norm_kernel(const GatherNormParams p) {
   const int64_t at = blockIdx.x;
   T* out = static_cast<T*>(p.out) + at * p.channels;
   const int64_t token = token_at(p.indices, at, p.tokens);
@@ -72,8 +73,10 @@ __global__ void __launch_bounds__(kNormThreads) gather_layer_norm_kernel(const G
     for (int64_t c = threadIdx.x; c < p.channels; c += kNormThreads) out[c] = T{};
     return;
   }
-  const T* row = row_of<T>(p.source, at / p.picked, token);
-  const auto load = [&](int64_t c, float (&x)[V]) { unpack<V>(row, c, p.source.channel_stride, x); };
+  const T* row = row_of<T>(p.source, Position(at, p.picked).frame, token);
+  const auto load = [&](int64_t c, float (&x)[V]) {
+    unpack<V>(row, c, p.source.channel_stride, x);
+  };
   const auto store = [&](int64_t c, const float (&x)[V]) {
     store_pack<V>(out, c, 1, pack_floats<T>(x));
   };
@@ -81,10 +84,11 @@ __global__ void __launch_bounds__(kNormThreads) gather_layer_norm_kernel(const G
 }
 
 template <typename T, int V>
-__global__ void __launch_bounds__(kNormThreads) add_layer_norm_kernel(const AddNormParams p) {
+__global__ void __launch_bounds__(kNormThreads, 1) add_layer_norm_kernel(const AddNormParams p) {
   const int64_t at = blockIdx.x;
-  const T* base = row_of<T>(p.base, at / p.tokens, at % p.tokens);
-  const T* update = row_of<T>(p.update, at / p.tokens, at % p.tokens);
+  const Position row(at, p.tokens);
+  const T* base = row_of<T>(p.base, row.frame, row.place);
+  const T* update = row_of<T>(p.update, row.frame, row.place);
   T* total = static_cast<T*>(p.total) + at * p.channels;
   T* out = static_cast<T*>(p.out) + at * p.channels;
   const auto add = [&](int64_t c, float (&x)[V]) {

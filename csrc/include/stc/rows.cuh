@@ -39,7 +39,7 @@ __global__ void __launch_bounds__(kRowThreads) gather_rows_kernel(const GatherPa
   if (token < 0) {
     zero_row<V>(to, p.channels);
   } else {
-    const Unit* from = row_of<Unit>(p.source, at / p.picked, token);
+    const Unit* from = row_of<Unit>(p.source, Position(at, p.picked).frame, token);
     copy_row<V>(to, 1, from, p.source.channel_stride, p.channels);
   }
 }
@@ -50,24 +50,26 @@ __global__ void __launch_bounds__(kRowThreads) scatter_rows_kernel(const Scatter
   if (at >= p.count) return;
   const int64_t token = token_at(p.indices, at, p.tokens);
   if (token < 0) return;
-  const int64_t batch = at / p.picked;
-  copy_row<V>(row_of<Unit>(p.target, batch, token), p.target.channel_stride,
-              row_of<Unit>(p.rows, batch, at % p.picked), p.rows.channel_stride, p.channels);
+  const Position row(at, p.picked);
+  copy_row<V>(row_of<Unit>(p.target, row.frame, token), p.target.channel_stride,
+              row_of<Unit>(p.rows, row.frame, row.place), p.rows.channel_stride, p.channels);
 }
 
 // Rounded once, after the bias; copied bit by bit without one.
 template <int V, typename T>
 STC_DEVICE void copy_biased(const MutableTokenView& cache, const TokenView& rows,
-                            const ChannelVector& bias, int64_t batch, int64_t token, int64_t row,
+                            const ChannelVector& bias, const Position& row, int64_t token,
                             int64_t channels) {
-  T* to = row_of<T>(cache, batch, token);
-  const T* from = row_of<T>(rows, batch, row);
+  T* to = row_of<T>(cache, row.frame, token);
+  const T* from = row_of<T>(rows, row.frame, row.place);
   if (bias.data == nullptr) {
     copy_row<V>(to, cache.channel_stride, from, rows.channel_stride, channels);
     return;
   }
   Pack<T, V> packs[kRowUnroll];
-  const auto load = [&](int u, int64_t c) { packs[u] = load_pack<V>(from, c, rows.channel_stride); };
+  const auto load = [&](int u, int64_t c) {
+    packs[u] = load_pack<V>(from, c, rows.channel_stride);
+  };
   const auto store = [&](int u, int64_t c) {
     float sum[V];
     unpack<V>(bias, c, 0.0f, sum);
@@ -84,9 +86,9 @@ __global__ void __launch_bounds__(kRowThreads) scatter_key_value_kernel(const Ke
   if (at >= p.count) return;
   const int64_t token = token_at(p.indices, at, p.tokens);
   if (token < 0) return;
-  const int64_t batch = at / p.picked, row = at % p.picked;
-  copy_biased<V, T>(p.key_cache, p.key, p.key_bias, batch, token, row, p.channels);
-  copy_biased<V, T>(p.value_cache, p.value, p.value_bias, batch, token, row, p.channels);
+  const Position row(at, p.picked);
+  copy_biased<V, T>(p.key_cache, p.key, p.key_bias, row, token, p.channels);
+  copy_biased<V, T>(p.value_cache, p.value, p.value_bias, row, token, p.channels);
 }
 
 // out = base + chosen in float32 with one rounding. A block has kRowWarps tokens of one frame; all
@@ -97,8 +99,8 @@ __global__ void __launch_bounds__(kRowThreads)
     scatter_residual_kernel(const ScatterResidualParams p) {
   __shared__ int place_of[kRowWarps];
   const int64_t blocks_per_frame = (p.tokens + kRowWarps - 1) / kRowWarps;
-  const int64_t batch = blockIdx.x / blocks_per_frame;
-  const int64_t first = blockIdx.x % blocks_per_frame * kRowWarps;
+  const Position block(blockIdx.x, blocks_per_frame);
+  const int64_t batch = block.frame, first = block.place * kRowWarps;
   if (threadIdx.x < kRowWarps) place_of[threadIdx.x] = -1;
   __syncthreads();
   const int32_t* indices = p.indices + batch * p.picked;

@@ -34,15 +34,15 @@ struct Place {
   bool alive;
 
   STC_DEVICE explicit Place(const SaliencyScoreParams& p)
-      : frame(blockIdx.x / p.parts),
-        part(blockIdx.x % p.parts),
+      : frame(Position(blockIdx.x, p.parts).frame),
+        part(Position(blockIdx.x, p.parts).place),
         token(part * kSaliencyTokens + threadIdx.x / kWarp),
         alive(token < p.tokens_per_frame) {}
 };
 
 // Inverse norm of each token, and the sum of a block's unit tokens.
 template <typename T, int V>
-__global__ void __launch_bounds__(kSaliencyThreads)
+__global__ void __launch_bounds__(kSaliencyThreads, 2)
     partial_anchors_kernel(const SaliencyScoreParams p) {
   __shared__ float inverse_of[kSaliencyTokens];
   const Place at(p);
@@ -90,11 +90,11 @@ __global__ void __launch_bounds__(kSaliencyThreads)
 }
 
 // Mean of the unit tokens of each frame: one thread per channel adds the parts in order.
-static __global__ void __launch_bounds__(kSaliencyThreads)
+static __global__ void __launch_bounds__(kSaliencyThreads, 2)
     mean_anchors_kernel(const SaliencyScoreParams p) {
   const int64_t blocks_per_frame = (p.channels + kSaliencyThreads - 1) / kSaliencyThreads;
-  const int64_t frame = blockIdx.x / blocks_per_frame;
-  const int64_t c = blockIdx.x % blocks_per_frame * kSaliencyThreads + threadIdx.x;
+  const Position block(blockIdx.x, blocks_per_frame);
+  const int64_t frame = block.frame, c = block.place * kSaliencyThreads + threadIdx.x;
   if (c >= p.channels) return;
   const float* partial = p.partials + frame * p.parts * p.channels + c;
   float total = 0.0f;
@@ -115,7 +115,7 @@ STC_DEVICE float anchor_score(bool gaussian, float sum) {
 }
 
 template <typename T, int V>
-__global__ void __launch_bounds__(kSaliencyThreads) score_kernel(const SaliencyScoreParams p) {
+__global__ void __launch_bounds__(kSaliencyThreads, 2) score_kernel(const SaliencyScoreParams p) {
   const Place at(p);
   const bool temporal = p.memory.data != nullptr;
   const float* anchor = p.anchors + at.frame * p.channels;

@@ -158,7 +158,7 @@ STC_DEVICE void list_chosen(const K& keys, int64_t tokens, const Cut& cut, int32
 }
 
 template <bool kShared>
-__global__ void __launch_bounds__(kSelectThreads) select_kernel(const SelectParams p) {
+__global__ void __launch_bounds__(kSelectThreads, 1) select_kernel(const SelectParams p) {
   extern __shared__ uint32_t shared_keys[];
   const int64_t frame = blockIdx.x;
   const float* scores = p.scores + frame * p.tokens;

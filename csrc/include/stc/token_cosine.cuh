@@ -13,8 +13,9 @@ template <typename T, int V>
 __global__ void __launch_bounds__(kRowThreads) token_cosine_kernel(const CosineParams p) {
   const int64_t row = row_of_warp();
   if (row >= p.rows) return;
-  const T* x = row_of<T>(p.current, row / p.tokens, row % p.tokens);
-  const T* y = row_of<T>(p.reference, row / p.tokens, row % p.tokens);
+  const Position at(row, p.tokens);
+  const T* x = row_of<T>(p.current, at.frame, at.place);
+  const T* y = row_of<T>(p.reference, at.frame, at.place);
   float xy = 0.0f, xx = 0.0f, yy = 0.0f;
   Pack<T, V> a[kRowUnroll], b[kRowUnroll];
   const auto load = [&](int u, int64_t c) {

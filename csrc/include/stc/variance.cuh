@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // Population variance of every channel over all rows, read once. A block takes some rows of one
 // warp's width of channels; each of its warps keeps mean and squared deviations, and those of warps
-// and blocks are merged in order by Chan's formula, so the result is the same bit for bit. The first
-// row is subtracted from all, which keeps a mean far larger than the deviation from costing digits.
+// and blocks are merged in order by Chan's formula, so the result is the same bit for bit. The
+// first row is subtracted from all, which keeps a mean far larger than the deviation from costing
+// digits.
 #pragma once
 
 #include "stc/device.cuh"
@@ -31,8 +32,8 @@ __global__ void __launch_bounds__(kVarianceThreads) variance_blocks_kernel(const
   __shared__ float rows_of_warp[kVarianceWarps];
   const int warp = static_cast<int>(threadIdx.x) / kWarp;
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
-  const int64_t part = blockIdx.x % p.blocks;
-  const int64_t first_channel = blockIdx.x / p.blocks * kWarp * V;
+  const Position block(blockIdx.x, p.blocks);
+  const int64_t part = block.place, first_channel = block.frame * kWarp * V;
   const int64_t c = first_channel + lane * V;
   const int64_t begin = part * p.block_rows;
   const int64_t end = begin + p.block_rows < p.rows ? begin + p.block_rows : p.rows;
@@ -50,8 +51,8 @@ __global__ void __launch_bounds__(kVarianceThreads) variance_blocks_kernel(const
     for (int r = 0; r < kVarianceGroup; ++r) {
       const int64_t at = start + r;
       if (inside && r < count) {
-        unpack<V>(row_of<T>(p.tokens, at / p.tokens_per_frame, at % p.tokens_per_frame), c, stride,
-                  x[r]);
+        const Position row(at, p.tokens_per_frame);
+        unpack<V>(row_of<T>(p.tokens, row.frame, row.place), c, stride, x[r]);
       }
     }
 #pragma unroll
