@@ -12,7 +12,7 @@ from types import ModuleType
 # The library has no search path to torch's own libraries; they must be in the process already.
 import torch
 
-_MODULE = "stc_kernels._C"
+_MODULE = f"{__package__}._C"
 _HERE = Path(__file__).parent
 #: written by setup.py: {"mode": ..., "native": ..., "reason": ...}
 _BUILD_CONFIG = _HERE / "_build_config.json"

@@ -36,7 +36,8 @@ def run(source: Path) -> Run:
 
     def call(*arguments: object, mode: str | None = None, **extra: str):
         environment = {k: v for k, v in os.environ.items() if not k.startswith("STC_")}
-        environment.pop("PYTHONPATH", None)
+        for name in ("PYTHONPATH", "CUDACXX", "TORCH_CUDA_ARCH_LIST"):
+            environment.pop(name, None)
         environment.update({"STC_KERNELS_BUILD": mode} if mode is not None else {}, **extra)
         if extra.get("PATH"):
             environment.pop("CXX", None)

@@ -100,11 +100,70 @@ def test_the_torch_of_the_user_is_found_from_an_isolated_build(run, tmp_path):
     assert "torch is not installed" not in done.stdout
 
 
-def test_cuda_says_that_there_are_no_cuda_kernels(run, tmp_path):
-    done = build_py(run, tmp_path, mode="cuda")
+def fake_nvcc(folder: Path, script: str) -> str:
+    """An nvcc that knows three GPUs and otherwise does what the script says."""
+    compiler = folder / "nvcc"
+    known = 'if [ "$1" = --list-gpu-code ]; then echo sm_75; echo sm_80; echo sm_90; exit 0; fi'
+    compiler.write_text(f"#!/bin/sh\n{known}\n{script}\n")
+    compiler.chmod(0o755)
+    return str(compiler)
+
+
+needs_toolchain = pytest.mark.skipif(
+    not (shutil.which("c++") and shutil.which("cmake")), reason="no C++ compiler or CMake"
+)
+
+
+@needs_toolchain
+def test_cuda_without_nvcc_stops(run, tmp_path):
+    done = build_py(run, tmp_path, mode="cuda", CUDACXX=str(tmp_path / "nvcc"))
     assert done.returncode != 0
-    assert "no native CUDA kernels" in one_sentence(done.stderr)
-    assert "auto (the default), cpu or none" in one_sentence(done.stderr)
+    assert "/nvcc, which is not there or cannot be run" in one_sentence(done.stderr)
+
+
+@needs_toolchain
+def test_auto_without_nvcc_builds_for_the_cpu_and_says_so(run, tmp_path):
+    done = build_py(run, tmp_path, mode="auto", CUDACXX=str(tmp_path / "nvcc"))
+    assert done.returncode == 0, done.stderr
+    assert "building with native CPU kernels (auto:" in done.stdout
+    assert "no CUDA kernels: CUDACXX is" in record(tmp_path)["reason"]
+    assert record(tmp_path)["native"] is True
+
+
+@needs_toolchain
+def test_cuda_with_an_nvcc_that_cannot_compile_stops(run, tmp_path, no_tools):
+    nvcc = fake_nvcc(no_tools, "echo 'error: unsupported GNU version' >&2; exit 1")
+    done = build_py(run, tmp_path, mode="cuda", CUDACXX=nvcc)
+    assert done.returncode != 0
+    assert "cannot compile for sm_80 with" in one_sentence(done.stderr)
+    assert "(error: unsupported GNU version)" in one_sentence(done.stderr)
+
+
+@needs_toolchain
+@pytest.mark.parametrize(
+    ("own", "torchs", "expected"),
+    [
+        ("", "", "80,90+PTX"),  # those of the default list that this nvcc knows
+        ("", "8.0;9.0a 12.0+PTX", "80,90a,120+PTX"),
+        ("80,90", "8.6", "80,90"),
+    ],
+)
+def test_architectures_come_from_the_first_variable_that_is_set(
+    run, tmp_path, no_tools, own, torchs, expected
+):
+    variables = {"STC_KERNELS_CUDA_ARCHS": own, "TORCH_CUDA_ARCH_LIST": torchs}
+    nvcc = fake_nvcc(no_tools, "exit 0")
+    done = build_py(run, tmp_path, mode="cuda", CUDACXX=nvcc, **variables)
+    assert done.returncode == 0, done.stderr
+    assert f"{nvcc} for {expected})" in done.stdout
+
+
+@needs_toolchain
+def test_a_wrong_architecture_is_named(run, tmp_path, no_tools):
+    nvcc = fake_nvcc(no_tools, "exit 0")
+    done = build_py(run, tmp_path, mode="auto", CUDACXX=nvcc, TORCH_CUDA_ARCH_LIST="Hopper")
+    assert done.returncode != 0
+    assert "TORCH_CUDA_ARCH_LIST must be a list such as 80,90+PTX, got 'Hopper'" in done.stderr
 
 
 def test_an_unknown_mode_names_the_modes(run, tmp_path):

@@ -78,9 +78,11 @@ def test_the_source_distribution_has_what_a_build_needs(run: Run, source: Path, 
 
 
 @pytest.mark.slow
-def test_the_source_distribution_builds_a_native_library(run: Run, tmp_path: Path):
-    if shutil.which("c++") is None:
-        pytest.skip("no C++ compiler")
+@pytest.mark.parametrize("mode", ["cpu", "cuda"])
+def test_the_source_distribution_builds_a_native_library(run: Run, tmp_path: Path, mode: str):
+    for tool in ("c++", "nvcc") if mode == "cuda" else ("c++",):
+        if shutil.which(tool) is None:
+            pytest.skip(f"{tool} is not installed")
     with tarfile.open(make_sdist(run, tmp_path)) as archive:
         archive.extractall(tmp_path / "unpacked", filter="data")
     (root,) = (tmp_path / "unpacked").iterdir()
@@ -88,7 +90,7 @@ def test_the_source_distribution_builds_a_native_library(run: Run, tmp_path: Pat
     where = ("--build-lib", base / "lib", "--build-temp", base / "temp")
     code = f"import os, runpy, sys; os.chdir({str(root)!r}); sys.path.insert(0, '.'); "
     code += "runpy.run_path('setup.py', run_name='__main__')"
-    done = run("-c", code, "build", *where, mode="cpu")
+    done = run("-c", code, "build", *where, mode=mode, STC_KERNELS_CUDA_ARCHS="80")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "warning:" not in "\n".join(
         line for line in (done.stdout + done.stderr).splitlines() if "csrc/" in line
@@ -100,4 +102,4 @@ def test_the_source_distribution_builds_a_native_library(run: Run, tmp_path: Pat
         assert shared_code(objects, isa) == []
     ran = run("-W", "ignore", "-c", IMPORT, PYTHONPATH=str(base / "lib"))
     assert ran.returncode == 0, ran.stderr
-    assert ran.stdout.split()[2:] == ["True", "cpu"]
+    assert ran.stdout.split()[2:] == ["True", mode]

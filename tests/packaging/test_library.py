@@ -9,9 +9,11 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from packaging_tools import COMPARE, assert_stable_abi
 
-from stc_kernels import __version__, _native, build_info
+from stc_kernels import __version__, _native, available_backends, build_info
+from stc_kernels._dispatch import BackendUnavailableError, choose
 
 REASON = "from stc_kernels import _native; print(_native.load())"
 
@@ -32,9 +34,7 @@ def test_build_info_has_the_facts(library):
     assert info["native"] is True
     assert info["version"] == __version__
     assert info["torch_target"] == "2.10"
-    archs = info["cuda_archs"]
-    assert (archs is None) == (info["cuda_version"] is None)
-    assert archs is None or all(re.fullmatch(r"\d+[af]?(\+PTX)?", arch) for arch in archs)
+    assert (info["cuda_archs"] is None) == (info["cuda_version"] is None)
     assert info["namespace"] == "stc_kernels"
     assert info["cpu_capability"] in info["cpu_capabilities"]
     for name in ("compiler", "torch_built_against", "build_mode", "build_reason"):
@@ -51,6 +51,29 @@ def test_every_instruction_set_gives_the_reference_answer(library, capability):
     done = run_with(capability)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == [capability]
+
+
+def test_a_cuda_kernel_refuses_a_tensor_of_the_cpu(library):
+    if build_info()["cuda_archs"] is None:
+        pytest.skip("the library was built without CUDA kernels")
+    x = torch.zeros(1, 2, 8)
+    cuda = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
+    with pytest.raises(RuntimeError, match=r"`token_cosine`.*a tensor that is not on a GPU"):
+        torch.ops.stc_kernels.token_cosine_native.default.redispatch(cuda, x, x)
+
+
+def test_why_the_library_cannot_run_on_a_gpu(library):
+    assert _native.why_not_on("cpu") is None
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    backends = available_backends("token_cosine", "cuda")
+    reason = backends.unavailable["native"]
+    if build_info()["cuda_archs"] is None:
+        assert reason.startswith("the compiled library was built without CUDA kernels (")
+    else:
+        assert "no CUDA support" in reason or "no GPU" in reason
+    with pytest.raises(BackendUnavailableError, match=re.escape(reason)):
+        choose("token_cosine", "cuda", "native")
 
 
 def test_an_unknown_instruction_set_is_a_reason_not_to_load(library):

@@ -115,7 +115,7 @@ STC_DEVICE float anchor_score(bool gaussian, float sum) {
 }
 
 template <typename T, int V>
-__global__ void __launch_bounds__(kSaliencyThreads, 2) score_kernel(const SaliencyScoreParams p) {
+__global__ void __launch_bounds__(kSaliencyThreads, 1) score_kernel(const SaliencyScoreParams p) {
   const Place at(p);
   const bool temporal = p.memory.data != nullptr;
   const float* anchor = p.anchors + at.frame * p.channels;
