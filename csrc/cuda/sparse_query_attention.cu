@@ -19,9 +19,10 @@ cudaError_t plain(const AttentionParams& p, cudaStream_t stream) {
                 dim3(kPlainThreads), 0, stream, p);
 }
 
-template <typename T, typename Shape>
+template <typename T, int Width, int Warps>
 cudaError_t mma(const AttentionParams& p, cudaStream_t stream) {
-  const auto kernel = mma_attention_kernel<T, Shape>;
+  using Shape = MmaShape<Width, Warps>;
+  const auto kernel = mma_attention_kernel<T, Width, Warps>;
   // More than the 48 KiB that need no permission. Per device, so it is not worth remembering.
   const cudaError_t status = cudaFuncSetAttribute(
       kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(Shape::kShared));
@@ -32,8 +33,7 @@ cudaError_t mma(const AttentionParams& p, cudaStream_t stream) {
 
 template <typename T, int Width>
 cudaError_t mma(const AttentionParams& p, cudaStream_t stream) {
-  return tiles_of(p, 64) < kFewBlocks ? mma<T, MmaShape<Width, 2>>(p, stream)
-                                      : mma<T, MmaShape<Width, 4>>(p, stream);
+  return tiles_of(p, 64) < kFewBlocks ? mma<T, Width, 2>(p, stream) : mma<T, Width, 4>(p, stream);
 }
 
 }  // namespace

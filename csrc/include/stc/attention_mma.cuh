@@ -92,8 +92,9 @@ STC_DEVICE void load_heads(T* to, const HeadView& view, int64_t batch, int64_t h
 
 // Block: Shape::kQueries queries of one head. In the layout of mma a lane holds, of each 16x8
 // result, two columns of row lane / 4 (first pair) and of row lane / 4 + 8 (second pair).
-template <typename T, typename Shape>
-__global__ void __launch_bounds__(Shape::kThreads) mma_attention_kernel(const AttentionParams p) {
+template <typename T, int Width, int Warps>
+__global__ void __launch_bounds__(Warps* kWarp) mma_attention_kernel(const AttentionParams p) {
+  using Shape = MmaShape<Width, Warps>;
   constexpr int kWidth = Shape::kWidth, kKeys = Shape::kKeys, kPitch = Shape::kPitch;
   extern __shared__ __align__(16) unsigned char shared[];
   T* query = reinterpret_cast<T*>(shared);
