@@ -139,17 +139,16 @@ CANDIDATES: dict[str, list[Parameters]] = {
     ],
     "scan": [
         {"BLOCK": block, "num_warps": warps, "num_stages": 1}
-        for block, warps in ((256, 2), (1024, 4), (2048, 8))
+        for block, warps in ((256, 2), (512, 4), (1024, 4))
     ],
-    "match": _match((16, 64, 64, 4), (32, 32, 64, 4), (32, 64, 64, 4), (64, 64, 64, 4)),
+    "match": _match((16, 64, 64, 4), (32, 32, 64, 4), (64, 64, 64, 4)),
     "match_float32": _match((16, 16, 32, 2), (16, 32, 32, 4), (32, 32, 32, 8)),
     "merge": [
         {"BLOCK": block, "BLOCK_CHANNELS": channels, "num_warps": warps, "num_stages": 1}
         for block, channels, warps in (
             (256, 512, 2),
             (1024, 1024, 4),
-            (1024, 2048, 4),
-            (2048, 4096, 8),
+            (1024, 2048, 8),
         )
     ],
     "column_mean": _attention(
