@@ -4,6 +4,8 @@
 #   make test     install into .venv, run all tests that need no GPU
 #   make lint     formatters, linters, types
 #   make bench    the CPU benchmarks, written to benchmarks/results
+#   make static   compile every GPU kernel for every architecture; needs no GPU
+#   make test-gpu, make bench-gpu   the same on a GPU
 #
 # PYTHON=python3.12 chooses the interpreter of a new .venv. TORCH="torch==2.13.0" is what gets
 # installed into it; on a machine with no GPU a CPU build of torch saves a large download, see
@@ -17,7 +19,7 @@ BIN := $(VENV)/bin
 OUT ?= out
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-gpu test-oldest lint format bench clean
+.PHONY: help install demo test test-gpu test-oldest lint format static bench bench-gpu clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -67,6 +69,14 @@ format: install
 bench: install
 	$(BIN)/python benchmarks/cpu_ops.py --out benchmarks/results/cpu_ops.csv
 	$(BIN)/python benchmarks/cpu_cacher.py --out benchmarks/results/cpu_cacher.csv
+
+# Registers, spills and shared memory of every GPU kernel; fails on a spill.
+static: install
+	$(BIN)/python -W ignore benchmarks/static_resources.py
+
+bench-gpu: install
+	$(BIN)/python benchmarks/gpu_ops.py
+	$(BIN)/python benchmarks/plot_gpu_ops.py
 
 clean:
 	rm -rf build dist out .pytest_cache .mypy_cache .ruff_cache stc_kernels/_C*.so

