@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from stc_kernels import BackendUnavailableError
     from stc_kernels._version import __version__
+    from stc_video.acceleration import Acceleration, accelerate
     from stc_video.cacher import Cacher, CacheStats, FrameRecord, attach_cacher
     from stc_video.config import CacheConfig
     from stc_video.errors import AttachError, UnsupportedModelError
     from stc_video.pruners import PrunedTokens, Pruner, make_pruner
 
 _HOMES = {
+    "Acceleration": "stc_video.acceleration",
     "AttachError": "stc_video.errors",
     "BackendUnavailableError": "stc_kernels",
     "CacheConfig": "stc_video.config",
@@ -29,11 +31,13 @@ _HOMES = {
     "Pruner": "stc_video.pruners",
     "UnsupportedModelError": "stc_video.errors",
     "__version__": "stc_kernels",
+    "accelerate": "stc_video.acceleration",
     "attach_cacher": "stc_video.cacher",
     "make_pruner": "stc_video.pruners",
 }
 
 __all__ = [
+    "Acceleration",
     "AttachError",
     "BackendUnavailableError",
     "CacheConfig",
@@ -44,6 +48,7 @@ __all__ = [
     "Pruner",
     "UnsupportedModelError",
     "__version__",
+    "accelerate",
     "attach_cacher",
     "make_pruner",
 ]

@@ -152,6 +152,9 @@ class Cacher:
     def streams(self, names: Sequence[str]) -> Iterator[None]:
         """Inside the block, row i of a batch is the next frame of stream ``names[i]``.
 
+        A batch of k times as many rows has the next k frames of the first stream, then of the
+        second, and so on.
+
         Raises
         ------
         ValueError
@@ -171,6 +174,15 @@ class Cacher:
     def paused(self) -> Iterator[None]:
         """Inside the block the tower runs as if nothing were attached; no state is touched."""
         before, self._is_paused = self._is_paused, True
+        try:
+            yield
+        finally:
+            self._is_paused = before
+
+    @contextmanager
+    def resumed(self) -> Iterator[None]:
+        """Inside the block the cacher works although :meth:`paused` is in force around it."""
+        before, self._is_paused = self._is_paused, False
         try:
             yield
         finally:
@@ -213,7 +225,7 @@ class Cacher:
                 "first, or detach the cacher to train"
             )
         names = self._active or (DEFAULT_STREAM,)
-        if self._active is not None and batch is not None and batch != len(names):
+        if self._active is not None and batch is not None and batch % len(names):
             raise ValueError(
                 f"streams: the batch must have one row per stream ({len(names)}), got {batch}"
             )
@@ -258,12 +270,7 @@ class Cacher:
         request = self._watcher.take()
         wanted = self._wanted_layers(request)
         names = self._active or (DEFAULT_STREAM,)
-        rows = 1 if self._active is not None else frames.shape[0]
-        if self._active is not None and frames.shape[0] != len(names):
-            raise ValueError(
-                f"streams: the batch must have one row per stream ({len(names)}), "
-                f"got {frames.shape[0]}"
-            )
+        rows = frames.shape[0] // len(names)
         parts: list[Outputs] = []
         records: list[FrameRecord] = []
         for number, name in enumerate(names):
