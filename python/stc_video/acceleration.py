@@ -120,6 +120,10 @@ class Acceleration:
         ``"repacked"`` or ``"original"``.
     grid
         (H, W) of the tokens of a frame before pruning.
+    users
+        How many sessions use it.
+    owned
+        Whether a session made it, so that the last one takes it off.
     """
 
     def __init__(
@@ -134,6 +138,8 @@ class Acceleration:
         self.cacher = cacher
         self.pruner = pruner
         self.positions = positions
+        self.users = 0
+        self.owned = False
         self._side = side
         config: Any = side.tower.config
         size = config.image_size // config.patch_size

@@ -204,6 +204,14 @@ class Cacher:
         for name in [stream] if stream is not None else list(self._streams):
             self._streams[name].restart("reset")
 
+    def stream_state(self, stream: str) -> Stream | None:
+        """Return what is kept of a stream, to be saved with it; None if there is no such stream."""
+        return self._streams.get(stream)
+
+    def restore_stream(self, stream: str, state: Stream) -> None:
+        """Take over what :meth:`stream_state` returned."""
+        self._streams[stream] = state
+
     def stats(self) -> CacheStats:
         """Return the totals since the cacher was attached, over all streams and for each."""
         each = {
