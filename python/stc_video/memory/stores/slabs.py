@@ -116,7 +116,11 @@ class SlabStore:
         room = self.budget - self.nbytes
         capacity = min(max(self._slab_bytes, size), room)
         if capacity < size:
-            return None
+            if self._places or not self._slabs:
+                return None
+            # Slabs that are too small for this record take up the budget, and none is in use.
+            self.clear()
+            return self._allocate(size)
         self._slabs.append(self._new_slab(capacity))
         self._free.append((len(self._slabs) - 1, 0, capacity))
         return self._allocate(size)

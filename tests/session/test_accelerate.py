@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny_llava import GRID, TOKENS, make_model, prompt_ids, video
+from tiny_llava import GRID, TOKENS, prompt_ids, video
 from torch import Tensor
 
 import stc_video
@@ -13,17 +13,6 @@ from stc_video import AttachError, PrunedTokens, Pruner, UnsupportedModelError, 
 
 FRAMES, KEPT, NEW = 5, 6, 5
 QUESTION = "what did he put there?"
-
-
-@pytest.fixture(scope="module")
-def model() -> torch.nn.Module:
-    return make_model()
-
-
-@pytest.fixture(autouse=True)
-def _no_grad():
-    with torch.no_grad():
-        yield
 
 
 def arguments(seed: int = 0) -> dict[str, Tensor]:
