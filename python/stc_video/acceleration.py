@@ -154,8 +154,8 @@ class Acceleration:
         self._next_positions: Tensor | None = None
         untyped: Any = model
         untyped.stc = self
-        untyped.forward = _bound(model, type(model).forward, self._forward)
-        untyped.generate = _bound(model, type(model).generate, self._generate)
+        untyped.forward = _bound(model, "forward", self._forward)
+        untyped.generate = _bound(model, "generate", self._generate)
 
     def __repr__(self) -> str:
         cache = "none" if self.cacher is None else self.cacher.config.policy
@@ -303,18 +303,17 @@ def _check_model(model: Any) -> None:
         )
 
 
-def _bound(
-    model: PreTrainedModel, stock: Callable[..., Any], ours: Callable[..., Any]
-) -> types.MethodType:
+def _bound(model: PreTrainedModel, name: str, ours: Callable[..., Any]) -> types.MethodType:
     """Make a method with the signature of the stock one, which passes all arguments by name."""
+    stock = getattr(type(model), name)
     signature = inspect.signature(stock)
     rest = [p.name for p in signature.parameters.values() if p.kind is p.VAR_KEYWORD]
 
     def method(self: PreTrainedModel, *args: Any, **kwargs: Any) -> Any:
         arguments = dict(signature.bind_partial(self, *args, **kwargs).arguments)
         arguments.pop("self", None)
-        for name in rest:
-            arguments |= arguments.pop(name, {})
+        for collected in rest:
+            arguments |= arguments.pop(collected, {})
         return ours(**arguments)
 
     method.__name__, method.__doc__ = stock.__name__, stock.__doc__

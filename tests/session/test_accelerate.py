@@ -148,7 +148,9 @@ def test_a_variable_count_and_two_videos_in_one_prompt(model):
     pixels = torch.cat([video(FRAMES, 0)[None], video(FRAMES, 1)[None]])
     ids = prompt_ids(FRAMES, QUESTION, videos=2)
     with accelerate(model, cache=None, prune=Odd()).stc as handle:
-        kept = sum(int((handle.prune(handle.encode(p, "x"), "x").indices >= 0).sum()) for p in pixels)
+        kept = sum(
+            int((handle.prune(handle.encode(p, "x"), "x").indices >= 0).sum()) for p in pixels
+        )
         out = model(input_ids=ids, pixel_values_videos=pixels).logits
     assert out.shape[1] == ids.shape[1] - 2 * FRAMES * TOKENS + kept
 

@@ -226,7 +226,7 @@ def test_a_full_memory_that_may_not_forget_refuses(model):
                        eviction="refuse")  # fmt: skip
     prompt = embeds(PROMPT, 200)
     before = logits(model, memory, prompt)
-    with pytest.raises(MemoryFullError, match="the host store of .* is full"):
+    with pytest.raises(MemoryFullError, match=r"the host store of .* is full"):
         memory.append(frames([8]))
     assert torch.equal(logits(model, memory, prompt), before)
 

@@ -111,7 +111,7 @@ def test_an_index_that_is_restored_is_the_same(count):
     for number in range(count):
         index.add(3 * number, rows(2, number))
     other = BlockIndex(2, 6, torch.device("cpu"), nearest=True)
-    other.restore(index.numbers(), index.all_vectors())
+    other.restore(index.numbers(), index.all_vectors(), index.nearest())
     assert other.numbers() == index.numbers()
     assert other.most_redundant(range(99)) == index.most_redundant(range(99))
     for one in (index, other):

@@ -277,14 +277,11 @@ def test_sessions_in_threads_share_calls_of_the_tower(model, open_session):
     sessions = [open_session(SMALL, prefill_chunk=1) for _ in streams]
     batches, first_in, gate = [], threading.Event(), threading.Event()
 
-    def slow_first_call(_, arguments):
-        batches.append(len(arguments[0]) if arguments else 0)
+    def watch(_, args, kwargs):
+        batches.append(len(kwargs["pixel_values"]))
         if len(batches) == 1:
             first_in.set()
             gate.wait(30)
-
-    def watch(_, args, kwargs):
-        slow_first_call(_, (kwargs["pixel_values"],))
 
     tower = model.model.vision_tower
     hook = tower.register_forward_pre_hook(watch, with_kwargs=True)
@@ -304,7 +301,7 @@ def test_sessions_in_threads_share_calls_of_the_tower(model, open_session):
         thread.join()
     hook.remove()
     assert sum(batches) == 4 * 6
-    assert batches[1] == 3
+    assert batches[1] >= 3  # and the first stream's next frame, if it was quick
     for session, expected in zip(sessions, alone, strict=True):
         torch.testing.assert_close(session.logits(QUESTION), expected, atol=1e-5, rtol=0)
 
@@ -369,9 +366,7 @@ def test_a_camera_may_push_while_others_ask(open_session):
     other.push(video(2))
     for frame in frames:
         other.push(frame)
-    torch.testing.assert_close(
-        session.logits(QUESTION), other.logits(QUESTION), atol=1e-4, rtol=0
-    )
+    torch.testing.assert_close(session.logits(QUESTION), other.logits(QUESTION), atol=1e-4, rtol=0)
 
 
 def test_names_are_exported():

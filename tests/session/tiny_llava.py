@@ -27,7 +27,10 @@ def make_tokenizer() -> transformers.PreTrainedTokenizerFast:
     raw.decoder = decoders.ByteLevel()
     raw.add_special_tokens(list(SPECIAL))
     tokenizer = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=raw, pad_token="<|pad|>", eos_token="<|im_end|>"
+        tokenizer_object=raw,
+        pad_token="<|pad|>",
+        eos_token="<|im_end|>",
+        model_input_names=["input_ids", "attention_mask"],
     )
     tokenizer.chat_template = CHAT
     return tokenizer
@@ -73,7 +76,9 @@ def video(frames: int, seed: int = 0) -> Tensor:
     for _ in range(frames - 1):
         frame = made[-1].clone()
         row, column = torch.randint(0, SIZE - 40, (2,), generator=generator).tolist()
-        frame[:, row : row + 40, column : column + 40] = torch.rand((3, 40, 40), generator=generator)
+        frame[:, row : row + 40, column : column + 40] = torch.rand(
+            (3, 40, 40), generator=generator
+        )
         made.append(frame)
     return torch.stack(made) * 2 - 1
 

@@ -104,15 +104,19 @@ class BlockIndex:
         self._rows.clear()
         self._nearest.clear()
 
-    def restore(self, numbers: list[int], keys: Tensor) -> None:
-        """Take over blocks and their vectors (L, B, W)."""
+    def nearest(self) -> list[tuple[int, float, int]]:
+        """Each block with its likeness to the most similar earlier one, and that one's number."""
+        return [(number, *found) for number, found in self._nearest.items()]
+
+    def restore(
+        self, numbers: list[int], keys: Tensor, nearest: Iterable[tuple[int, float, int]] = ()
+    ) -> None:
+        """Take over blocks, their vectors (L, B, W), and what `nearest` returned."""
         self.clear()
         self._keys = keys.to(self._keys.device).contiguous()
         self._numbers = list(numbers)
         self._rows = {number: row for row, number in enumerate(numbers)}
-        if self._tracks_nearest:
-            for number in numbers:
-                self._find_nearest(number)
+        self._nearest = {number: (likeness, other) for number, likeness, other in nearest}
 
     def _alive(self) -> Tensor:
         return torch.tensor(list(self._rows.values()), dtype=torch.long, device=self._keys.device)

@@ -85,7 +85,7 @@ class PlainMemory(Memory):
 
     def snapshot(self) -> Snapshot:
         """Describe everything that is held."""
-        made = Snapshot(values={"position": self._position})
+        made = Snapshot(values={"position": self._position, "layers": len(self._cache.layers)})
         for number, (keys, values) in enumerate(_layers(self._cache)):
             made.tensors |= {f"keys.{number}": keys, f"values.{number}": values}
         return made
@@ -95,7 +95,7 @@ class PlainMemory(Memory):
         self.clear()
         self._position = snapshot.values["position"]
         device = next(self._model.parameters()).device
-        for number in range(len(snapshot.tensors) // 2):
+        for number in range(snapshot.values["layers"]):
             pair = (snapshot.tensors[f"{part}.{number}"] for part in ("keys", "values"))
             self._cache.update(*(tensor.to(device) for tensor in pair), number)
 

@@ -298,6 +298,7 @@ class RekvMemory(Memory):
                 "blocks": [asdict(block) for block in self._blocks.values()],
                 "position": self._window.position,
                 "evicted": self.evicted,
+                "nearest": self._index.nearest(),
                 "stores": {store.name: store.blocks() for store in self._store.stores},
             },
             tensors={
@@ -308,8 +309,10 @@ class RekvMemory(Memory):
         )
         for store in self._store.stores:
             for number in store.blocks():
-                is_file = isinstance(store, DiskStore)
-                made.records[number] = store.path(number) if is_file else store.record(number)
+                if isinstance(store, DiskStore):
+                    made.records[number] = store.path(number)
+                else:
+                    made.records[number] = store.record(number)
         return made
 
     def restore(self, snapshot: Snapshot) -> None:
@@ -321,7 +324,8 @@ class RekvMemory(Memory):
         prefix, live = (snapshot.tensors[name].to(device) for name in ("prefix", "window"))
         self._window.restore(prefix, live, inside, values["position"])
         self._blocks = {block.number: block for block in blocks}
-        self._index.restore(list(self._blocks), snapshot.tensors["index"])
+        keys = snapshot.tensors["index"]
+        self._index.restore(list(self._blocks), keys, values["nearest"])
         self.evicted = values["evicted"]
         stores = {store.name: store for store in self._store.stores}
         for name, numbers in values["stores"].items():

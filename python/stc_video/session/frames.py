@@ -96,6 +96,5 @@ def _pictures(frames: FrameLike) -> list[_Picture]:
     if isinstance(frames, Sequence) and not isinstance(frames, (str, bytes)):
         return [picture for frame in frames for picture in _pictures(frame)]
     raise TypeError(
-        "push: frames must be PIL images, NumPy arrays or tensors, "
-        f"got {type(frames).__name__}"
+        f"push: frames must be PIL images, NumPy arrays or tensors, got {type(frames).__name__}"
     )

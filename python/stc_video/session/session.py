@@ -88,19 +88,17 @@ class StreamingSession:
                 f"StreamingSession: prefill_chunk must be at least 1 frame, got {prefill_chunk}"
             )
         config = memory_config(memory)
-        inner: Any = getattr(model, "model", None)
+        untyped: Any = model
         if not isinstance(getattr(model, "stc", None), Acceleration):
             accelerate(model, cache, prune, tokens_per_frame, positions=positions)
-            self._handle: Acceleration = model.stc
-            self._handle.owned = True
-        self._handle = model.stc
+            untyped.stc.owned = True
+        self._handle: Acceleration = untyped.stc
         self._handle.users += 1
         self._open = True
         try:
-            settings: Any = model.config
-            self._placeholder = int(settings.video_token_id)
+            self._placeholder = int(untyped.config.video_token_id)
             self._template = PromptTemplate(processor, self._placeholder)
-            self._memory = make_memory(inner.language_model, config)
+            self._memory = make_memory(untyped.model.language_model, config)
         except BaseException:
             self.close()
             raise
@@ -108,12 +106,14 @@ class StreamingSession:
         self._config = config
         self._chunk = prefill_chunk
         self._name = f"session-{next(_NUMBERS)}"
-        self._image_size = int(settings.vision_config.image_size)
+        self._image_size = int(untyped.config.vision_config.image_size)
         images = getattr(processor, "image_processor", None)
-        self._preprocessor = frame_preprocessor(inner.vision_tower, images)
+        self._preprocessor = frame_preprocessor(untyped.model.vision_tower, images)
         self._timer = StageTimer(model.device)
         self._push_lock = threading.Lock()
         self._memory_lock = threading.RLock()
+        self._waiting: list[Frame] = []
+        self._turns: list[tuple[str, str]] = []
         self._start_over()
 
     def __repr__(self) -> str:
@@ -356,8 +356,7 @@ class StreamingSession:
     # -- inside ------------------------------------------------------------------------------
 
     def _start_over(self) -> None:
-        self._waiting: list[Frame] = []
-        self._turns: list[tuple[str, str]] = []
+        self._waiting, self._turns = [], []
         self._frames = self._tokens_kept = self._refused = 0
         with torch.no_grad():
             self._memory.begin(self._embed(self._template.prefix))

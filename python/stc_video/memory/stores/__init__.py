@@ -7,4 +7,12 @@ from stc_video.memory.stores.disk import DiskStore, link_or_copy, read_record, w
 from stc_video.memory.stores.slabs import SlabStore
 from stc_video.memory.stores.tiers import Store, TieredStore
 
-__all__ = ["DiskStore", "SlabStore", "Store", "TieredStore", "link_or_copy", "read_record", "write_record"]
+__all__ = [
+    "DiskStore",
+    "SlabStore",
+    "Store",
+    "TieredStore",
+    "link_or_copy",
+    "read_record",
+    "write_record",
+]

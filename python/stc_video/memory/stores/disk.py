@@ -123,7 +123,7 @@ class DiskStore:
         if block in self._open:
             self._open.move_to_end(block)
             return self._open[block]
-        handle: Any = safe_open(self.path(block), framework="pt")  # type: ignore[no-untyped-call]
+        handle: Any = safe_open(self.path(block), framework="pt")
         self._open[block] = handle
         if len(self._open) > _OPEN_FILES:
             self._open.popitem(last=False)
