@@ -53,7 +53,7 @@ test-oldest: install
 	$(BIN)/python -m pip install --quiet --upgrade --target build/transformers-oldest \
 	    --no-deps "$(TRANSFORMERS_OLDEST)" "huggingface-hub<1" "tokenizers>=0.22,<0.23" \
 	    requests urllib3 idna certifi charset-normalizer
-	PYTHONPATH=build/transformers-oldest $(BIN)/python -m pytest -n auto tests/models tests/cli
+	PYTHONPATH=build/transformers-oldest $(BIN)/python -m pytest -n auto tests/models tests/session tests/cli
 
 lint: install
 	$(BIN)/ruff check .

@@ -54,6 +54,11 @@ def least_bytes(op: str, g: Geometry, itemsize: int) -> int:
         "scatter_key_value_": 4 * rows + 4 * g.k,
         "channel_variance": frame,
         "saliency_topk": frame + 4 * g.tokens + 4 * g.k,
+        "spatial_redundancy": frame + 4 * g.tokens,
+        "compact_tokens": g.tokens + 2 * rows + 4 * g.k,
+        "bipartite_match": frame + 12 * g.tokens,
+        "merge_tokens": frame + frame // 3 + 8 * g.tokens,
+        "attention_column_mean": 2 * frame + 4 * g.tokens,
     }
     return g.batch * per_frame[op]
 

@@ -33,6 +33,13 @@ _MEASURED_BY = {
     "bias_gelu": "bias_gelu",
     "channel_variance": "channel_variance",
     "saliency": "saliency_topk",
+    "spatial_redundancy": "spatial_redundancy",
+    "scan": "compact_tokens",
+    "match": "bipartite_match",
+    "match_float32": "bipartite_match",
+    "merge": "merge_tokens",
+    "column_mean": "attention_column_mean",
+    "column_mean_float32": "attention_column_mean",
 }
 
 

@@ -15,4 +15,9 @@ STC_LIBRARY_IMPL(STC_OPS_NAMESPACE, CPU, m) {
   m.impl("scatter_residual_native", TORCH_BOX(&scatter_residual));
   m.impl("channel_variance_native", TORCH_BOX(&channel_variance));
   m.impl("saliency_topk_native", TORCH_BOX(&saliency_topk));
+  m.impl("spatial_redundancy_native", TORCH_BOX(&spatial_redundancy));
+  m.impl("compact_tokens_native", TORCH_BOX(&compact_tokens));
+  m.impl("bipartite_match_native", TORCH_BOX(&bipartite_match));
+  m.impl("merge_tokens_native", TORCH_BOX(&merge_tokens));
+  m.impl("attention_column_mean_native", TORCH_BOX(&attention_column_mean));
 }

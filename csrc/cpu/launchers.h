@@ -21,5 +21,13 @@ void variance_merge(const VarianceParams& p, int64_t begin, int64_t end);
 void saliency_blocks(const SaliencyParams& p, const SaliencyFrame& s, int64_t begin, int64_t end);
 void saliency_anchor(const SaliencyParams& p, SaliencyFrame* s);
 void saliency_scores(const SaliencyParams& p, const SaliencyFrame& s, int64_t begin, int64_t end);
+void neighbour_dots(const NeighbourParams& p, int64_t begin, int64_t end);
+void neighbour_maximum(const NeighbourParams& p, int64_t begin, int64_t end);
+void compact_rows(const CompactParams& p, int64_t begin, int64_t end);
+void match_norms(const MatchParams& p, int64_t begin, int64_t end);
+void match_tiles(const MatchParams& p, int64_t begin, int64_t end);
+void merge_rows(const MergeParams& p, int64_t begin, int64_t end);
+int64_t column_mean_scratch(const ColumnMeanParams& p);
+void column_mean(const ColumnMeanParams& p, float* scratch, int64_t batch, int64_t head);
 
 }  // namespace stc::STC_ISA

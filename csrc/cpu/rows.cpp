@@ -20,4 +20,9 @@ void scatter_residual(const ResidualParams& p, int64_t begin, int64_t end) {
         [&](auto* type) { scatter_residual_range<ElementOf<decltype(type)>>(p, begin, end); });
 }
 
+void compact_rows(const CompactParams& p, int64_t begin, int64_t end) {
+  p.element_size == 4 ? compact_rows_range<uint32_t>(p, begin, end)
+                      : compact_rows_range<uint16_t>(p, begin, end);
+}
+
 }  // namespace stc::STC_ISA

@@ -13,37 +13,56 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from stc_kernels import BackendUnavailableError
     from stc_kernels._version import __version__
+    from stc_video.acceleration import Acceleration, accelerate
     from stc_video.cacher import Cacher, CacheStats, FrameRecord, attach_cacher
     from stc_video.config import CacheConfig
-    from stc_video.errors import AttachError, UnsupportedModelError
+    from stc_video.errors import AttachError, MemoryFullError, UnsupportedModelError
+    from stc_video.memory import PlainConfig, RekvConfig
     from stc_video.pruners import PrunedTokens, Pruner, make_pruner
+    from stc_video.session import Answer, SessionStats, StreamingSession
 
 _HOMES = {
+    "Acceleration": "stc_video.acceleration",
+    "Answer": "stc_video.session",
     "AttachError": "stc_video.errors",
     "BackendUnavailableError": "stc_kernels",
     "CacheConfig": "stc_video.config",
     "CacheStats": "stc_video.cacher",
     "Cacher": "stc_video.cacher",
     "FrameRecord": "stc_video.cacher",
+    "MemoryFullError": "stc_video.errors",
+    "PlainConfig": "stc_video.memory",
     "PrunedTokens": "stc_video.pruners",
     "Pruner": "stc_video.pruners",
+    "RekvConfig": "stc_video.memory",
+    "SessionStats": "stc_video.session",
+    "StreamingSession": "stc_video.session",
     "UnsupportedModelError": "stc_video.errors",
     "__version__": "stc_kernels",
+    "accelerate": "stc_video.acceleration",
     "attach_cacher": "stc_video.cacher",
     "make_pruner": "stc_video.pruners",
 }
 
 __all__ = [
+    "Acceleration",
+    "Answer",
     "AttachError",
     "BackendUnavailableError",
     "CacheConfig",
     "CacheStats",
     "Cacher",
     "FrameRecord",
+    "MemoryFullError",
+    "PlainConfig",
     "PrunedTokens",
     "Pruner",
+    "RekvConfig",
+    "SessionStats",
+    "StreamingSession",
     "UnsupportedModelError",
     "__version__",
+    "accelerate",
     "attach_cacher",
     "make_pruner",
 ]

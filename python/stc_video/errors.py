@@ -8,3 +8,7 @@ class UnsupportedModelError(ValueError):
 
 class AttachError(RuntimeError):
     """A cacher cannot be attached or detached; the model was left as it is."""
+
+
+class MemoryFullError(RuntimeError):
+    """A memory has reached its limit and may not forget anything; nothing was changed."""

@@ -39,6 +39,11 @@ _HOMES = {
     "scatter_key_value_": "transformer_block",
     "channel_variance": "channel_variance",
     "saliency_topk": "saliency_topk",
+    "spatial_redundancy": "spatial_redundancy",
+    "compact_tokens": "compact_tokens",
+    "bipartite_match": "merging",
+    "merge_tokens": "merging",
+    "attention_column_mean": "attention_column_mean",
 }
 
 #: operators with a Triton kernel

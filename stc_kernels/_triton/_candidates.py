@@ -31,6 +31,20 @@ def _attention(*tiles: tuple[int, int, int, int]) -> list[Parameters]:
     ]
 
 
+def _match(*tiles: tuple[int, int, int, int]) -> list[Parameters]:
+    """Candidates of (candidates, partners, channels, num_warps)."""
+    return [
+        {
+            "BLOCK_CANDIDATES": candidates,
+            "BLOCK_PARTNERS": partners,
+            "BLOCK_CHANNELS": channels,
+            "num_warps": warps,
+            "num_stages": 2,
+        }
+        for candidates, partners, channels, warps in tiles
+    ]
+
+
 CANDIDATES: dict[str, list[Parameters]] = {
     "token_cosine": _tiles(
         "BLOCK_ROWS",
@@ -107,6 +121,45 @@ CANDIDATES: dict[str, list[Parameters]] = {
         (16, 128, 4, 1),
         (16, 256, 8, 1),
     ),
+    "spatial_redundancy": [
+        {
+            "BLOCK_HEIGHT": height,
+            "BLOCK_WIDTH": width,
+            "BLOCK_CHANNELS": channels,
+            "num_warps": warps,
+            "num_stages": 1,
+        }
+        for height, width, channels, warps in (
+            (1, 2, 512, 4),
+            (2, 2, 256, 4),
+            (2, 4, 128, 4),
+            (4, 4, 64, 4),
+            (4, 8, 64, 8),
+        )
+    ],
+    "scan": [
+        {"BLOCK": block, "num_warps": warps, "num_stages": 1}
+        for block, warps in ((256, 2), (512, 4), (1024, 4))
+    ],
+    "match": _match((16, 64, 64, 4), (32, 32, 64, 4), (64, 64, 64, 4)),
+    "match_float32": _match((16, 16, 32, 2), (16, 32, 32, 4), (32, 32, 32, 8)),
+    "merge": [
+        {"BLOCK": block, "BLOCK_CHANNELS": channels, "num_warps": warps, "num_stages": 1}
+        for block, channels, warps in (
+            (256, 512, 2),
+            (1024, 1024, 4),
+            (1024, 2048, 8),
+        )
+    ],
+    "column_mean": _attention(
+        (32, 32, 4, 2),
+        (64, 32, 4, 2),
+        (64, 64, 8, 1),
+    ),
+    "column_mean_float32": _attention(
+        (16, 16, 4, 1),
+        (16, 32, 8, 1),
+    ),
 }
 
 #: operator -> the kernels whose parameters it looks up
@@ -124,4 +177,9 @@ TUNED_KERNELS: dict[str, tuple[str, ...]] = {
     "scatter_key_value_": ("move_rows",),
     "channel_variance": ("channel_variance",),
     "saliency_topk": ("saliency", "select"),
+    "spatial_redundancy": ("spatial_redundancy",),
+    "compact_tokens": ("scan", "move_rows"),
+    "bipartite_match": ("match", "match_float32", "select", "scan"),
+    "merge_tokens": ("merge",),
+    "attention_column_mean": ("column_mean", "column_mean_float32"),
 }

@@ -1,9 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """``sparse_query_attention``: an online softmax over blocks of keys.
 
-A program holds a block of queries of one head. A head of 72 channels is read as 64 + 8 (in a tile
-of 16) and one of 80 as 64 + 16, so that neither memory traffic nor matrix products are padded to
-128 channels.
+A program holds a block of queries of one head.
 """
 
 from __future__ import annotations
@@ -18,18 +16,7 @@ from torch import Tensor
 from stc_kernels import _tuning
 from stc_kernels._triton import interpreted
 from stc_kernels._triton._launch import launch
-
-#: matrix products take at least so many channels
-_SMALLEST = 16
-
-
-@triton.jit
-def _dot(a, b, acc, INTERPRETED: tl.constexpr):
-    """Add a product to acc: float32 for float32 inputs, not tf32."""
-    if INTERPRETED:  # whose product takes bfloat16 for integers
-        a = a.to(tl.float32)
-        b = b.to(tl.float32)
-    return tl.dot(a, b, acc, input_precision="ieee")
+from stc_kernels._triton._tiles import dot, split_width
 
 
 @triton.jit
@@ -108,14 +95,14 @@ def _attention(
             other=0.0,
         )
         logits = tl.zeros([BLOCK_QUERIES, BLOCK_KEYS], tl.float32)
-        logits = _dot(q, k, logits, INTERPRETED)
+        logits = dot(q, k, logits, INTERPRETED)
         if REST > 0:
             k_rest = tl.load(
                 key_at + rest[:, None] * key_channel,
                 mask=inside[None, :] & (rest < WIDTH)[:, None],
                 other=0.0,
             )
-            logits = _dot(q_rest, k_rest, logits, INTERPRETED)
+            logits = dot(q_rest, k_rest, logits, INTERPRETED)
         logits *= scale
         if BIAS:
             bias_at = key_bias + frame * bias_frame + token.to(tl.int64) * bias_token
@@ -135,14 +122,14 @@ def _attention(
             mask=inside[:, None] & (main < WIDTH)[None, :],
             other=0.0,
         )
-        acc = _dot(weights, v, acc * fade[:, None], INTERPRETED)
+        acc = dot(weights, v, acc * fade[:, None], INTERPRETED)
         if REST > 0:
             v_rest = tl.load(
                 value_at + rest[None, :] * value_channel,
                 mask=inside[:, None] & (rest < WIDTH)[None, :],
                 other=0.0,
             )
-            acc_rest = _dot(weights, v_rest, acc_rest * fade[:, None], INTERPRETED)
+            acc_rest = dot(weights, v_rest, acc_rest * fade[:, None], INTERPRETED)
         highest = higher
 
     # Zero, not 0/0, where every key is masked; a NaN stays one.
@@ -158,13 +145,6 @@ def _attention(
         )
 
 
-def _split(width: int) -> tuple[int, int]:
-    """Tiles of a head's channels, powers of two: the largest that fits, and one for the rest."""
-    main = max(_SMALLEST, 1 << (width.bit_length() - 1))
-    rest = width - main
-    return main, max(_SMALLEST, triton.next_power_of_2(rest)) if rest > 0 else 0
-
-
 def sparse_query_attention(
     query: Tensor, key: Tensor, value: Tensor, scale: float, key_bias: Tensor | None
 ) -> Tensor:
@@ -175,7 +155,7 @@ def sparse_query_attention(
     if out.numel() == 0:
         return out
     bias_strides = (0, 0) if key_bias is None else key_bias.stride()
-    main, rest = _split(width)
+    main, rest = split_width(width)
     parameters = _tuning.parameters(
         "attention_float32" if query.dtype == torch.float32 else "attention",
         query.device,

@@ -12,7 +12,8 @@ from stc_kernels.reference.token_cosine import token_cosine
 def _cosine(a: Tensor, b: Tensor) -> Tensor:
     """Cosine of two (F, H, W, D) grids, place by place; NaN becomes -inf."""
     similarity = token_cosine(a.flatten(0, 1), b.flatten(0, 1)).unflatten(0, a.shape[:2])
-    return similarity.nan_to_num(nan=-torch.inf)
+    counted: Tensor = similarity.nan_to_num(nan=-torch.inf)
+    return counted
 
 
 def spatial_redundancy(tokens: Tensor, alive: Tensor | None) -> Tensor:

@@ -20,6 +20,14 @@ struct KernelTable {
   void (*saliency_blocks)(const SaliencyParams&, const SaliencyFrame&, int64_t begin, int64_t end);
   void (*saliency_anchor)(const SaliencyParams&, SaliencyFrame*);
   void (*saliency_scores)(const SaliencyParams&, const SaliencyFrame&, int64_t begin, int64_t end);
+  void (*neighbour_dots)(const NeighbourParams&, int64_t begin, int64_t end);
+  void (*neighbour_maximum)(const NeighbourParams&, int64_t begin, int64_t end);
+  void (*compact_rows)(const CompactParams&, int64_t begin, int64_t end);
+  void (*match_norms)(const MatchParams&, int64_t begin, int64_t end);
+  void (*match_tiles)(const MatchParams&, int64_t begin, int64_t end);
+  void (*merge_rows)(const MergeParams&, int64_t begin, int64_t end);
+  int64_t (*column_mean_scratch)(const ColumnMeanParams&);
+  void (*column_mean)(const ColumnMeanParams&, float* scratch, int64_t batch, int64_t head);
 };
 
 // The best table for this processor, or the one that STC_KERNELS_CPU_CAPABILITY names if this

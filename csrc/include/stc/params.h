@@ -127,4 +127,74 @@ struct SaliencyFrame {
 };
 constexpr int64_t kSaliencyGroup = 4;
 
+// Range of both passes: flattened (frame, row, column).
+struct NeighbourParams {
+  DType dtype;
+  GridView tokens;
+  int64_t height;
+  int64_t width;
+  int64_t channels;
+  const bool* alive;  // contiguous (frames, height, width), or null
+  float* norm;        // scratch (frames, height, width)
+  float* right;       // scratch, dot product with the token to the right
+  float* below;       // scratch, dot product with the token below
+  float* redundancy;  // (frames, height, width)
+};
+
+// Range: entries of `indices`, which count tokens over all frames.
+struct CompactParams {
+  TokenView source;
+  int64_t tokens_per_frame;
+  const int32_t* indices;
+  int64_t channels;
+  int64_t element_size;
+  void* out;  // contiguous (capacity, channels)
+};
+
+// Candidates are the tokens first_candidate, first_candidate + 2, ...; partners likewise. Range of
+// `norms`: flattened (batch, token); of `match`: flattened (batch, tile of kMatchRows candidates).
+constexpr int64_t kMatchRows = 4;
+struct MatchParams {
+  DType dtype;
+  TokenView metric;
+  int64_t tokens;
+  int64_t channels;
+  int64_t first_candidate;
+  int64_t candidates;
+  int64_t first_partner;
+  int64_t partners;
+  float* inverse;    // scratch (batch, tokens), 1 / norm
+  float* best;       // (batch, candidates), cosine with the best partner
+  int32_t* partner;  // (batch, candidates), the place of that partner
+};
+
+// Range: flattened (batch, row of the result). `members` lists the tokens of each frame by row;
+// those of row i are members[start[i]] to members[start[i + 1]], with start counted over the batch.
+struct MergeParams {
+  DType dtype;
+  TokenView tokens;
+  int64_t rows;
+  int64_t channels;
+  int64_t tokens_per_frame;
+  const int64_t* start;
+  const int32_t* members;
+  const float* sizes;  // contiguous (batch, tokens), or null for 1
+  void* out;           // contiguous (batch, rows, channels)
+  float* out_sizes;    // (batch, rows)
+};
+
+// Range: one (batch, head) at a time, with scratch of column_mean_scratch() floats.
+struct ColumnMeanParams {
+  DType dtype;
+  HeadView query;
+  HeadView key;
+  int64_t queries;
+  int64_t keys;
+  int64_t heads;
+  int64_t heads_per_key;
+  int64_t channels;
+  float scale;
+  float* received;  // (batch, heads, keys), sums over the queries
+};
+
 }  // namespace stc

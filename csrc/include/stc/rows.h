@@ -34,6 +34,23 @@ void gather_rows_range(const GatherParams& p, int64_t begin, int64_t end) {
   }
 }
 
+// The same from all frames into one row; indices count tokens over the frames.
+template <typename Unit>
+void compact_rows_range(const CompactParams& p, int64_t begin, int64_t end) {
+  Unit* out = static_cast<Unit*>(p.out);
+  for (int64_t at = begin; at < end; ++at) {
+    Unit* to = out + at * p.channels;
+    const int64_t token = p.indices[at];
+    if (token < 0) {
+      __builtin_memset(to, 0, static_cast<uint64_t>(p.channels) * sizeof(Unit));
+    } else {
+      const Unit* from =
+          row_pointer<Unit>(p.source, token / p.tokens_per_frame, token % p.tokens_per_frame);
+      copy_row(to, 1, from, p.source.channel_stride, p.channels);
+    }
+  }
+}
+
 template <typename Unit>
 void scatter_rows_range(const ScatterParams& p, int64_t begin, int64_t end) {
   for (int64_t at = begin; at < end; ++at) {

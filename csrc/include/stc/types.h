@@ -40,4 +40,22 @@ struct MutableTokenView {
   int64_t channel_stride;
 };
 
+// A (frame, row, column, channel) tensor of any layout.
+struct GridView {
+  const void* data;
+  int64_t frame_stride;
+  int64_t row_stride;
+  int64_t column_stride;
+  int64_t channel_stride;
+};
+
+// A (batch, token, head, channel) tensor of any layout.
+struct HeadView {
+  const void* data;
+  int64_t batch_stride;
+  int64_t token_stride;
+  int64_t head_stride;
+  int64_t channel_stride;
+};
+
 }  // namespace stc

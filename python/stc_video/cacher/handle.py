@@ -152,6 +152,9 @@ class Cacher:
     def streams(self, names: Sequence[str]) -> Iterator[None]:
         """Inside the block, row i of a batch is the next frame of stream ``names[i]``.
 
+        A batch of k times as many rows has the next k frames of the first stream, then of the
+        second, and so on.
+
         Raises
         ------
         ValueError
@@ -176,6 +179,15 @@ class Cacher:
         finally:
             self._is_paused = before
 
+    @contextmanager
+    def resumed(self) -> Iterator[None]:
+        """Inside the block the cacher works although :meth:`paused` is in force around it."""
+        before, self._is_paused = self._is_paused, False
+        try:
+            yield
+        finally:
+            self._is_paused = before
+
     def reset(self, stream: str | None = None) -> None:
         """Forget a stream's frames and free its memory, or those of all streams.
 
@@ -191,6 +203,14 @@ class Cacher:
             raise KeyError(f"reset: there is no stream {stream!r}; known are: {known}")
         for name in [stream] if stream is not None else list(self._streams):
             self._streams[name].restart("reset")
+
+    def stream_state(self, stream: str) -> Stream | None:
+        """Return what is kept of a stream, to be saved with it; None if there is no such stream."""
+        return self._streams.get(stream)
+
+    def restore_stream(self, stream: str, state: Stream) -> None:
+        """Take over what :meth:`stream_state` returned."""
+        self._streams[stream] = state
 
     def stats(self) -> CacheStats:
         """Return the totals since the cacher was attached, over all streams and for each."""
@@ -213,7 +233,7 @@ class Cacher:
                 "first, or detach the cacher to train"
             )
         names = self._active or (DEFAULT_STREAM,)
-        if self._active is not None and batch is not None and batch != len(names):
+        if self._active is not None and batch is not None and batch % len(names):
             raise ValueError(
                 f"streams: the batch must have one row per stream ({len(names)}), got {batch}"
             )
@@ -258,12 +278,7 @@ class Cacher:
         request = self._watcher.take()
         wanted = self._wanted_layers(request)
         names = self._active or (DEFAULT_STREAM,)
-        rows = 1 if self._active is not None else frames.shape[0]
-        if self._active is not None and frames.shape[0] != len(names):
-            raise ValueError(
-                f"streams: the batch must have one row per stream ({len(names)}), "
-                f"got {frames.shape[0]}"
-            )
+        rows = frames.shape[0] // len(names)
         parts: list[Outputs] = []
         records: list[FrameRecord] = []
         for number, name in enumerate(names):

@@ -3,16 +3,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from stc_video.errors import UnsupportedModelError
+from stc_video.models.preprocess import Preprocessor, default_processor
+from stc_video.towers.pre_norm import PreNormTower
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["VisionSide"]
+__all__ = ["VisionSide", "frame_preprocessor"]
 
 
 class VisionSide:
@@ -24,7 +29,7 @@ class VisionSide:
     Parameters
     ----------
     model : LlavaOnevisionForConditionalGeneration
-        Its language model is let go, so that its memory can be used for something else.
+        It is read, not changed.
 
     Attributes
     ----------
@@ -37,10 +42,8 @@ class VisionSide:
         self.tower: nn.Module = inner.vision_tower
         self._projector: nn.Module = inner.multi_modal_projector
         self._pool = inner.apply_pooling
-        self._layer: int | Sequence[int] = inner.config.vision_feature_layer
+        self._layers = _layers_of(self.tower, inner.config.vision_feature_layer)
         self._drop_cls: bool = inner.config.vision_feature_select_strategy == "default"
-        inner.language_model = None
-        model.lm_head = None
 
     def to(self, device: torch.device, dtype: torch.dtype) -> None:
         """Move tower and projector."""
@@ -60,11 +63,10 @@ class VisionSide:
         Tensor
             (F, T, D): the hidden states that the projector takes. T = 729 at 384 px.
         """
-        states = self.tower(**inputs, output_hidden_states=True).hidden_states
-        if isinstance(self._layer, int):
-            chosen: Tensor = states[self._layer]
-            return chosen
-        return torch.cat([states[layer] for layer in self._layer], dim=-1)
+        # Asking for hidden states would keep those of every layer on most releases.
+        with _outputs_of(self._layers) as outputs:
+            self.tower(**inputs)
+        return torch.cat(outputs, dim=-1) if len(outputs) > 1 else outputs[0]
 
     def features(self, tokens: Tensor) -> Tensor:
         """Project and pool the tower's tokens.
@@ -88,3 +90,58 @@ class VisionSide:
     def feature_grid(self, grid: tuple[int, int]) -> tuple[int, int]:
         """Return the grid of `features` for a tower with this token grid: half, rounded up."""
         return (grid[0] + 1) // 2, (grid[1] + 1) // 2
+
+
+def frame_preprocessor(tower: nn.Module, processor: Any | None) -> Preprocessor:
+    """Return what prepares frames for the tower.
+
+    The processor of the whole model cuts images into tiles; a video frame is one picture.
+
+    Parameters
+    ----------
+    tower : Module
+        The vision tower.
+    processor : object, optional
+        The model's image or video processor, whose mean, deviation and resampling are taken over.
+
+    Returns
+    -------
+    Preprocessor
+        For frames of any size.
+    """
+    config: Any = tower.config
+    keep = {k: getattr(processor, k, None) for k in ("image_mean", "image_std", "resample")}
+    override = {k: v for k, v in keep.items() if v is not None}
+    made = default_processor(config.model_type, config.image_size, **override)
+    return Preprocessor(made, config.patch_size)
+
+
+def _layers_of(tower: nn.Module, chosen: int | Sequence[int]) -> list[nn.Module]:
+    """Layers whose outputs are the chosen hidden states; 0 would be the input of the first."""
+    blocks = PreNormTower.of(tower).blocks
+    numbers = [chosen] if isinstance(chosen, int) else list(chosen)
+    places = [number % (len(blocks) + 1) for number in numbers]
+    if 0 in places:
+        raise UnsupportedModelError(
+            "LLaVA-OneVision: vision_feature_layer must name outputs of layers of the tower, "
+            f"got {chosen}"
+        )
+    return [blocks[place - 1].layer for place in places]
+
+
+@contextmanager
+def _outputs_of(layers: Sequence[nn.Module]) -> Iterator[list[Tensor]]:
+    """Collect what the layers return while the block runs, in the order of the layers."""
+    found: dict[nn.Module, Tensor] = {}
+    outputs: list[Tensor] = []
+
+    def keep(layer: nn.Module, _: Any, output: Any) -> None:
+        found[layer] = output[0] if isinstance(output, tuple) else output
+
+    hooks = [layer.register_forward_hook(keep) for layer in dict.fromkeys(layers)]
+    try:
+        yield outputs
+    finally:
+        for hook in hooks:
+            hook.remove()
+    outputs += [found[layer] for layer in layers]

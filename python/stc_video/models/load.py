@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from stc_video.errors import UnsupportedModelError
 from stc_video.models.geometries import RANDOM_NOTICE, build_random
-from stc_video.models.llava_onevision import VisionSide
+from stc_video.models.llava_onevision import VisionSide, frame_preprocessor
 from stc_video.models.placement import ModelError, find_device, find_dtype
 from stc_video.models.preprocess import (
     Preprocessor,
@@ -346,14 +346,15 @@ def _wrap(model: PreTrainedModel, name: str, processor: Any | None) -> LoadedMod
     tower: nn.Module = model if side is None else side.tower
     config: Any = tower.config
     if side is not None:
-        # The processor of the whole model cuts images into tiles; a video frame is one picture.
-        keep = {k: getattr(processor, k, None) for k in ("image_mean", "image_std", "resample")}
-        override = {k: v for k, v in keep.items() if v is not None}
-        processor = default_processor(config.model_type, config.image_size, **override)
+        preprocessor = frame_preprocessor(tower, processor)
+        # Its memory can be used for something else.
+        model.model.language_model = model.lm_head = None
     elif processor is None and config.model_type.startswith("siglip2"):
         processor = patch_processor(config.patch_size, config.num_patches or _NAFLEX_PATCHES)
     elif processor is None:
         processor = default_processor(config.model_type, config.image_size)
+    if side is None:
+        preprocessor = Preprocessor(processor, config.patch_size)
     prefix = _prefix_tokens(config)
     return LoadedModel(
         tower=tower,
@@ -361,7 +362,7 @@ def _wrap(model: PreTrainedModel, name: str, processor: Any | None) -> LoadedMod
         description=_describe(config, prefix, side),
         random=False,
         prefix_tokens=prefix,
-        preprocessor=Preprocessor(processor, config.patch_size),
+        preprocessor=preprocessor,
         device=torch.device("cpu"),
         dtype=torch.float32,
         side=side,

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -104,6 +105,15 @@ class Pruner(ABC):
     def reset(self, stream: str | None = None) -> None:
         """Forget the frames of one stream, or of all. Without memory there is nothing to do."""
         return
+
+    def stream_state(self, stream: str) -> Any:
+        """What is remembered of a stream, to be saved with it; None if nothing is."""
+        return getattr(self, "_streams", {}).get(stream)
+
+    def restore_stream(self, stream: str, state: Any) -> None:
+        """Take over what :meth:`stream_state` returned."""
+        streams: dict[str, Any] = getattr(self, "_streams", {})
+        streams[stream] = state
 
     @property
     def state_bytes(self) -> int:

@@ -1,0 +1,332 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A cacher on the tower and a pruner in front of the language model, in one reversible line."""
+
+from __future__ import annotations
+
+import inspect
+import types
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from stc_video.cacher import Cacher, attach_cacher
+from stc_video.config import CacheConfig
+from stc_video.errors import AttachError, UnsupportedModelError
+from stc_video.models.batching import TowerBatcher, TowerJob
+from stc_video.models.llava_onevision import VisionSide
+from stc_video.models.placeholders import POSITIONS, PrunedPrompt, prune_prompt
+from stc_video.pruners import PrunedTokens, Pruner, make_pruner
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+__all__ = ["Acceleration", "accelerate"]
+
+#: pruners without a count of their own
+_UNCOUNTED = ("none",)
+
+
+def accelerate(
+    model: PreTrainedModel,
+    cache: str | CacheConfig | None = "motion",
+    prune: str | Pruner = "stc",
+    tokens_per_frame: int | None = 64,
+    *,
+    positions: str = "repacked",
+    **pruner_settings: Any,
+) -> PreTrainedModel:
+    """Make a video language model encode what changed and read what matters.
+
+    ``model.generate(**inputs)`` and ``model(**inputs)`` take what the processor made, with its
+    placeholders for every token of every frame; the placeholders of pruned tokens are taken out
+    on the way in. What ``generate`` returns begins with the prompt as it was given. The logits of
+    a plain forward have the length of the pruned prompt.
+
+    Each video of a call is a stream of its own that begins with the call. Images pass through the
+    tower as if nothing were attached. For an endless video see :class:`StreamingSession`.
+
+    Parameters
+    ----------
+    model
+        A ``LlavaOnevisionForConditionalGeneration`` in eval mode.
+    cache
+        Policy of the cacher (see :func:`attach_cacher`), or None for none.
+    prune
+        Name of a pruner (see :func:`make_pruner`), or a pruner; ``"none"`` keeps every token.
+    tokens_per_frame
+        How many tokens the pruner keeps of each frame; None leaves it to the pruner's default.
+    positions
+        ``"repacked"``: the kept tokens and the text get consecutive positions, as if the others
+        had never been there, which is what the model saw in training. ``"original"``: each keeps
+        the position that it has in the full prompt.
+    **pruner_settings
+        Further settings of the pruner.
+
+    Returns
+    -------
+    PreTrainedModel
+        The same model. ``model.stc`` is the :class:`Acceleration`, whose ``restore()`` undoes
+        everything; ``with accelerate(model).stc:`` does so at the end of the block.
+
+    Raises
+    ------
+    UnsupportedModelError
+        If the model is none of the supported ones; it is left untouched.
+    AttachError
+        If it is accelerated already, or its tower has a cacher.
+    ValueError
+        If a setting is out of range.
+    """
+    if isinstance(getattr(model, "stc", None), Acceleration):
+        raise AttachError(
+            "accelerate: this model is accelerated already; call model.stc.restore() first"
+        )
+    if positions not in POSITIONS:
+        raise ValueError(
+            f"accelerate: positions must be one of {', '.join(POSITIONS)}, got {positions!r}"
+        )
+    _check_model(model)
+    if isinstance(prune, Pruner):
+        if pruner_settings:
+            raise ValueError(
+                "accelerate: settings of a pruner go with its name, "
+                f"got a pruner and {', '.join(pruner_settings)}"
+            )
+        pruner = prune
+    else:
+        if tokens_per_frame is not None and prune not in _UNCOUNTED:
+            pruner_settings["tokens_per_frame"] = tokens_per_frame
+        pruner = make_pruner(prune, **pruner_settings)
+    side = VisionSide(model)
+    cacher = None if cache is None else attach_cacher(side.tower, cache)
+    return Acceleration(model, side, cacher, pruner, positions).model
+
+
+class Acceleration:
+    """The handle of an accelerated model, made by :func:`accelerate`.
+
+    Attributes
+    ----------
+    model
+        The model.
+    cacher
+        The cacher on its tower, or None.
+    pruner
+        The pruner in front of its language model.
+    positions
+        ``"repacked"`` or ``"original"``.
+    grid
+        (H, W) of the tokens of a frame before pruning.
+    users
+        How many sessions use it.
+    owned
+        Whether a session made it, so that the last one takes it off.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        side: VisionSide,
+        cacher: Cacher | None,
+        pruner: Pruner,
+        positions: str,
+    ) -> None:
+        self.model = model
+        self.cacher = cacher
+        self.pruner = pruner
+        self.positions = positions
+        self.users = 0
+        self.owned = False
+        self._side = side
+        config: Any = side.tower.config
+        size = config.image_size // config.patch_size
+        self.grid = side.feature_grid((size, size))
+        self._batcher = TowerBatcher(self._run_tower)
+        self._exit = ExitStack()
+        if cacher is not None:
+            # Images also go through the tower, and are no frames of any stream.
+            self._exit.enter_context(cacher.paused())
+        self._before = {name: model.__dict__.get(name) for name in ("forward", "generate")}
+        self._stock = {name: getattr(model, name) for name in self._before}
+        self._next_positions: Tensor | None = None
+        untyped: Any = model
+        untyped.stc = self
+        untyped.forward = _bound(model, "forward", self._forward)
+        untyped.generate = _bound(model, "generate", self._generate)
+
+    def __repr__(self) -> str:
+        cache = "none" if self.cacher is None else self.cacher.config.policy
+        pruner = type(self.pruner).__name__
+        return f"<Acceleration of {type(self.model).__name__}, cache {cache}, {pruner}>"
+
+    def __enter__(self) -> Acceleration:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.restore()
+
+    def restore(self) -> None:
+        """Take everything off; the model is then exactly as before. A second call does nothing.
+
+        Raises
+        ------
+        AttachError
+            If something else was patched over the tower's layers since; nothing is changed then.
+        """
+        if self.model.__dict__.get("stc") is not self:
+            return
+        if self.cacher is not None:
+            self.cacher.detach()
+        self._exit.close()
+        for name, before in self._before.items():
+            if before is None:
+                del self.model.__dict__[name]
+            else:
+                self.model.__dict__[name] = before
+        del self.model.__dict__["stc"]
+        self.pruner.reset()
+
+    @property
+    def tokens_per_frame(self) -> int:
+        """Tokens of a frame before pruning, N."""
+        return self.grid[0] * self.grid[1]
+
+    # -- frames ------------------------------------------------------------------------------
+
+    def encode(self, pixels: Tensor, stream: str) -> Tensor:
+        """Run frames through tower, projector and pooling.
+
+        Threads that call this at the same time share one call of the tower.
+
+        Parameters
+        ----------
+        pixels
+            (F, 3, h, w) the next frames of the stream, preprocessed.
+        stream
+            Name of the stream.
+
+        Returns
+        -------
+        Tensor
+            (F, N, D) features, before pruning.
+        """
+        return self._batcher(stream, pixels)
+
+    def prune(self, features: Tensor, stream: str) -> PrunedTokens:
+        """Choose the tokens of frames (F, N, D) that enter the language model."""
+        return self.pruner(features, grid=self.grid, stream=stream)
+
+    def forget(self, stream: str) -> None:
+        """Drop what cacher and pruner keep of a stream."""
+        if self.cacher is not None and stream in self.cacher.stats().streams:
+            self.cacher.reset(stream)
+        self.pruner.reset(stream)
+
+    def _run_tower(self, jobs: Sequence[TowerJob]) -> None:
+        pixels = torch.cat([job.pixels for job in jobs]) if len(jobs) > 1 else jobs[0].pixels
+        cacher = self.cacher
+        with torch.no_grad(), ExitStack() as inside:
+            if cacher is not None:
+                inside.enter_context(cacher.resumed())
+                inside.enter_context(cacher.streams([job.stream for job in jobs]))
+            features = self._side.features(self._side.tokens({"pixel_values": pixels}))
+        for job, part in zip(jobs, features.chunk(len(jobs)), strict=True):
+            job.features = part
+
+    # -- the model's own calls ---------------------------------------------------------------
+
+    def _forward(self, **arguments: Any) -> Any:
+        positions, embeds = self._next_positions, arguments.get("inputs_embeds")
+        if positions is not None and embeds is not None:
+            # The first step of `generate`, which knows no other than consecutive positions.
+            self._next_positions = None
+            repeats = embeds.shape[0] // positions.shape[0]
+            arguments["position_ids"] = positions.repeat_interleave(repeats, 0)
+        if arguments.get("pixel_values_videos") is None or arguments.get("input_ids") is None:
+            return self._stock["forward"](**arguments)
+        prompt = self._pruned(arguments)
+        return self._stock["forward"](**prompt.arguments)
+
+    def _generate(self, **arguments: Any) -> Any:
+        if arguments.get("input_ids") is None and arguments.get("inputs") is not None:
+            arguments["input_ids"] = arguments.pop("inputs")
+        given = arguments.get("input_ids")
+        if arguments.get("pixel_values_videos") is None or given is None:
+            return self._stock["generate"](**arguments)
+        prompt = self._pruned(arguments)
+        arguments = prompt.arguments
+        positions = arguments.pop("position_ids", None)
+        if positions is not None:
+            # Decoding goes on at the number of tokens so far. Attention sees differences only,
+            # so all positions may be shifted to meet it.
+            last = arguments["attention_mask"].sum(-1, keepdim=True) - 1
+            self._next_positions = positions - positions[:, -1:] + last
+        if arguments.get("max_length") is not None:
+            arguments["max_length"] -= prompt.removed
+        try:
+            made = self._stock["generate"](input_ids=prompt.input_ids, **arguments)
+        finally:
+            self._next_positions = None
+        return _with_prompt(made, given, prompt.input_ids.shape[1])
+
+    def _pruned(self, arguments: dict[str, Any]) -> PrunedPrompt:
+        cache = arguments.get("past_key_values")
+        if cache is not None and cache.get_seq_length() > 0:
+            raise ValueError(
+                "accelerated model: a video cannot be added to past_key_values; give the whole "
+                "conversation at once, or use StreamingSession"
+            )
+        with torch.no_grad():
+            return prune_prompt(
+                self.model, arguments, self._videos, self.tokens_per_frame, self.positions
+            )
+
+    def _videos(self, pixels: Tensor) -> list[PrunedTokens]:
+        """Encode and prune videos (V, F, 3, h, w), each as a stream of its own."""
+        kept = []
+        for number, frames in enumerate(pixels):
+            stream = f"accelerate:{number}"
+            kept.append(self.prune(self.encode(frames, stream), stream))
+            self.forget(stream)
+        return kept
+
+
+def _check_model(model: Any) -> None:
+    kind = getattr(getattr(model, "config", None), "model_type", None)
+    if kind != "llava_onevision" or not hasattr(model, "generate"):
+        raise UnsupportedModelError(
+            "accelerate: supported is LlavaOnevisionForConditionalGeneration of transformers, got "
+            f"{type(model).__name__}"
+        )
+
+
+def _bound(model: PreTrainedModel, name: str, ours: Callable[..., Any]) -> types.MethodType:
+    """Make a method with the signature of the stock one, which passes all arguments by name."""
+    stock = getattr(type(model), name)
+    signature = inspect.signature(stock)
+    rest = [p.name for p in signature.parameters.values() if p.kind is p.VAR_KEYWORD]
+
+    def method(self: PreTrainedModel, *args: Any, **kwargs: Any) -> Any:
+        arguments = dict(signature.bind_partial(self, *args, **kwargs).arguments)
+        arguments.pop("self", None)
+        for collected in rest:
+            arguments |= arguments.pop(collected, {})
+        return ours(**arguments)
+
+    method.__name__, method.__doc__ = stock.__name__, stock.__doc__
+    method.__signature__ = signature  # type: ignore[attr-defined]
+    return types.MethodType(method, model)
+
+
+def _with_prompt(made: Any, given: Tensor, length: int) -> Any:
+    """Put the prompt as it was given in front of what was generated."""
+    sequences = made if isinstance(made, Tensor) else made.sequences
+    given = given.to(sequences.device).repeat_interleave(sequences.shape[0] // given.shape[0], 0)
+    whole = torch.cat([given, sequences[:, length:]], dim=1)
+    if isinstance(made, Tensor):
+        return whole
+    made.sequences = whole
+    return made

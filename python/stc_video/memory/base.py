@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The interface of all memories."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from transformers import Cache
+
+__all__ = ["Context", "Frame", "Memory", "Retrieved", "Snapshot"]
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One frame as the language model is given it.
+
+    Attributes
+    ----------
+    embeds
+        (n, D) its kept tokens.
+    offsets
+        (n,) int64 on the CPU: the position of each, counted from the frame's first.
+    span
+        How many positions the frame takes.
+    number
+        Running number in the stream.
+    time
+        When it was taken, in seconds, or None.
+    """
+
+    embeds: Tensor
+    offsets: Tensor
+    span: int
+    number: int
+    time: float | None = None
+
+
+@dataclass(frozen=True)
+class Retrieved:
+    """A frame that an answer was given from.
+
+    Attributes
+    ----------
+    number
+        Running number in the stream.
+    time
+        When it was taken, in seconds, or None.
+    layers
+        In how many layers it was retrieved.
+    """
+
+    number: int
+    time: float | None
+    layers: int
+
+
+@dataclass(frozen=True)
+class Context:
+    """What an answer is generated from.
+
+    Attributes
+    ----------
+    cache
+        Keys and values of the context and of the prompt but for its last token. It shares
+        nothing with the memory.
+    tokens
+        How many they are.
+    retrieved
+        The frames in it, in temporal order; None if all are.
+    """
+
+    cache: Cache
+    tokens: int
+    retrieved: tuple[Retrieved, ...] | None
+
+
+@dataclass
+class Snapshot:
+    """Everything that a memory holds.
+
+    Attributes
+    ----------
+    values
+        What JSON can hold.
+    tensors
+        Tensors by name.
+    records
+        What the stores hold, by number: a record, or the file it is in, which is never changed.
+    """
+
+    values: dict[str, Any] = field(default_factory=dict)
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    records: dict[int, Tensor | Path] = field(default_factory=dict)
+
+
+class Memory(ABC):
+    """Keys and values of a stream. Used by one thread at a time."""
+
+    @abstractmethod
+    def begin(self, prefix: Tensor) -> None:
+        """Start anew with the embeddings (P, D) of what comes before the video."""
+
+    @abstractmethod
+    def append(self, frames: Sequence[Frame]) -> None:
+        """Take in the next frames; grouping them changes nothing but the speed.
+
+        Raises
+        ------
+        MemoryFullError
+            If the memory is full and may not forget; it is as before then.
+        """
+
+    @abstractmethod
+    def context(self, prompt: Tensor, question: slice, text: str) -> Context:
+        """Prepare an answer; the memory stays as it is.
+
+        Parameters
+        ----------
+        prompt
+            (T, D) embeddings of what comes after the video, T at least 1.
+        question
+            Rows of the prompt that the question itself takes.
+        text
+            The question.
+
+        Returns
+        -------
+        Context
+            All but the last token of the prompt, behind what it needs of the video.
+        """
+
+    @property
+    @abstractmethod
+    def tokens(self) -> int:
+        """How many tokens are held, wherever."""
+
+    @abstractmethod
+    def nbytes(self) -> dict[str, int]:
+        """Bytes of each store, by name."""
+
+    @abstractmethod
+    def snapshot(self) -> Snapshot:
+        """Describe everything that is held; tensors may be views, to be written at once."""
+
+    @abstractmethod
+    def restore(self, snapshot: Snapshot) -> None:
+        """Take over everything from a snapshot of a memory with the same settings."""
+
+    @abstractmethod
+    def clear(self) -> None:
+        """Forget everything and give memory and files back."""

@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Settings of the memories, validated when they are made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeAlias
+
+__all__ = ["EVICTIONS", "RETRIEVALS", "STORAGES", "PlainConfig", "RekvConfig", "Scorer"]
+
+EVICTIONS = ("oldest", "redundant", "refuse")
+RETRIEVALS = ("plain", "normalised", "mmr")
+STORAGES = ("exact", "int8")
+
+#: from the question and the frame number of each stored frame to one score per frame
+Scorer: TypeAlias = Callable[[str, Sequence[int]], Sequence[float]]
+
+
+@dataclass(frozen=True)
+class PlainConfig:
+    """A memory that keeps everything on the device.
+
+    Attributes
+    ----------
+    max_tokens
+        How many tokens it may hold; one more is refused.
+    """
+
+    max_tokens: int = 32_768
+
+    def __post_init__(self) -> None:
+        """Check the value."""
+        _at_least("PlainConfig", "max_tokens", self.max_tokens, 1)
+
+
+@dataclass(frozen=True)
+class RekvConfig:
+    """A memory of bounded size that retrieves what a question needs (ReKV, arXiv 2503.00540).
+
+    Attributes
+    ----------
+    window_tokens
+        How many tokens of earlier frames a new frame attends to, beside the prompt's beginning.
+    retrieve_tokens
+        How many tokens of the video a question is answered from, in each layer.
+    device_bytes, host_bytes, disk_bytes
+        Budgets of the stores for frames that have left the window. A frame goes to the first
+        with a budget above 0, and the oldest ones move on when a store is full.
+    disk_folder
+        Where the disk store makes a folder for its files; None for the system's temporary one.
+    eviction
+        When the last store is full: ``"oldest"`` forgets its oldest frame, ``"redundant"`` the
+        one whose keys are most like those of an earlier frame, which then stands for both, and
+        ``"refuse"`` raises :class:`MemoryFullError`.
+    storage
+        ``"exact"``: frames are stored in the model's dtype. ``"int8"``: at half the bytes of a
+        16-bit dtype, keys scaled per channel and values per token.
+    retrieval
+        ``"plain"``: the dot product of the question's mean query and the frame's mean key, as in
+        the paper. ``"normalised"``: their cosine. ``"mmr"``: the cosine, less the likeness to
+        what is retrieved already (maximal marginal relevance).
+    diversity
+        ``mmr``: weight of that likeness, 0 to 1.
+    recent_frames
+        How many of the last frames are retrieved always, before others.
+    scorer
+        Called with the question and the frame numbers in memory; its scores replace those
+        of the keys, in all layers alike. None for none.
+    slab_bytes
+        Size of one allocation of the device and host stores.
+    """
+
+    window_tokens: int = 8_192
+    retrieve_tokens: int = 4_096
+    device_bytes: int = 0
+    host_bytes: int = 8 << 30
+    disk_bytes: int = 0
+    disk_folder: str | Path | None = None
+    eviction: str = "oldest"
+    storage: str = "exact"
+    retrieval: str = "plain"
+    diversity: float = 0.5
+    recent_frames: int = 0
+    scorer: Scorer | None = field(default=None, compare=False)
+    slab_bytes: int = 64 << 20
+
+    def __post_init__(self) -> None:
+        """Check every value."""
+        for name in ("window_tokens", "retrieve_tokens", "slab_bytes"):
+            _at_least("RekvConfig", name, getattr(self, name), 1)
+        for name in ("device_bytes", "host_bytes", "disk_bytes", "recent_frames"):
+            _at_least("RekvConfig", name, getattr(self, name), 0)
+        _one_of("eviction", self.eviction, EVICTIONS)
+        _one_of("storage", self.storage, STORAGES)
+        _one_of("retrieval", self.retrieval, RETRIEVALS)
+        if not 0.0 <= self.diversity <= 1.0:
+            raise ValueError(f"RekvConfig: diversity must be between 0 and 1, got {self.diversity}")
+
+
+def _at_least(owner: str, name: str, value: int, low: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < low:
+        raise ValueError(f"{owner}: {name} must be a whole number from {low}, got {value!r}")
+
+
+def _one_of(name: str, value: str, allowed: Sequence[str]) -> None:
+    if value not in allowed:
+        raise ValueError(f"RekvConfig: {name} must be one of {', '.join(allowed)}, got {value!r}")

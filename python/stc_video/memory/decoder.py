@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A language model's layers, taken apart at the attention.
+
+ReKV needs the queries and keys in front of their rotation, and an attention over keys of its own
+choice; no cache object of transformers gets to see these. Everything else is called as a module,
+never re-implemented.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention.bias import causal_lower_right
+from torch.nn.functional import scaled_dot_product_attention
+
+from stc_video.errors import UnsupportedModelError
+from stc_video.memory.rotary import Rotary
+
+__all__ = ["Decoder", "DecoderLayer", "causal_mask"]
+
+_PARTS = ("input_layernorm", "self_attn", "post_attention_layernorm", "mlp")
+_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
+_FOREIGN = ("pre_feedforward_layernorm", "post_feedforward_layernorm")
+
+
+@dataclass(frozen=True)
+class DecoderLayer:
+    """One layer of Qwen2, Qwen3, Llama or Mistral, by its parts.
+
+    Attributes
+    ----------
+    layer
+        The layer.
+    heads, key_heads, width
+        Number of query and key heads, and the size of each.
+    scale
+        What the logits are multiplied with.
+    """
+
+    layer: Any
+    heads: int
+    key_heads: int
+    width: int
+    scale: float
+
+    @classmethod
+    def of(cls, layer: nn.Module, config: Any) -> DecoderLayer:
+        """Recognise a layer."""
+        attention: Any = getattr(layer, "self_attn", None)
+        complete = all(hasattr(layer, part) for part in _PARTS) and all(
+            hasattr(attention, part) for part in _PROJECTIONS
+        )
+        if not complete or any(hasattr(layer, part) for part in _FOREIGN):
+            raise UnsupportedModelError(
+                "memory: the language model must have the layers of Qwen2, Qwen3, Llama or "
+                f"Mistral, got {type(layer).__name__}"
+            )
+        if getattr(attention, "sliding_window", None) is not None:
+            raise UnsupportedModelError(
+                "memory: a language model with a sliding window of its own is not supported"
+            )
+        width = attention.head_dim
+        key_heads = config.num_key_value_heads
+        return cls(layer, config.num_attention_heads, key_heads, width, attention.scaling)
+
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries (H, n, d), keys and values (Hkv, n, d) of x (n, D), not rotated."""
+        attention = self.layer.self_attn
+        normed = self.layer.input_layernorm(x[None])[0]
+        query = attention.q_proj(normed).view(-1, self.heads, self.width)
+        key = attention.k_proj(normed).view(-1, self.key_heads, self.width)
+        value = attention.v_proj(normed).view(-1, self.key_heads, self.width)
+        if hasattr(attention, "q_norm"):
+            query, key = attention.q_norm(query), attention.k_norm(key)
+        return query.transpose(0, 1), key.transpose(0, 1), value.transpose(0, 1)
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Any) -> Tensor:
+        """Attention of rotated queries (H, n, d) to keys (Hkv, m, d): (n, H * d)."""
+        out = scaled_dot_product_attention(
+            query[None],
+            key[None],
+            value[None],
+            attn_mask=mask,
+            scale=self.scale,
+            enable_gqa=self.heads != self.key_heads,
+        )
+        return out[0].transpose(0, 1).reshape(query.shape[1], -1)
+
+    def finish(self, x: Tensor, attention: Tensor) -> Tensor:
+        """Residual stream (n, D) behind the layer."""
+        x = x + self.layer.self_attn.o_proj(attention[None])[0]
+        out: Tensor = x + self.layer.mlp(self.layer.post_attention_layernorm(x[None]))[0]
+        return out
+
+    def question_query(self, query: Tensor) -> Tensor:
+        """Mean of queries (H, n, d) over tokens, summed over the heads of a group: (Hkv * d,).
+
+        Its dot product with mean keys (Hkv * d,) is that of all heads with repeated keys.
+        """
+        mean = query.float().mean(1)
+        return mean.view(self.key_heads, -1, self.width).sum(1).flatten()
+
+
+class Decoder:
+    """The layers of a language model.
+
+    Parameters
+    ----------
+    model
+        The language model without its head, such as ``Qwen2Model``.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        stack: Any = model
+        self.layers: Sequence[DecoderLayer] = [
+            DecoderLayer.of(layer, stack.config) for layer in stack.layers
+        ]
+        self.rotary = Rotary(stack.rotary_emb)
+        first = self.layers[0]
+        if self.rotary.width != first.width:
+            raise UnsupportedModelError(
+                f"memory: the rotary positions must turn whole heads ({first.width}), "
+                f"got {self.rotary.width}"
+            )
+        weight: Tensor = first.layer.self_attn.k_proj.weight
+        self.device, self.dtype = weight.device, stack.dtype
+
+    @property
+    def token_bytes(self) -> int:
+        """Bytes of the keys and values of one token in all layers."""
+        first = self.layers[0]
+        size = torch.empty((), dtype=self.dtype).element_size()
+        return len(self.layers) * 2 * first.key_heads * first.width * size
+
+
+def causal_mask(queries: int, keys: int, device: torch.device) -> Any:
+    """Mask in which the last query sees all keys, the one before all but the last, and so on."""
+    if queries == 1:
+        return None
+    if device.type == "cuda":
+        return causal_lower_right(queries, keys)  # a flash kernel, no mask in memory
+    return torch.ones((queries, keys), dtype=torch.bool, device=device).tril(keys - queries)

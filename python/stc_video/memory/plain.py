@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Everything in one cache, as the stock model would hold it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from stc_video.errors import MemoryFullError
+from stc_video.memory.base import Context, Frame, Memory, Snapshot
+from stc_video.memory.config import PlainConfig
+from stc_video.memory.rotary import Rotary, turned
+
+__all__ = ["PlainMemory"]
+
+
+class PlainMemory(Memory):
+    """Keeps every token on the device and refuses to pass a limit.
+
+    Parameters
+    ----------
+    language_model
+        Without its head, such as ``Qwen2Model``.
+    config
+        The limit.
+    """
+
+    def __init__(self, language_model: nn.Module, config: PlainConfig) -> None:
+        self._model = language_model
+        self._config = config
+        self._cache: Any = _empty()
+        self._position = 0
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens are held."""
+        return int(self._cache.get_seq_length())
+
+    def begin(self, prefix: Tensor) -> None:
+        """Start anew with the embeddings (P, D) of what comes before the video."""
+        self.clear()
+        if len(prefix):
+            self._feed(self._cache, prefix, torch.arange(len(prefix)))
+        self._position = len(prefix)
+
+    def append(self, frames: Sequence[Frame]) -> None:
+        """Take in the next frames."""
+        new = sum(len(frame.embeds) for frame in frames)
+        if self.tokens + new > self._config.max_tokens:
+            raise MemoryFullError(
+                f"memory: a plain memory of {self._config.max_tokens} tokens (max_tokens) holds "
+                f"{self.tokens} and cannot take {new} more; use memory='rekv' for long streams"
+            )
+        positions, position = [], self._position
+        for frame in frames:
+            positions.append(position + frame.offsets)
+            position += frame.span
+        if new:
+            embeds = torch.cat([frame.embeds for frame in frames])
+            self._feed(self._cache, embeds, torch.cat(positions))
+        self._position = position
+
+    def context(self, prompt: Tensor, question: slice, text: str) -> Context:
+        """Copy the cache and add the prompt but for its last token."""
+        held = self.tokens
+        # The answer goes on at the number of tokens; attention sees differences only.
+        shift = held - self._position
+        cache = _empty()
+        for number, (keys, values) in enumerate(_layers(self._cache)):
+            if shift:
+                table = Rotary(self._rotary).shift_table(torch.tensor([shift]))
+                keys = turned(keys, *table)
+            cache.update(keys.clone(), values.clone(), number)
+        if len(prompt) > 1:
+            positions = torch.arange(held, held + len(prompt) - 1)
+            self._feed(cache, prompt[:-1], positions)
+        return Context(cache, held + len(prompt) - 1, None)
+
+    def nbytes(self) -> dict[str, int]:
+        """Bytes of the cache."""
+        return {"cache": sum(k.nbytes + v.nbytes for k, v in _layers(self._cache))}
+
+    def snapshot(self) -> Snapshot:
+        """Describe everything that is held."""
+        made = Snapshot(values={"position": self._position, "layers": len(self._cache.layers)})
+        for number, (keys, values) in enumerate(_layers(self._cache)):
+            made.tensors |= {f"keys.{number}": keys, f"values.{number}": values}
+        return made
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Take over everything from a snapshot."""
+        self.clear()
+        self._position = snapshot.values["position"]
+        device = next(self._model.parameters()).device
+        for number in range(snapshot.values["layers"]):
+            pair = (snapshot.tensors[f"{part}.{number}"] for part in ("keys", "values"))
+            self._cache.update(*(tensor.to(device) for tensor in pair), number)
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._cache, self._position = _empty(), 0
+
+    @property
+    def _rotary(self) -> nn.Module:
+        model: Any = self._model
+        rotary: nn.Module = model.rotary_emb
+        return rotary
+
+    def _feed(self, cache: Any, embeds: Tensor, positions: Tensor) -> None:
+        """Run tokens through the model; a failure leaves the cache as it was."""
+        before = list(_layers(cache))
+        try:
+            self._model(
+                inputs_embeds=embeds[None],
+                position_ids=positions[None].to(embeds.device),
+                past_key_values=cache,
+                use_cache=True,
+            )
+        except BaseException:
+            cache.layers.clear()
+            for number, (keys, values) in enumerate(before):
+                cache.update(keys, values, number)
+            raise
+
+
+def _empty() -> Any:
+    from transformers import DynamicCache
+
+    make: Any = DynamicCache  # has no types
+    return make()
+
+
+def _layers(cache: Any) -> Sequence[tuple[Tensor, Tensor]]:
+    return [(layer.keys, layer.values) for layer in cache.layers]

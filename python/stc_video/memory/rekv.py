@@ -1,0 +1,346 @@
+# SPDX-License-Identifier: Apache-2.0
+"""ReKV (arXiv 2503.00540): a sliding window, and retrieval from what has left it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from stc_video.errors import MemoryFullError
+from stc_video.memory.base import Context, Frame, Memory, Retrieved, Snapshot
+from stc_video.memory.codecs import make_codec
+from stc_video.memory.config import RekvConfig
+from stc_video.memory.decoder import Decoder, causal_mask
+from stc_video.memory.index import BlockIndex
+from stc_video.memory.retrieval import best_order, choose, diverse_order, similarity
+from stc_video.memory.rotary import turned
+from stc_video.memory.stores import DiskStore, SlabStore, Store, TieredStore, read_record
+from stc_video.memory.window import Block, Window
+
+__all__ = ["RekvMemory"]
+
+
+class RekvMemory(Memory):
+    """Bounded on the device, in host memory and on disk, for a stream of any length.
+
+    It differs from the authors' code where that has an error or a limit: the prompt's beginning is
+    attended to once, never twice; a key is rotated once for the window and once when it is
+    retrieved, not for every token; the index holds key heads and not query heads; frames may have
+    any number of tokens; the question passes through the model once; and what leaves a full store
+    is decided and counted. The prompt's beginning has the positions directly in front of the
+    window, where theirs has one constant distance for all of it.
+
+    Parameters
+    ----------
+    language_model
+        Without its head, such as ``Qwen2Model``.
+    config
+        The settings.
+    """
+
+    def __init__(self, language_model: nn.Module, config: RekvConfig) -> None:
+        self.config = config
+        self._decoder = decoder = Decoder(language_model)
+        layer = decoder.layers[0]
+        self._codec = make_codec(config.storage, layer.key_heads, layer.width, decoder.dtype)
+        self._window = Window(decoder, config.window_tokens)
+        self._index = BlockIndex(
+            len(decoder.layers),
+            layer.key_heads * layer.width,
+            decoder.device,
+            nearest=config.eviction == "redundant",
+        )
+        slab = config.slab_bytes
+        stores: list[Store] = [
+            SlabStore("device", decoder.device, config.device_bytes, slab),
+            SlabStore("host", torch.device("cpu"), config.host_bytes, slab),
+            DiskStore(config.disk_folder, config.disk_bytes),
+        ]
+        self._store = TieredStore(stores, self._evict)
+        self._blocks: dict[int, Block] = {}
+        self.evicted = 0
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens are held, wherever."""
+        return self._window.prefix_tokens + sum(b.tokens for b in self._blocks.values())
+
+    def nbytes(self) -> dict[str, int]:
+        """Bytes of the window, the index and each store."""
+        return {
+            "window": self._window.nbytes,
+            "index": self._index.nbytes,
+            **self._store.nbytes(),
+        }
+
+    # -- the video ---------------------------------------------------------------------------
+
+    def begin(self, prefix: Tensor) -> None:
+        """Start anew with the embeddings (P, D) of what comes before the video."""
+        self.clear()
+        count, layers = len(prefix), self._decoder.layers
+        table = self._decoder.rotary.table(torch.arange(count))
+        mask = causal_mask(count, count, prefix.device)
+        kept, x = [], prefix
+        for layer in layers if count else ():
+            query, key, value = layer.project(x)
+            kept.append(torch.stack([key, value]))
+            attention = layer.attend(turned(query, *table), turned(key, *table), value, mask)
+            x = layer.finish(x, attention)
+        self._window.begin(torch.stack(kept) if kept else self._window.prefix[:, :, :, :0])
+
+    def append(self, frames: Sequence[Frame]) -> None:
+        """Take in the next frames."""
+        limit = self.config.window_tokens
+        largest = max((len(frame.embeds) for frame in frames), default=0)
+        if largest > limit:
+            raise ValueError(
+                f"memory: a frame must fit into the window of {limit} tokens (window_tokens), "
+                f"got one of {largest}"
+            )
+        piece: list[Frame] = []
+        for frame in frames:
+            size = sum(len(f.embeds) for f in piece)
+            if piece and size + len(frame.embeds) > max(limit // 4, largest):
+                self._append_piece(piece)
+                piece = []
+            piece.append(frame)
+        self._append_piece(piece)
+
+    def _append_piece(self, frames: Sequence[Frame]) -> None:
+        """Encode frames that fit into a fraction of the window together."""
+        window, decoder = self._window, self._decoder
+        sizes = [len(frame.embeds) for frame in frames]
+        starts = [window.position + sum(f.span for f in frames[:i]) for i in range(len(frames))]
+        if not (count := sum(sizes)):
+            window.position += sum(frame.span for frame in frames)
+            return
+        window.make_room(count)
+        groups, leaving = window.plan(sizes, [frame.span for frame in frames])
+        for _ in range(leaving):
+            self._move_out()
+        pairs = zip(frames, starts, strict=True)
+        table = decoder.rotary.table(torch.cat([start + frame.offsets for frame, start in pairs]))
+        x = torch.cat([frame.embeds for frame in frames])
+        masks: list[Any] = []
+        means = []
+        for number, layer in enumerate(decoder.layers):
+            query, key, value = layer.project(x)
+            # An empty frame has no mean and gets no block.
+            means.append([part.float().mean(1).flatten() for part in key.split(sizes, 1)])
+            query = turned(query, *table)
+            window.write(number, turned(key, *table), value)
+            parts = []
+            for at, group in enumerate(groups):
+                seen_keys, seen_values = window.visible(number, group)
+                if at == len(masks):
+                    rows = group.rows.stop - group.rows.start
+                    masks.append(causal_mask(rows, seen_keys.shape[1], x.device))
+                rows_query = query[:, group.rows]
+                parts.append(layer.attend(rows_query, seen_keys, seen_values, masks[at]))
+            x = layer.finish(x, torch.cat(parts))
+        for at, (frame, start) in enumerate(zip(frames, starts, strict=True)):
+            if sizes[at]:
+                block = Block(frame.number, frame.time, start, frame.span, sizes[at])
+                window.commit(block, sizes[at])
+                self._blocks[block.number] = block
+                self._index.add(block.number, torch.stack([layer[at] for layer in means]))
+        window.position += sum(frame.span for frame in frames)
+
+    def _move_out(self) -> None:
+        """Move the window's first block to the stores; it stays if there is no room for it."""
+        block = self._window.blocks[0]
+        self._store.put(block.number, self._codec.encode(self._window.block(block)))
+        self._window.leave()
+
+    def _evict(self, store: Store) -> int:
+        """Name a block of the last store to forget, and forget it everywhere else."""
+        if self.config.eviction == "refuse":
+            raise MemoryFullError(
+                f"memory: the {store.name} store of {store.budget} bytes is full and "
+                "eviction='refuse' forbids to forget a frame"
+            )
+        found = None
+        if self.config.eviction == "redundant":
+            found = self._index.most_redundant(store.blocks())
+        if found is None:
+            number = store.blocks()[0]
+            self._index.remove(number)
+        else:
+            number, survivor = found
+            kept, gone = self._blocks[survivor], self._blocks[number]
+            self._index.merge(number, survivor, (kept.stands_for, gone.stands_for))
+            kept.stands_for += gone.stands_for
+        del self._blocks[number]
+        self.evicted += 1
+        return number
+
+    # -- questions ---------------------------------------------------------------------------
+
+    def context(self, prompt: Tensor, question: slice, text: str) -> Context:
+        """Retrieve in each layer by the question's queries, and let the prompt attend to it."""
+        from transformers import DynamicCache
+
+        make_cache: Any = DynamicCache  # has no types
+        cache, decoder = make_cache(), self._decoder
+        numbers = self._index.numbers()
+        sizes = [self._blocks[number].tokens for number in numbers]
+        prefix = self._window.prefix_tokens
+        held = prefix + min(sum(sizes), self.config.retrieve_tokens)
+        count = len(prompt)
+        table = decoder.rotary.table(torch.arange(held, held + count))
+        mask = causal_mask(count, held + count, prompt.device)
+        given = self._external_scores(text, numbers)
+        used: Counter[int] = Counter()
+        x = prompt
+        for number, layer in enumerate(decoder.layers):
+            query, key, value = layer.project(x)
+            order = self._order(number, layer.question_query(query[:, question]), sizes, given)
+            chosen = choose(order, sizes, held - prefix)
+            used.update(numbers[at] for at, _ in chosen)
+            blocks = [(self._blocks[numbers[at]], take) for at, take in chosen]
+            keys = key.new_empty((key.shape[0], held + count, key.shape[2]))
+            values = torch.empty_like(keys)
+            self._gather(number, blocks, keys[:, :held], values[:, :held])
+            keys[:, held:] = turned(key, *table)
+            values[:, held:] = value
+            attention = layer.attend(turned(query, *table), keys, values, mask)
+            x = layer.finish(x, attention)
+            cache.update(keys[None, :, :-1], values[None, :, :-1], number)
+        self._store.done_reading()
+        retrieved = tuple(
+            Retrieved(number, self._blocks[number].time, used[number]) for number in sorted(used)
+        )
+        return Context(cache, held + count - 1, retrieved)
+
+    def _external_scores(self, text: str, numbers: list[int]) -> Tensor | None:
+        if self.config.scorer is None:
+            return None
+        scores = torch.as_tensor(self.config.scorer(text, numbers), dtype=torch.float32).cpu()
+        if scores.shape != (len(numbers),):
+            raise ValueError(
+                f"memory: scorer must return one score for each of {len(numbers)} frames, "
+                f"got shape {tuple(scores.shape)}"
+            )
+        return scores
+
+    def _order(
+        self, layer: int, query: Tensor, sizes: Sequence[int], given: Tensor | None
+    ) -> list[int]:
+        """Blocks of one layer, best first: as many as the budget can take."""
+        if not sizes:
+            return []
+        config = self.config
+        count = -(-config.retrieve_tokens // min(sizes))
+        recent = list(range(max(0, len(sizes) - config.recent_frames), len(sizes)))
+        if sum(sizes) <= config.retrieve_tokens:
+            return list(range(len(sizes)))
+        vectors = self._index.vectors(layer)
+        normalised = config.retrieval != "plain"
+        scores = similarity(query, vectors, normalised=normalised) if given is None else given
+        if config.retrieval == "mmr":
+            scores = scores.to(vectors.device)
+            order = diverse_order(scores, vectors, count, config.diversity)
+        else:
+            order = best_order(scores, count)
+        first = set(recent)
+        # The newest first, should they alone pass the budget.
+        return recent[::-1] + [block for block in order if block not in first]
+
+    def _gather(
+        self, layer: int, blocks: Sequence[tuple[Block, int]], keys: Tensor, values: Tensor
+    ) -> None:
+        """Fill keys and values (H, P + n, d) with the prefix and blocks, without gaps.
+
+        Keys are rotated on from the position they had to that behind the block before, such that
+        the last one ends at the number of tokens.
+        """
+        # A block in part takes as many positions as tokens, unless it has gaps anyway.
+        spans = [take if block.span == block.tokens else block.span for block, take in blocks]
+        start = keys.shape[1] - sum(spans)
+        prefix = self._window.prefix[layer]
+        at = prefix.shape[2]
+        table = self._decoder.rotary.table(torch.arange(start - at, start))
+        keys[:, :at] = turned(prefix[0], *table)
+        values[:, :at] = prefix[1]
+        moves = []
+        for (block, take), span in zip(blocks, spans, strict=True):
+            stored = self._read(block, layer)
+            keys[:, at : at + take] = stored[0, :, :take]
+            values[:, at : at + take] = stored[1, :, :take]
+            moves.append(start - block.start)
+            at, start = at + take, start + span
+        if any(moves):
+            takes = torch.tensor([take for _, take in blocks], device=keys.device)
+            cos, sin = self._decoder.rotary.shift_table(torch.tensor(moves))
+            each = (part.repeat_interleave(takes, 0) for part in (cos, sin))
+            video = keys[:, prefix.shape[2] :]
+            video.copy_(turned(video, *each))
+
+    def _read(self, block: Block, layer: int) -> Tensor:
+        """(2, H, n, d) of a block in one layer, wherever it is."""
+        if block.slot >= 0:
+            return self._window.block(block)[layer]
+        return self._codec.decode(self._store.read(block.number, layer), block.tokens)
+
+    # -- saving ------------------------------------------------------------------------------
+
+    def snapshot(self) -> Snapshot:
+        """Describe everything that is held."""
+        made = Snapshot(
+            values={
+                "blocks": [asdict(block) for block in self._blocks.values()],
+                "position": self._window.position,
+                "evicted": self.evicted,
+                "nearest": self._index.nearest(),
+                "stores": {store.name: store.blocks() for store in self._store.stores},
+            },
+            tensors={
+                "prefix": self._window.prefix,
+                "window": self._window.live(),
+                "index": self._index.all_vectors(),
+            },
+        )
+        for store in self._store.stores:
+            for number in store.blocks():
+                if isinstance(store, DiskStore):
+                    made.records[number] = store.path(number)
+                else:
+                    made.records[number] = store.record(number)
+        return made
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Take over everything from a snapshot."""
+        self.clear()
+        device, values = self._decoder.device, snapshot.values
+        blocks = [Block(**entry) for entry in values["blocks"]]
+        inside = [block for block in blocks if block.slot >= 0]
+        prefix, live = (snapshot.tensors[name].to(device) for name in ("prefix", "window"))
+        self._window.restore(prefix, live, inside, values["position"])
+        self._blocks = {block.number: block for block in blocks}
+        keys = snapshot.tensors["index"]
+        self._index.restore(list(self._blocks), keys, values["nearest"])
+        self.evicted = values["evicted"]
+        stores = {store.name: store for store in self._store.stores}
+        for name, numbers in values["stores"].items():
+            store = stores[name]
+            for number in numbers:
+                record = snapshot.records[number]
+                if isinstance(store, DiskStore) and isinstance(record, Path):
+                    store.adopt(number, record)
+                elif not store.put(number, read_record(record)):
+                    raise MemoryFullError(f"memory: the saved frames do not fit into {name}")
+
+    def clear(self) -> None:
+        """Forget everything and give memory and files back."""
+        self._store.clear()
+        self._index.clear()
+        self._blocks.clear()
+        self._window.begin(self._window.prefix[:, :, :, :0])
+        self.evicted = 0

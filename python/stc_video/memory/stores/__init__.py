@@ -1,0 +1,18 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where blocks lie that have left the window: device, host, disk, each with a byte budget."""
+
+from __future__ import annotations
+
+from stc_video.memory.stores.disk import DiskStore, link_or_copy, read_record, write_record
+from stc_video.memory.stores.slabs import SlabStore
+from stc_video.memory.stores.tiers import Store, TieredStore
+
+__all__ = [
+    "DiskStore",
+    "SlabStore",
+    "Store",
+    "TieredStore",
+    "link_or_copy",
+    "read_record",
+    "write_record",
+]

@@ -1,0 +1,9 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A live stream that can be asked."""
+
+from __future__ import annotations
+
+from stc_video.session.session import Answer, StreamingSession
+from stc_video.session.stats import SessionStats, StageStats
+
+__all__ = ["Answer", "SessionStats", "StageStats", "StreamingSession"]

@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a context to an answer, by the model's own ``generate``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from stc_video.memory import Context, Retrieved
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+__all__ = ["Answer", "generate_answer", "next_logits"]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An answer; ``str()`` of it is the text.
+
+    Attributes
+    ----------
+    text
+        The answer.
+    ids
+        (n,) its tokens, on the CPU.
+    frame
+        How many frames had been pushed when it was asked for.
+    retrieved
+        The frames that it was given from, in temporal order; None if from all.
+    context_tokens
+        How many tokens it was given from, those of the question included.
+    seconds
+        Times of the stages ``retrieve`` and ``generate``.
+    """
+
+    text: str
+    ids: Tensor
+    frame: int
+    retrieved: tuple[Retrieved, ...] | None
+    context_tokens: int
+    seconds: dict[str, float]
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def generate_answer(
+    model: PreTrainedModel,
+    context: Context,
+    prompt: list[int],
+    placeholder: int,
+    streamer: Any,
+    settings: dict[str, Any],
+) -> Tensor:
+    """Generate from a context.
+
+    Parameters
+    ----------
+    model
+        The model.
+    context
+        Everything but the last token of the prompt.
+    prompt
+        Tokens of the prompt.
+    placeholder
+        Token that stands for those of the video.
+    streamer
+        Of transformers, or None.
+    settings
+        For ``generate``.
+
+    Returns
+    -------
+    Tensor
+        (n,) new tokens, on the CPU.
+    """
+    ids = _padded(prompt, context.tokens + 1, placeholder, model.device)
+    untyped: Any = model
+    made = untyped.generate(
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids),
+        past_key_values=context.cache,
+        streamer=None if streamer is None else _WithoutVideo(streamer, len(prompt)),
+        **settings,
+    )
+    sequences: Tensor = made if isinstance(made, Tensor) else made.sequences
+    return sequences[0, ids.shape[1] :].cpu()
+
+
+def next_logits(model: PreTrainedModel, context: Context, prompt: list[int]) -> Tensor:
+    """Logits (V,) of the first token of the answer."""
+    untyped: Any = model
+    with torch.no_grad():
+        out = untyped(
+            input_ids=torch.tensor([prompt[-1:]], device=model.device),
+            position_ids=torch.tensor([[context.tokens]], device=model.device),
+            past_key_values=context.cache,
+            use_cache=True,
+        )
+    logits: Tensor = out.logits[0, -1]
+    return logits
+
+
+def _padded(prompt: list[int], length: int, placeholder: int, device: torch.device) -> Tensor:
+    """Put one placeholder for each token in the cache in front, as `generate` counts them."""
+    video = [placeholder] * (length - len(prompt))
+    return torch.tensor([video + prompt], device=device)
+
+
+class _WithoutVideo:
+    """A streamer that gets to see the question, but not the placeholders of the video."""
+
+    def __init__(self, streamer: Any, prompt: int) -> None:
+        self._streamer = streamer
+        self._prompt = prompt
+        self._first = True
+
+    def put(self, value: Tensor) -> None:
+        """Pass on what `generate` reports: first the prompt, then token by token."""
+        if self._first:
+            value = value[..., -self._prompt :]
+            self._first = False
+        self._streamer.put(value)
+
+    def end(self) -> None:
+        """Pass on the end."""
+        self._streamer.end()

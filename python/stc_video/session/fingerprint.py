@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a saved session must have in common with the model it is loaded for."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, is_dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from stc_video.acceleration import Acceleration
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+__all__ = ["describe_settings", "model_fingerprint"]
+
+_GEOMETRY = (
+    "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+    "num_key_value_heads", "vocab_size", "image_size", "patch_size",
+)  # fmt: skip
+_SAMPLED = 64
+
+
+def model_fingerprint(model: PreTrainedModel) -> dict[str, Any]:
+    """Describe a model: class, geometry, dtype, and a hash of a sample of every weight."""
+    config: Any = model.config
+    digest = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        sample = parameter.detach().flatten()[:_SAMPLED].to("cpu", torch.float64)
+        digest.update(name.encode() + sample.numpy().tobytes())
+    return {
+        "class": type(model).__name__,
+        "vision": _geometry(config.vision_config),
+        "text": _geometry(config.get_text_config()),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "weights": digest.hexdigest(),
+    }
+
+
+def describe_settings(handle: Acceleration, memory: Any, prefill_chunk: int) -> dict[str, Any]:
+    """Describe everything that decides what a session computes."""
+    cacher, pruner = handle.cacher, handle.pruner
+    public = {k: v for k, v in vars(pruner).items() if not k.startswith("_")}
+    return _as_json(
+        {
+            "cache": None if cacher is None else asdict(cacher.config),
+            "pruner": {"class": type(pruner).__name__, **public},
+            "positions": handle.positions,
+            "prefill_chunk": prefill_chunk,
+            "memory": {"class": type(memory).__name__, **_as_dict(memory)},
+        }
+    )
+
+
+def _geometry(config: Any) -> dict[str, Any]:
+    return {name: getattr(config, name) for name in _GEOMETRY if hasattr(config, name)}
+
+
+def _as_dict(memory: Any) -> dict[str, Any]:
+    assert is_dataclass(memory)
+    # A scorer is a function, and where the files lie does not matter.
+    skipped = ("scorer", "disk_folder")
+    return {name: value for name, value in vars(memory).items() if name not in skipped}
+
+
+def _as_json(value: dict[str, Any]) -> dict[str, Any]:
+    """Make it what it will be after it has been written and read; no tuples."""
+    made: dict[str, Any] = json.loads(json.dumps(value, default=repr))
+    return made

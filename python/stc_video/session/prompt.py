@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The text around a video, by the model's own chat template."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = ["Prompt", "PromptTemplate"]
+
+_PROBE = "?"
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What comes after the video.
+
+    Attributes
+    ----------
+    ids
+        Its tokens.
+    question
+        Those of them that the question itself takes.
+    """
+
+    ids: list[int]
+    question: slice
+
+
+class PromptTemplate:
+    """Writes what comes before and after a video.
+
+    Parameters
+    ----------
+    processor
+        The model's processor, or its tokenizer alone.
+    video_token
+        Id of the placeholder.
+
+    Raises
+    ------
+    ValueError
+        If there is no chat template, or it does not put the video before the question.
+    """
+
+    def __init__(self, processor: Any, video_token: int) -> None:
+        self.tokenizer: Any = getattr(processor, "tokenizer", processor)
+        has_template = getattr(processor, "chat_template", None) is not None
+        self._writer = processor if has_template else self.tokenizer
+        if getattr(self._writer, "chat_template", None) is None:
+            raise ValueError("StreamingSession: the processor must have a chat template, got none")
+        self._placeholder: str = self.tokenizer.convert_ids_to_tokens(video_token)
+        before, _ = self._parts([], _PROBE)
+        self.prefix: list[int] = self.tokenizer(before).input_ids if before else []
+
+    def prompt(self, turns: Sequence[tuple[str, str]], question: str) -> Prompt:
+        """Write a question behind earlier turns (question, answer)."""
+        _, after = self._parts(turns, question)
+        begin = after.rfind(question)
+        fast = bool(getattr(self.tokenizer, "is_fast", False))
+        made = self.tokenizer(after, add_special_tokens=False, return_offsets_mapping=fast)
+        ids: list[int] = made.input_ids
+        if not fast:
+            return Prompt(ids, slice(0, len(ids)))
+        end = begin + len(question)
+        rows = [i for i, (a, b) in enumerate(made.offset_mapping) if a < end and b > begin]
+        return Prompt(ids, slice(rows[0], rows[-1] + 1))
+
+    def _parts(self, turns: Sequence[tuple[str, str]], question: str) -> tuple[str, str]:
+        """Text before and after the video."""
+        messages: list[dict[str, Any]] = []
+        for asked, answered in turns:
+            messages += [_message("user", asked), _message("assistant", answered)]
+        messages.append(_message("user", question))
+        messages[0]["content"].insert(0, {"type": "video"})
+        text = self._writer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=True
+        )
+        before, found, after = text.partition(self._placeholder)
+        if not found or question not in after:
+            raise ValueError(
+                f"StreamingSession: the chat template must write {self._placeholder} and then the "
+                "question"
+            )
+        return before, after
+
+
+def _message(role: str, text: str) -> dict[str, Any]:
+    return {"role": role, "content": [{"type": "text", "text": text}]}

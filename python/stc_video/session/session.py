@@ -1,0 +1,442 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`StreamingSession`: push frames, ask questions, at any time."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from stc_video.acceleration import Acceleration, accelerate
+from stc_video.config import CacheConfig
+from stc_video.errors import MemoryFullError
+from stc_video.memory import Frame, PlainConfig, RekvConfig, make_memory, memory_config
+from stc_video.models.llava_onevision import frame_preprocessor
+from stc_video.pruners import PrunedTokens, Pruner
+from stc_video.session.answer import Answer, generate_answer, next_logits
+from stc_video.session.fingerprint import describe_settings, model_fingerprint
+from stc_video.session.frames import FrameLike, to_pixels
+from stc_video.session.prompt import Prompt, PromptTemplate
+from stc_video.session.state_tree import pack, unpack
+from stc_video.session.stats import SessionStats, StageTimer
+from stc_video.session.storage import read_save, write_save
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+__all__ = ["Answer", "StreamingSession"]
+
+_NUMBERS = itertools.count()
+_MAX_NEW_TOKENS = 256
+
+
+class StreamingSession:
+    """A live stream that can be asked at any moment, for hours, in bounded memory.
+
+    One thread may push while others ask. Sessions on one model that push from threads of their
+    own share calls of its tower.
+
+    Parameters
+    ----------
+    model
+        A ``LlavaOnevisionForConditionalGeneration`` in eval mode. If it is not accelerated yet,
+        it is until the last session on it is closed.
+    processor
+        The model's processor, or its tokenizer; it must have a chat template.
+    memory
+        ``"rekv"``: bounded, with retrieval; ``"plain"``: everything, up to a limit; or a
+        :class:`RekvConfig` or :class:`PlainConfig`.
+    cache, prune, tokens_per_frame, positions
+        As for :func:`accelerate`; not used for a model that is accelerated already.
+    prefill_chunk
+        How many frames go through the language model together. A frame waits until there are so
+        many, or until a question or a save; the answers do not depend on it, up to rounding.
+
+    Raises
+    ------
+    UnsupportedModelError
+        If the model is none of the supported ones; it is left untouched.
+    ValueError
+        If a setting is out of range, or there is no usable chat template.
+
+    Examples
+    --------
+    >>> session = stc_video.StreamingSession(model, processor)  # doctest: +SKIP
+    >>> session.push(frame)  # doctest: +SKIP
+    >>> print(session.ask("what did he put on the table?"))  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        processor: Any,
+        *,
+        memory: str | PlainConfig | RekvConfig = "rekv",
+        cache: str | CacheConfig | None = "motion",
+        prune: str | Pruner = "stc",
+        tokens_per_frame: int | None = 64,
+        positions: str = "repacked",
+        prefill_chunk: int = 8,
+    ) -> None:
+        if isinstance(prefill_chunk, bool) or prefill_chunk < 1:
+            raise ValueError(
+                f"StreamingSession: prefill_chunk must be at least 1 frame, got {prefill_chunk}"
+            )
+        config = memory_config(memory)
+        untyped: Any = model
+        if not isinstance(getattr(model, "stc", None), Acceleration):
+            accelerate(model, cache, prune, tokens_per_frame, positions=positions)
+            untyped.stc.owned = True
+        self._handle: Acceleration = untyped.stc
+        self._handle.users += 1
+        self._open = True
+        try:
+            self._placeholder = int(untyped.config.video_token_id)
+            self._template = PromptTemplate(processor, self._placeholder)
+            self._memory = make_memory(untyped.model.language_model, config)
+        except BaseException:
+            self.close()
+            raise
+        self._model = model
+        self._config = config
+        self._chunk = prefill_chunk
+        self._name = f"session-{next(_NUMBERS)}"
+        self._image_size = int(untyped.config.vision_config.image_size)
+        images = getattr(processor, "image_processor", None)
+        self._preprocessor = frame_preprocessor(untyped.model.vision_tower, images)
+        self._timer = StageTimer(model.device)
+        self._push_lock = threading.Lock()
+        self._memory_lock = threading.RLock()
+        self._waiting: list[Frame] = []
+        self._turns: list[tuple[str, str]] = []
+        self._start_over()
+
+    def __repr__(self) -> str:
+        memory = type(self._memory).__name__
+        return f"<StreamingSession {self._name}, {self._frames} frames, {memory}>"
+
+    def __enter__(self) -> StreamingSession:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # -- the stream --------------------------------------------------------------------------
+
+    def push(self, frames: FrameLike, timestamps: Sequence[float] | float | None = None) -> None:
+        """Take in the next frames of the stream.
+
+        Parameters
+        ----------
+        frames
+            One frame or several: PIL images; NumPy arrays (H, W, 3) or (F, H, W, 3) uint8 RGB;
+            tensors (3, H, W) or (F, 3, H, W) uint8 RGB; sequences of these; or a float tensor
+            (F, 3, S, S) of prepared pixels of the tower's size.
+        timestamps
+            When they were taken, in seconds: one for each, or one for a single frame.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If a frame is none of these; none of the frames is taken then.
+        MemoryFullError
+            If the memory is full and may not forget; the frames that are left out are counted.
+        """
+        self._check_open()
+        with self._timer("decode"):
+            pixels = to_pixels(frames, self._preprocessor, self._image_size)
+        times = _times(timestamps, len(pixels))
+        with self._push_lock:
+            for first in range(0, len(pixels), self._chunk):
+                part = slice(first, first + self._chunk)
+                kept = self._encode(pixels[part])
+                with self._memory_lock:
+                    self._waiting += self._as_frames(kept, times[part])
+                    while len(self._waiting) >= self._chunk:
+                        self._prefill(self._chunk)
+
+    def flush(self) -> None:
+        """Let frames that wait for their prefill chunk into the memory now."""
+        with self._memory_lock:
+            self._prefill(len(self._waiting))
+
+    def ask(
+        self, question: str, *, dialogue: bool = False, streamer: Any = None, **settings: Any
+    ) -> Answer:
+        """Answer a question about what was seen so far.
+
+        The memory stays as it is: questions do not influence each other.
+
+        Parameters
+        ----------
+        question
+            The question.
+        dialogue
+            Keep the question and its answer as a turn, which later questions with
+            ``dialogue=True`` get to see.
+        streamer
+            A streamer of transformers, which gets the tokens as they are made.
+        **settings
+            For ``generate``, such as ``max_new_tokens`` (256) or ``do_sample``.
+
+        Returns
+        -------
+        Answer
+            Its ``text``, and where it comes from.
+
+        Raises
+        ------
+        ValueError
+            If the question is empty.
+        """
+        with self._memory_lock:
+            prompt = self._prompt(question, dialogue)
+            context = self._context(prompt, question)
+            frame, retrieve = self._frames, self._timer.last("retrieve")
+        settings.setdefault("max_new_tokens", _MAX_NEW_TOKENS)
+        with self._timer("generate"):
+            ids = generate_answer(
+                self._model, context, prompt.ids, self._placeholder, streamer, settings
+            )
+        text = self._template.tokenizer.decode(ids, skip_special_tokens=True).strip()
+        if dialogue:
+            with self._memory_lock:
+                self._turns.append((question, text))
+        return Answer(
+            text=text,
+            ids=ids,
+            frame=frame,
+            retrieved=context.retrieved,
+            context_tokens=context.tokens + 1,
+            seconds={"retrieve": retrieve, "generate": self._timer.last("generate")},
+        )
+
+    def logits(self, question: str) -> Tensor:
+        """Logits (V,) of the first token of the answer, to choose among given options."""
+        with self._memory_lock:
+            prompt = self._prompt(question, dialogue=False)
+            context = self._context(prompt, question)
+        return next_logits(self._model, context, prompt.ids)
+
+    def reset(self) -> None:
+        """Forget the stream; the next frame begins a new one."""
+        with self._push_lock, self._memory_lock:
+            self._handle.forget(self._name)
+            self._start_over()
+
+    def close(self) -> None:
+        """Forget the stream, and restore the model if no other session needs it."""
+        if not self._open:
+            return
+        self._open = False
+        if hasattr(self, "_memory"):
+            self._memory.clear()
+        if hasattr(self, "_name"):
+            self._handle.forget(self._name)
+        self._handle.users -= 1
+        if self._handle.owned and self._handle.users == 0:
+            self._handle.restore()
+
+    def stats(self) -> SessionStats:
+        """Return totals, times per stage, and bytes of every store."""
+        handle = self._handle
+        cache = None
+        if handle.cacher is not None:
+            cache = handle.cacher.stats().streams.get(self._name)
+        with self._memory_lock:
+            held = {
+                **self._memory.nbytes(),
+                "cacher": 0 if cache is None else cache.state_bytes,
+                "pruner": handle.pruner.state_bytes,
+            }
+            return SessionStats(
+                frames=self._frames,
+                waiting=len(self._waiting),
+                refused=self._refused,
+                evicted=getattr(self._memory, "evicted", 0),
+                tokens_seen=self._frames * handle.tokens_per_frame,
+                tokens_kept=self._tokens_kept,
+                memory_tokens=self._memory.tokens,
+                bytes=held,
+                stages=self._timer.stats(),
+                cache=cache,
+            )
+
+    # -- saving ------------------------------------------------------------------------------
+
+    def save(self, path: str | Path) -> None:
+        """Save the whole state of the stream into a folder.
+
+        The folder always holds a whole save: the one before until this one is complete.
+        """
+        handle = self._handle
+        with self._push_lock, self._memory_lock:
+            snapshot = self._memory.snapshot()
+            tensors: dict[str, Tensor] = {}
+            cacher = handle.cacher
+            state = {
+                "frames": self._frames,
+                "tokens_kept": self._tokens_kept,
+                "refused": self._refused,
+                "turns": self._turns,
+                "waiting": [vars(frame) for frame in self._waiting],
+                "cacher": None if cacher is None else cacher.stream_state(self._name),
+                "pruner": handle.pruner.stream_state(self._name),
+            }
+            snapshot.values = {
+                "model": model_fingerprint(self._model),
+                "settings": describe_settings(handle, self._config, self._chunk),
+                "memory": snapshot.values,
+                "session": pack(state, tensors),
+            }
+            snapshot.tensors |= tensors
+            write_save(Path(path), snapshot)
+
+    @classmethod
+    def load(
+        cls, path: str | Path, model: PreTrainedModel, processor: Any, **settings: Any
+    ) -> StreamingSession:
+        """Go on with a saved stream, bit for bit.
+
+        Parameters
+        ----------
+        path
+            The folder.
+        model, processor
+            As they were.
+        **settings
+            The settings that the session was made with.
+
+        Returns
+        -------
+        StreamingSession
+            A new session in the saved state.
+
+        Raises
+        ------
+        FileNotFoundError
+            If there is no save.
+        ValueError
+            If it is damaged, or was made with another model or other settings.
+        """
+        snapshot = read_save(Path(path))
+        _check_same("model", snapshot.values["model"], model_fingerprint(model))
+        session = cls(model, processor, **settings)
+        try:
+            found = describe_settings(session._handle, session._config, session._chunk)
+            _check_same("settings", snapshot.values["settings"], found)
+            session._restore(snapshot)
+        except BaseException:
+            session.close()
+            raise
+        return session
+
+    def _restore(self, snapshot: Any) -> None:
+        state = unpack(snapshot.values["session"], snapshot.tensors, self._model.device)
+        snapshot.values = snapshot.values["memory"]
+        self._memory.restore(snapshot)
+        self._frames = state["frames"]
+        self._tokens_kept = state["tokens_kept"]
+        self._refused = state["refused"]
+        self._turns = state["turns"]
+        self._waiting = [
+            Frame(**{**entry, "offsets": entry["offsets"].cpu()}) for entry in state["waiting"]
+        ]
+        if self._handle.cacher is not None and state["cacher"] is not None:
+            state["cacher"].name = self._name
+            self._handle.cacher.restore_stream(self._name, state["cacher"])
+        if state["pruner"] is not None:
+            self._handle.pruner.restore_stream(self._name, state["pruner"])
+
+    # -- inside ------------------------------------------------------------------------------
+
+    def _start_over(self) -> None:
+        self._waiting, self._turns = [], []
+        self._frames = self._tokens_kept = self._refused = 0
+        with torch.no_grad():
+            self._memory.begin(self._embed(self._template.prefix))
+
+    def _check_open(self) -> None:
+        if not self._open:
+            raise ValueError("StreamingSession: the session is closed")
+
+    def _embed(self, ids: list[int]) -> Tensor:
+        embed = self._model.get_input_embeddings()
+        tokens = torch.tensor(ids, dtype=torch.long, device=self._model.device)
+        embedded: Tensor = embed(tokens)
+        return embedded
+
+    def _encode(self, pixels: Tensor) -> PrunedTokens:
+        pixels = pixels.to(self._model.device, self._model.dtype)
+        with torch.no_grad():
+            with self._timer("encode"):
+                features = self._handle.encode(pixels, self._name)
+            with self._timer("prune"):
+                return self._handle.prune(features, self._name)
+
+    def _as_frames(self, kept: PrunedTokens, times: Sequence[float | None]) -> list[Frame]:
+        frames = []
+        original = self._handle.positions == "original"
+        for row, (count, time) in enumerate(zip(kept.counts.tolist(), times, strict=True)):
+            places = kept.indices[row, :count].long().cpu()
+            offsets = places if original else torch.arange(count)
+            span = self._handle.tokens_per_frame if original else count
+            frames.append(Frame(kept.tokens[row, :count], offsets, span, self._frames, time))
+            self._frames += 1
+            self._tokens_kept += count
+        return frames
+
+    def _prefill(self, count: int) -> None:
+        """Let the first waiting frames into the memory."""
+        if not count:
+            return
+        chunk, self._waiting = self._waiting[:count], self._waiting[count:]
+        try:
+            with torch.no_grad(), self._timer("prefill"):
+                self._memory.append(chunk)
+        except MemoryFullError:
+            self._refused += count
+            raise
+
+    def _prompt(self, question: str, dialogue: bool) -> Prompt:
+        self._check_open()
+        if not isinstance(question, str) or not question.strip():
+            raise ValueError(f"ask: the question must be a text, got {question!r}")
+        prompt = self._template.prompt(self._turns if dialogue else (), question)
+        # The newline that ends every video comes with the question, as the video goes on.
+        rows = slice(prompt.question.start + 1, prompt.question.stop + 1)
+        return Prompt([self._placeholder, *prompt.ids], rows)
+
+    def _context(self, prompt: Prompt, question: str) -> Any:
+        self.flush()
+        inner: Any = self._model.model
+        with torch.no_grad(), self._timer("retrieve"):
+            embeds = self._embed(prompt.ids)
+            embeds[0] = inner.image_newline
+            return self._memory.context(embeds, prompt.question, question)
+
+
+def _times(timestamps: Sequence[float] | float | None, frames: int) -> list[float | None]:
+    if timestamps is None:
+        return [None] * frames
+    times = [timestamps] if isinstance(timestamps, (int, float)) else list(timestamps)
+    if len(times) != frames:
+        raise ValueError(
+            f"push: timestamps must be one for each of {frames} frames, got {len(times)}"
+        )
+    return [float(time) for time in times]
+
+
+def _check_same(what: str, saved: dict[str, Any], found: dict[str, Any]) -> None:
+    different = [key for key in saved | found if saved.get(key) != found.get(key)]
+    if different:
+        key = different[0]
+        raise ValueError(
+            f"load: the {what} must be as when the session was saved; {key} was "
+            f"{saved.get(key)}, got {found.get(key)}"
+        )

@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How long each stage of a session takes, and what it holds."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+
+from stc_video.cacher import CacheStats
+
+__all__ = ["STAGES", "SessionStats", "StageStats", "StageTimer"]
+
+STAGES = ("decode", "encode", "prune", "prefill", "retrieve", "generate")
+_REMEMBERED = 1024
+
+
+@dataclass(frozen=True)
+class StageStats:
+    """Times of one stage.
+
+    Attributes
+    ----------
+    count
+        How often it ran.
+    seconds
+        In total.
+    median, p99
+        Of the last 1024 times, in seconds; 0 if there was none.
+    """
+
+    count: int
+    seconds: float
+    median: float
+    p99: float
+
+
+@dataclass(frozen=True)
+class SessionStats:
+    """What a session did and holds.
+
+    Attributes
+    ----------
+    frames
+        Frames pushed.
+    waiting
+        How many of them wait for their prefill chunk to be full.
+    refused
+        Frames that a full memory did not take.
+    evicted
+        Frames that the memory has forgotten since, or merged into others.
+    tokens_seen, tokens_kept
+        Tokens of all frames before and after pruning.
+    memory_tokens
+        Tokens that the memory holds.
+    bytes
+        Bytes of each of the memory's stores, of the cacher's and of the pruner's state.
+    stages
+        Times by stage: ``decode`` (a frame to the tower's input), ``encode`` (tower to pooling),
+        ``prune``, ``prefill``, ``retrieve`` (the question through the model), ``generate``.
+    cache
+        What the cacher did for this stream; None without one.
+    """
+
+    frames: int
+    waiting: int
+    refused: int
+    evicted: int
+    tokens_seen: int
+    tokens_kept: int
+    memory_tokens: int
+    bytes: dict[str, int]
+    stages: dict[str, StageStats]
+    cache: CacheStats | None
+
+
+@dataclass
+class _Times:
+    count: int = 0
+    seconds: float = 0.0
+    last: deque[float] = field(default_factory=lambda: deque(maxlen=_REMEMBERED))
+
+
+class StageTimer:
+    """Measures stages; on a GPU it waits for the stage's work to be done.
+
+    Parameters
+    ----------
+    device
+        Where the work is done.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._times = {stage: _Times() for stage in STAGES}
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        """Measure a block that is successful."""
+        begin = time.perf_counter()
+        yield
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        took = time.perf_counter() - begin
+        times = self._times[stage]
+        times.count += 1
+        times.seconds += took
+        times.last.append(took)
+
+    def last(self, stage: str) -> float:
+        """Return the last time of a stage in seconds, 0 if there is none."""
+        times = self._times[stage].last
+        return times[-1] if times else 0.0
+
+    def stats(self) -> dict[str, StageStats]:
+        """Return the times of all stages."""
+        return {stage: _summary(times) for stage, times in self._times.items()}
+
+
+def _summary(times: _Times) -> StageStats:
+    ordered = sorted(times.last)
+    if not ordered:
+        return StageStats(0, 0.0, 0.0, 0.0)
+    # The nearest rank: a time that was measured.
+    median, p99 = (ordered[math.ceil(q * len(ordered)) - 1] for q in (0.5, 0.99))
+    return StageStats(times.count, times.seconds, median, p99)
