@@ -7,7 +7,7 @@ namespace stc::cuda {
 namespace {
 
 template <typename Unit>
-cudaError_t copy_rows(const CompactParams& p, cudaStream_t stream) {
+cudaError_t copy_rows(const CompactionParams& p, cudaStream_t stream) {
   constexpr int V = kVector<Unit>;
   return launch(vectorises(p.tokens, p.channels, V) ? compact_copy_kernel<Unit, V>
                                                     : compact_copy_kernel<Unit, 1>,
@@ -16,7 +16,7 @@ cudaError_t copy_rows(const CompactParams& p, cudaStream_t stream) {
 
 }  // namespace
 
-cudaError_t compact_tokens(const CompactParams& p, cudaStream_t stream) {
+cudaError_t compact_tokens(const CompactionParams& p, cudaStream_t stream) {
   const int64_t pieces = p.frames * pieces_per_frame(p.tokens_per_frame);
   if (p.frames > 0 && pieces == 0) {  // frames without tokens, so there is no capacity either
     return cudaMemsetAsync(p.counts, 0, static_cast<size_t>(p.frames) * sizeof(int32_t), stream);

@@ -27,7 +27,7 @@ cudaError_t channel_variance(const VarianceParams& p, cudaStream_t stream);
 cudaError_t saliency_scores(const SaliencyScoreParams& p, cudaStream_t stream);
 int64_t saliency_parts(int64_t tokens);
 cudaError_t spatial_redundancy(const RedundancyParams& p, cudaStream_t stream);
-cudaError_t compact_tokens(const CompactParams& p, cudaStream_t stream);
+cudaError_t compact_tokens(const CompactionParams& p, cudaStream_t stream);
 cudaError_t sparse_query_attention(const AttentionParams& p, cudaStream_t stream);
 
 }  // namespace stc::cuda

@@ -6,15 +6,6 @@
 
 namespace stc {
 
-// A (batch, token, head, channel) tensor of any layout; strides count elements.
-struct HeadView {
-  const void* data;
-  int64_t batch_stride;
-  int64_t token_stride;
-  int64_t head_stride;
-  int64_t channel_stride;
-};
-
 // (batch, token), or nothing where data is null.
 struct KeyBias {
   const void* data;

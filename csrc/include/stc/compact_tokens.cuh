@@ -12,7 +12,7 @@ constexpr int kCompactThreads = 256;
 constexpr int kCompactWarps = kCompactThreads / kWarp;
 static_assert(kCompactPiece % kCompactThreads == 0);
 
-STC_DEVICE bool is_kept(const CompactParams& p, int64_t frame, int64_t token) {
+STC_DEVICE bool is_kept(const CompactionParams& p, int64_t frame, int64_t token) {
   return token < p.tokens_per_frame &&
          p.keep[frame * p.keep_frame_stride + token * p.keep_token_stride];
 }
@@ -34,7 +34,7 @@ STC_DEVICE int64_t compact_block_sum(int64_t x) {
 }
 
 // Block: one piece.
-__global__ void __launch_bounds__(kCompactThreads) compact_count_kernel(const CompactParams p) {
+__global__ void __launch_bounds__(kCompactThreads) compact_count_kernel(const CompactionParams p) {
   const int64_t pieces = pieces_per_frame(p.tokens_per_frame);
   const int64_t frame = blockIdx.x / pieces;
   const int64_t first = blockIdx.x % pieces * kCompactPiece;
@@ -48,14 +48,14 @@ __global__ void __launch_bounds__(kCompactThreads) compact_count_kernel(const Co
 }
 
 // Sum of piece_counts[begin, end), the same in all threads.
-STC_DEVICE int64_t count_pieces(const CompactParams& p, int64_t begin, int64_t end) {
+STC_DEVICE int64_t count_pieces(const CompactionParams& p, int64_t begin, int64_t end) {
   int64_t kept = 0;
   for (int64_t i = begin + threadIdx.x; i < end; i += kCompactThreads) kept += p.piece_counts[i];
   return compact_block_sum(kept);
 }
 
 // Block: one piece, whose kept tokens are numbered from the number kept before it.
-__global__ void __launch_bounds__(kCompactThreads) compact_number_kernel(const CompactParams p) {
+__global__ void __launch_bounds__(kCompactThreads) compact_number_kernel(const CompactionParams p) {
   __shared__ int warp_kept[kCompactWarps];
   const int64_t pieces = pieces_per_frame(p.tokens_per_frame);
   const int64_t frame = blockIdx.x / pieces;
@@ -92,7 +92,7 @@ __global__ void __launch_bounds__(kCompactThreads) compact_number_kernel(const C
 
 // Warp: one row of the output. Copies bits, so Unit is uint16_t or uint32_t.
 template <typename Unit, int V>
-__global__ void __launch_bounds__(kRowThreads) compact_copy_kernel(const CompactParams p) {
+__global__ void __launch_bounds__(kRowThreads) compact_copy_kernel(const CompactionParams p) {
   const int64_t place = row_of_warp();
   if (place >= p.capacity) return;
   const int64_t source = p.indices[place];

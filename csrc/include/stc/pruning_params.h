@@ -12,16 +12,7 @@
 
 namespace stc {
 
-// A (frame, row, column, channel) tensor of any layout; strides count elements.
-struct GridView {
-  const void* data;
-  int64_t frame_stride;
-  int64_t row_stride;
-  int64_t column_stride;
-  int64_t channel_stride;
-};
-
-// A mask with the same axes but for the channel; data is null where there is none.
+// A (frame, row, column) mask of any layout; data is null where there is none.
 struct GridMask {
   const bool* data;
   int64_t frame_stride;
@@ -46,7 +37,7 @@ struct RedundancyParams {
 // Tokens whose marks one block of compact_tokens looks at.
 constexpr int64_t kCompactPiece = 1024;
 
-struct CompactParams {
+struct CompactionParams {
   TokenView tokens;  // (frames, tokens_per_frame, channels)
   const bool* keep;
   int64_t keep_frame_stride;

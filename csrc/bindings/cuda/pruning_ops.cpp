@@ -45,7 +45,7 @@ std::tuple<Tensor, Tensor, Tensor> compact_tokens(const Tensor& tokens, const Te
   check_dim(op, "keep", keep, 2);
   for (int64_t i = 0; i < 2; ++i) check_size(op, "keep", keep, i, tokens.size(i));
   STD_TORCH_CHECK(keep.scalar_type() == ScalarType::Bool, "`", op, "`: keep must be bool");
-  CompactParams p = {};
+  CompactionParams p = {};
   p.tokens = view_of(tokens);
   p.keep = static_cast<const bool*>(keep.const_data_ptr());
   p.keep_frame_stride = keep.stride(0);
