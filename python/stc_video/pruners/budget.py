@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How many tokens a frame may keep, and the choice of that many by score. Nothing here waits for
-the device: where the number depends on the features, shapes stay fixed and -1 fills them up."""
+"""How many tokens a frame may keep, and the choice of that many by score.
+
+Nothing here waits for the device: where the number depends on the features, shapes stay fixed and
+-1 fills them up.
+"""
 
 from __future__ import annotations
 

@@ -57,9 +57,10 @@ class VisionZipPruner(Pruner):
         self.merge = merge
 
     def _prune(self, frames: Frames) -> PrunedTokens:
-        features, attention = frames.features, _checked(frames)
+        features = frames.features
         count, places = features.shape[:2]
         total = self._budget.count(places)
+        attention = _checked(frames)
         merged_count = int(self.contextual * total)
         start = attention.prefix
         query = attention.query[:, :1] if start else attention.query
