@@ -6,10 +6,28 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from stc_video.pruners.base import KeepAll, PrunedTokens, Pruner
+from stc_video.pruners.base import Attention, KeepAll, PrunedTokens, Pruner
+from stc_video.pruners.controls import RandomPruner, UniformPruner
+from stc_video.pruners.dtd import DtdPruner
+from stc_video.pruners.evs import EvsPruner
 from stc_video.pruners.stc import StcPruner
+from stc_video.pruners.streaming_assistant import StreamingAssistantPruner
+from stc_video.pruners.tome import TomePruner
+from stc_video.pruners.vidcom2 import VidCom2Pruner
+from stc_video.pruners.visionzip import VisionZipPruner
 
-_PRUNERS: dict[str, Callable[..., Pruner]] = {"stc": StcPruner, "none": KeepAll}
+_PRUNERS: dict[str, Callable[..., Pruner]] = {
+    "stc": StcPruner,
+    "dtd": DtdPruner,
+    "streaming_assistant": StreamingAssistantPruner,
+    "vidcom2": VidCom2Pruner,
+    "visionzip": VisionZipPruner,
+    "tome": TomePruner,
+    "evs": EvsPruner,
+    "uniform": UniformPruner,
+    "random": RandomPruner,
+    "none": KeepAll,
+}
 
 PRUNERS: tuple[str, ...] = tuple(_PRUNERS)
 
@@ -20,9 +38,11 @@ def make_pruner(name: str, **settings: Any) -> Pruner:
     Parameters
     ----------
     name
-        ``"stc"`` or ``"none"``.
+        ``"stc"``, ``"dtd"``, ``"streaming_assistant"``, ``"vidcom2"``, ``"visionzip"``,
+        ``"tome"``, ``"evs"``, ``"uniform"``, ``"random"`` or ``"none"``.
     **settings
-        Settings of that pruner, such as ``tokens_per_frame=64``; see :class:`StcPruner`.
+        Settings of that pruner, such as ``tokens_per_frame=64``; see the class of
+        that pruner, such as :class:`StcPruner`.
 
     Returns
     -------
@@ -50,4 +70,20 @@ def make_pruner(name: str, **settings: Any) -> Pruner:
         raise ValueError(f"make_pruner: {name!r} does not take these settings: {error}") from error
 
 
-__all__ = ["PRUNERS", "KeepAll", "PrunedTokens", "Pruner", "StcPruner", "make_pruner"]
+__all__ = [
+    "PRUNERS",
+    "Attention",
+    "DtdPruner",
+    "EvsPruner",
+    "KeepAll",
+    "PrunedTokens",
+    "Pruner",
+    "RandomPruner",
+    "StcPruner",
+    "StreamingAssistantPruner",
+    "TomePruner",
+    "UniformPruner",
+    "VidCom2Pruner",
+    "VisionZipPruner",
+    "make_pruner",
+]

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -13,6 +13,41 @@ from torch import Tensor
 from stc_kernels import gather_rows
 
 DEFAULT_STREAM = "default"
+
+#: indices, scores, trace
+Chosen = tuple[Tensor, Tensor | None, dict[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class Attention:
+    """Queries and keys of one attention layer of the tower, for pruners that rank by attention.
+
+    Attributes
+    ----------
+    query, key
+        (F, P + N, H, d) as they enter the attention, where the first ``prefix`` tokens are class
+        token and registers and the other N those of the frame.
+    prefix
+        P; with at least one, the first token is taken for the class token.
+    scale
+        Factor of the dot products; None for 1 / sqrt(d).
+    """
+
+    query: Tensor
+    key: Tensor
+    prefix: int = 0
+    scale: float | None = None
+
+
+@dataclass(frozen=True)
+class Frames:
+    """What a pruner is given in one call; see :meth:`Pruner.__call__`."""
+
+    features: Tensor
+    grid: tuple[int, int] | None
+    stream: str
+    pixels: Tensor | None = None
+    attention: Attention | None = None
 
 
 @dataclass(frozen=True)
@@ -29,16 +64,53 @@ class PrunedTokens:
         (F,) int32 how many were kept of each frame.
     scores
         (F, N) float32 by which they were chosen, higher is kept; None if nothing was scored.
+    source_map
+        (F, N) int32, of pruners that merge: the row of ``tokens`` that each token became part of,
+        -1 for one that was dropped; None where every kept token is itself.
+    trace
+        With ``trace=True``: what the pruner looked at, by name, such as the cosine to the
+        previous frame; else empty.
     """
 
     tokens: Tensor
     indices: Tensor
     counts: Tensor
     scores: Tensor | None = None
+    source_map: Tensor | None = None
+    trace: dict[str, Tensor] = field(default_factory=dict)
 
     def packed(self) -> Tensor:
         """Return all kept tokens in one row, (sum of counts, D): what a language model is fed."""
         return self.tokens[self.indices >= 0]
+
+    def positions(self, grid: tuple[int, int], first_frame: int = 0) -> Tensor:
+        """Return the place of each kept token in the video, for M-RoPE models.
+
+        Pruning must not renumber: a kept token has the position that it had in the whole frame.
+
+        Parameters
+        ----------
+        grid
+            (H, W) of the tokens of a frame.
+        first_frame
+            Number of the first of these frames in its stream.
+
+        Returns
+        -------
+        Tensor
+            (F, K, 3) int32 of (frame, row, column), -1 where ``indices`` is -1.
+        """
+        frame = torch.arange(len(self.indices), dtype=torch.int32, device=self.indices.device)
+        width = grid[1]
+        places = torch.stack(
+            [
+                (frame + first_frame)[:, None].expand_as(self.indices),
+                torch.div(self.indices, width, rounding_mode="floor"),
+                self.indices % width,
+            ],
+            dim=-1,
+        )
+        return torch.where((self.indices < 0)[..., None], -1, places)
 
 
 class Pruner(ABC):
@@ -48,15 +120,21 @@ class Pruner(ABC):
     ----------
     exact
         Whether the number kept is known before the features are (vLLM and ReKV need that).
+    causal
+        Whether a frame's tokens are chosen without looking at later frames.
     """
 
     exact: bool = True
+    causal: bool = True
 
     def __call__(
         self,
         features: Tensor,
         grid: tuple[int, int] | None = None,
         stream: str = DEFAULT_STREAM,
+        *,
+        pixels: Tensor | None = None,
+        attention: Attention | None = None,
     ) -> PrunedTokens:
         """Choose tokens.
 
@@ -69,6 +147,10 @@ class Pruner(ABC):
             (H, W) with H * W = N. Pruners that compare neighbours need it.
         stream
             Name of the stream, for pruners that remember earlier frames.
+        pixels
+            (F, 3, height, width) in [0, 1], for pruners that compare pixels.
+        attention
+            Of a layer of the tower, for pruners that rank by attention.
 
         Returns
         -------
@@ -78,7 +160,7 @@ class Pruner(ABC):
         Raises
         ------
         ValueError
-            If the shape does not fit the grid or the settings.
+            If the shape does not fit the grid or the settings, or an input is missing.
         """
         if features.dim() != 3:
             raise ValueError(
@@ -91,16 +173,18 @@ class Pruner(ABC):
                 f"got {grid[0]}x{grid[1]}"
             )
         with torch.no_grad():
-            indices, scores = self._choose(features, grid, stream)
-            kept = gather_rows(features, indices)
+            return self._prune(Frames(features, grid, stream, pixels, attention))
+
+    def _prune(self, frames: Frames) -> PrunedTokens:
+        """Gather what `_choose` chose; pruners that merge tokens replace this."""
+        indices, scores, trace = self._choose(frames)
+        kept = gather_rows(frames.features, indices)
         counts = (indices >= 0).sum(1, dtype=torch.int32)
-        return PrunedTokens(kept, indices, counts, scores)
+        return PrunedTokens(kept, indices, counts, scores, trace=trace)
 
     @abstractmethod
-    def _choose(
-        self, features: Tensor, grid: tuple[int, int] | None, stream: str
-    ) -> tuple[Tensor, Tensor | None]:
-        """Return indices (F, K) int32, ascending and padded with -1, and scores (F, N) or None."""
+    def _choose(self, frames: Frames) -> Chosen:
+        """Return indices (F, K) int32, ascending and padded with -1, scores (F, N), a trace."""
 
     def reset(self, stream: str | None = None) -> None:
         """Forget the frames of one stream, or of all. Without memory there is nothing to do."""
@@ -124,9 +208,7 @@ class Pruner(ABC):
 class KeepAll(Pruner):
     """Keeps every token: the baseline, and the way to switch pruning off."""
 
-    def _choose(
-        self, features: Tensor, grid: tuple[int, int] | None, stream: str
-    ) -> tuple[Tensor, Tensor | None]:
-        frames, count = features.shape[:2]
-        every = torch.arange(count, dtype=torch.int32, device=features.device)
-        return every.expand(frames, count).contiguous(), None
+    def _choose(self, frames: Frames) -> Chosen:
+        count, tokens = frames.features.shape[:2]
+        every = torch.arange(tokens, dtype=torch.int32, device=frames.features.device)
+        return every.expand(count, tokens).contiguous(), None, {}

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from stc_kernels import channel_variance, saliency_topk
-from stc_video.pruners.base import Pruner
+from stc_video.pruners.base import Chosen, Frames, Pruner
+from stc_video.pruners.budget import Budget
 
 METHODS = ("dual_anchor", "gaussian")
 
@@ -47,7 +48,9 @@ class StcPruner(Pruner):
     Parameters
     ----------
     tokens_per_frame
-        How many tokens to keep of each frame, at least 1.
+        How many tokens to keep of each frame, at least 1; 64 if nothing is given.
+    retention_ratio, video_pruning_rate
+        The same as a fraction of the frame: that is kept, or that is dropped.
     method
         ``"dual_anchor"``: the paper's linear blend of two cosine distances, all channels, the
         memory without the current chunk. ``"gaussian"``: the authors' code, a sum of Gaussians
@@ -63,17 +66,15 @@ class StcPruner(Pruner):
 
     def __init__(
         self,
-        tokens_per_frame: int = 64,
+        tokens_per_frame: int | None = None,
         *,
+        retention_ratio: float | None = None,
+        video_pruning_rate: float | None = None,
         method: str = "dual_anchor",
         alpha: float = 0.5,
         channel_ratio: float | None = None,
         memory: int = 16,
     ) -> None:
-        if tokens_per_frame < 1:
-            raise ValueError(
-                f"make_pruner: tokens_per_frame must be at least 1, got {tokens_per_frame}"
-            )
         if method not in METHODS:
             raise ValueError(
                 f"make_pruner: method must be one of {', '.join(METHODS)}, got {method!r}"
@@ -88,36 +89,30 @@ class StcPruner(Pruner):
             raise ValueError(f"make_pruner: alpha must be between 0 and 1, got {alpha}")
         if memory < 1:
             raise ValueError(f"make_pruner: memory must be at least 1 chunk, got {memory}")
-        self.tokens_per_frame = tokens_per_frame
+        self._budget = Budget(tokens_per_frame, retention_ratio, video_pruning_rate, otherwise=64)
         self.method = method
         self.alpha = alpha
         self.channel_ratio = channel_ratio
         self.memory = memory
         self._streams: dict[str, _Memory] = {}
 
-    def _choose(
-        self, features: Tensor, grid: tuple[int, int] | None, stream: str
-    ) -> tuple[Tensor, Tensor | None]:
-        tokens = features.shape[1]
-        if self.tokens_per_frame > tokens:
-            raise ValueError(
-                f"pruner: tokens_per_frame must be between 1 and {tokens} (tokens of a frame), "
-                f"got {self.tokens_per_frame}"
-            )
-        memory = self._memory_of(stream, features)
+    def _choose(self, frames: Frames) -> Chosen:
+        features = frames.features
+        count = self._budget.count(features.shape[1])
+        memory = self._memory_of(frames.stream, features)
         if self.method == "gaussian":
             memory.append(features)
         indices, scores = saliency_topk(
             features,
             memory.mean(),
-            self.tokens_per_frame,
+            count,
             method=self.method,
             alpha=self.alpha,
             channels=self._channels(features),
         )
         if self.method == "dual_anchor":
             memory.append(features)
-        return indices, scores
+        return indices, scores, {}
 
     def _memory_of(self, stream: str, features: Tensor) -> _Memory:
         """Memory of a stream; features of another width or device start it afresh."""

@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Efficient Video Sampling (arXiv 2510.14624): keep what differs most from the frame before."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from stc_video.pruners.base import Chosen, Frames
+from stc_video.pruners.budget import listed, ranks
+from stc_video.pruners.novelty import NoveltyPruner, StreamState, change_from_previous
+
+SCOPES = ("frame", "clip")
+
+
+class EvsPruner(NoveltyPruner):
+    """Keep the tokens of highest 1 - cosine to the same place one frame earlier. Exact count.
+
+    ``scope="clip"`` is what vLLM does: each call is one whole clip, its first frame is kept whole,
+    and the rest of the clip's tokens, a number known from the shape alone, goes where the change
+    is. It reads later frames, a still clip is reduced to its first frame, and a long one may have
+    frames without any token. ``scope="frame"`` is its causal form: the same number of each frame.
+
+    Parameters
+    ----------
+    scope
+        ``"frame"`` or ``"clip"``.
+    **settings
+        See :class:`NoveltyPruner`; ``retention_ratio`` is 0.25 if nothing is given. ``window``
+        spends the number over several frames where the change is.
+    """
+
+    def __init__(
+        self,
+        tokens_per_frame: int | None = None,
+        *,
+        scope: str = "frame",
+        retention_ratio: float | None = None,
+        video_pruning_rate: float | None = None,
+        floor: int = 0,
+        window: int | None = None,
+        trace: bool = False,
+    ) -> None:
+        if tokens_per_frame is None and retention_ratio is None and video_pruning_rate is None:
+            retention_ratio = 0.25
+        super().__init__(
+            tokens_per_frame,
+            retention_ratio=retention_ratio,
+            video_pruning_rate=video_pruning_rate,
+            floor=floor,
+            window=window,
+            trace=trace,
+        )
+        if scope not in SCOPES:
+            raise ValueError(
+                f"make_pruner: scope must be one of {', '.join(SCOPES)}, got {scope!r}"
+            )
+        if scope == "clip" and (window is not None or floor):
+            raise ValueError("make_pruner: window and floor do not go with scope='clip'")
+        self.scope = scope
+        self.causal = scope == "frame"
+
+    def _novelty(
+        self, frames: Frames, state: StreamState
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        change = change_from_previous(frames.features, state)
+        return change, torch.ones_like(change, dtype=torch.bool), {"change": change}
+
+    def _choose(self, frames: Frames) -> Chosen:
+        if self.scope == "frame":
+            return super()._choose(frames)
+        count, tokens = frames.features.shape[:2]
+        change = change_from_previous(frames.features, StreamState())
+        budget = max(tokens, count * self._budget.count(tokens)) if count else 0
+        keep = (ranks(change.reshape(1, -1)) < budget).view(count, tokens)
+        return listed(keep), change, {"change": change} if self.trace else {}

@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pruners that give each token a score of how new it is, and keep the newest."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from stc_kernels import token_cosine
+from stc_video.pruners.base import Chosen, Frames, Pruner
+from stc_video.pruners.budget import Budget, TokenBucket, highest, listed, ranks, spread
+
+MODES = ("count", "threshold", "budget")
+
+
+@dataclass
+class StreamState:
+    """What is kept of a stream: the frame to compare with, and its token bucket."""
+
+    anchor: Tensor | None = None
+    bucket: TokenBucket | None = None
+    seen: int = 0
+
+
+class NoveltyPruner(Pruner):
+    """Scores tokens by novelty (higher is kept) and chooses among them in one of three modes.
+
+    A number of tokens (``tokens_per_frame``, ``retention_ratio`` or ``video_pruning_rate``): that
+    many of each frame, the newest; of the first frame, which is all new, an even spread. With
+    ``window`` the number is an average that is exact over each window of frames, spent where the
+    content changes. Without a number: what is above the threshold, at least ``floor`` tokens.
+
+    Parameters
+    ----------
+    tokens_per_frame, retention_ratio, video_pruning_rate
+        See :class:`stc_video.pruners.budget.Budget`.
+    floor
+        Tokens that every frame keeps at least, so that a still clip is more than its first frame.
+    window
+        Frames over which the number is exact; None for every single frame.
+    trace
+        Whether results carry what was looked at.
+    """
+
+    def __init__(
+        self,
+        tokens_per_frame: int | None = None,
+        *,
+        retention_ratio: float | None = None,
+        video_pruning_rate: float | None = None,
+        floor: int = 0,
+        window: int | None = None,
+        trace: bool = False,
+    ) -> None:
+        self._budget = Budget(tokens_per_frame, retention_ratio, video_pruning_rate)
+        if floor < 0:
+            raise ValueError(f"make_pruner: floor must be at least 0 tokens, got {floor}")
+        if window is not None and (window < 1 or not self._budget.given):
+            raise ValueError(
+                "make_pruner: window must be at least 1 frame and goes with tokens_per_frame or "
+                f"retention_ratio, got {window}"
+            )
+        self.floor = floor
+        self.window = window
+        self.trace = trace
+        self._streams: dict[str, StreamState] = {}
+
+    @property
+    def exact(self) -> bool:  # type: ignore[override]
+        """Whether every frame keeps a number that is known beforehand."""
+        return self._budget.given and self.window is None
+
+    @abstractmethod
+    def _novelty(
+        self, frames: Frames, state: StreamState
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Return scores (F, N), whether each is above the threshold, and a trace."""
+
+    def _choose(self, frames: Frames) -> Chosen:
+        tokens = frames.features.shape[1]
+        if self.floor > tokens:
+            raise ValueError(
+                f"pruner: floor must be between 0 and {tokens} (tokens of a frame), "
+                f"got {self.floor}"
+            )
+        count = self._budget.count(tokens) if self._budget.given else 0
+        state = self._state_of(frames)
+        scores, above, trace = self._novelty(frames, state)
+        state.seen += len(scores)
+        shown = trace if self.trace else {}
+        if not self._budget.given:
+            keep = above if self.floor == 0 else above | (ranks(scores) < self.floor)
+            return listed(keep), scores, shown
+        if self.window is None:
+            return highest(scores, max(count, self.floor)), scores, shown
+        return self._spend(scores, count, state), scores, shown
+
+    def _spend(self, scores: Tensor, rate: int, state: StreamState) -> Tensor:
+        """Grant each frame its tokens from the stream's bucket."""
+        if state.bucket is None:
+            state.bucket = TokenBucket(rate, int(self.window or 1), max(1, self.floor))
+        order = ranks(scores)
+        tokens = scores.shape[1]
+        masks = [
+            rank
+            < state.bucket.grant(frame.nan_to_num(nan=0.0, posinf=0.0).clamp(0, 2).mean(), tokens)
+            for rank, frame in zip(order, scores, strict=True)
+        ]
+        return listed(torch.stack(masks)) if masks else order.int()
+
+    def _state_of(self, frames: Frames) -> StreamState:
+        """State of the stream; a frame of another shape, dtype or device starts it afresh."""
+        state = self._streams.get(frames.stream)
+        like = self._compared(frames)
+        if state is not None and state.anchor is not None:
+            anchor = state.anchor
+            same = anchor.shape == like.shape[1:] and anchor.dtype == like.dtype
+            if not same or anchor.device != like.device:
+                state = None
+        if state is None:
+            state = self._streams[frames.stream] = StreamState()
+        return state
+
+    def _compared(self, frames: Frames) -> Tensor:
+        """What is compared from frame to frame, (F, N, C)."""
+        return frames.features
+
+    def reset(self, stream: str | None = None) -> None:
+        """Forget the frames of one stream, or of all."""
+        if stream is None:
+            self._streams.clear()
+        else:
+            self._streams.pop(stream, None)
+
+    @property
+    def state_bytes(self) -> int:
+        """Memory held for all streams, in bytes."""
+        return sum(s.anchor.nbytes for s in self._streams.values() if s.anchor is not None)
+
+
+def change_from_previous(current: Tensor, state: StreamState) -> Tensor:
+    """1 - cosine of each token to the same place one frame earlier; remembers the last frame.
+
+    The first frame of a stream scores 2 to 3, above every other, in an even spread. A NaN on
+    either side gives NaN.
+    """
+    if len(current) == 0:
+        return current.new_zeros(current.shape[:2], dtype=torch.float32)
+    first = state.anchor is None
+    before = current[:1] if state.anchor is None else state.anchor[None]
+    # Two calls rather than one on a concatenated copy of the previous frames.
+    parts = [token_cosine(current[:1], before), token_cosine(current[1:], current[:-1])]
+    change = 1.0 - torch.cat(parts)
+    if first:
+        change[0] = 2.0 + spread(current.shape[1], current.device)
+    remember(state, current[-1])
+    return change
+
+
+def remember(state: StreamState, frame: Tensor) -> None:
+    """Keep a copy of the frame to compare with."""
+    if state.anchor is None:
+        with torch.inference_mode(False):
+            state.anchor = torch.empty(frame.shape, dtype=frame.dtype, device=frame.device)
+    state.anchor.copy_(frame)

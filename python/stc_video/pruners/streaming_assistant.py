@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: Apache-2.0
+"""StreamingAssistant (arXiv 2512.12560): temporal drop, then MSSAVT on a checkerboard."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from stc_kernels import spatial_redundancy
+from stc_video.pruners.base import Frames
+from stc_video.pruners.novelty import NoveltyPruner, StreamState, change_from_previous
+
+NEIGHBOURS = ("alive", "all")
+PATTERNS = ("checkerboard", "stripes", "random")
+PARITIES = ("fixed", "alternating", "adaptive")
+
+
+class StreamingAssistantPruner(NoveltyPruner):
+    """Drop what did not change, then what a neighbour in the frame already says.
+
+    A token whose cosine to the same place one frame earlier is above ``temporal_threshold`` is
+    dropped. Of the rest, a token on the mask whose largest cosine to one of its four neighbours is
+    above ``spatial_threshold`` is dropped. With the checkerboard mask no two tokens of one pass
+    are neighbours, so the neighbour that stands for a dropped token stays. The first frame is only
+    thinned out in space. The count varies, unless a number of tokens is given: then the tokens of
+    highest redundancy (the larger of the two cosines) go first, and below half of the tokens that
+    promise no longer holds.
+
+    No code of the authors is public. The paper does not say whether its thresholds are
+    similarities; here they are. Its formula looks at all neighbours, also at those dropped in time
+    (``neighbours="all"``), although its argument asks for ones that stay (``"alive"``).
+
+    Parameters
+    ----------
+    temporal_threshold, spatial_threshold
+        Cosines above which a token is dropped, -1 to 1.
+    neighbours
+        ``"alive"`` or ``"all"``.
+    pattern
+        Which half of the tokens may be dropped in space: ``"checkerboard"``, ``"stripes"``
+        (every other column) or ``"random"`` (the same random half in every frame).
+    parity
+        ``"fixed"``, ``"alternating"`` from frame to frame, or ``"adaptive"``: the half that is
+        more redundant.
+    passes
+        How often space is thinned out, the halves taking turns; 2 or more go beyond 50 %, and then
+        a token may lose the neighbour that stood for it.
+    **settings
+        See :class:`NoveltyPruner`.
+    """
+
+    def __init__(
+        self,
+        tokens_per_frame: int | None = None,
+        *,
+        temporal_threshold: float = 0.5,
+        spatial_threshold: float = 0.5,
+        neighbours: str = "alive",
+        pattern: str = "checkerboard",
+        parity: str = "fixed",
+        passes: int = 1,
+        retention_ratio: float | None = None,
+        video_pruning_rate: float | None = None,
+        floor: int = 0,
+        window: int | None = None,
+        trace: bool = False,
+    ) -> None:
+        super().__init__(
+            tokens_per_frame,
+            retention_ratio=retention_ratio,
+            video_pruning_rate=video_pruning_rate,
+            floor=floor,
+            window=window,
+            trace=trace,
+        )
+        for name, value, allowed in (
+            ("neighbours", neighbours, NEIGHBOURS),
+            ("pattern", pattern, PATTERNS),
+            ("parity", parity, PARITIES),
+        ):
+            if value not in allowed:
+                raise ValueError(
+                    f"make_pruner: {name} must be one of {', '.join(allowed)}, got {value!r}"
+                )
+        for name, threshold in (
+            ("temporal_threshold", temporal_threshold),
+            ("spatial_threshold", spatial_threshold),
+        ):
+            if not -1.0 <= threshold <= 1.0:
+                raise ValueError(f"make_pruner: {name} must be between -1 and 1, got {threshold}")
+        if passes < 1:
+            raise ValueError(f"make_pruner: passes must be at least 1, got {passes}")
+        self.temporal_threshold = temporal_threshold
+        self.spatial_threshold = spatial_threshold
+        self.neighbours = neighbours
+        self.pattern = pattern
+        self.parity = parity
+        self.passes = passes
+
+    def _novelty(
+        self, frames: Frames, state: StreamState
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        if frames.grid is None:
+            raise ValueError("pruner: streaming_assistant compares neighbours and needs the grid")
+        change = change_from_previous(frames.features, state)
+        grid = frames.features.unflatten(1, frames.grid)
+        keep = ~(1.0 - change > self.temporal_threshold).unflatten(1, frames.grid)
+        novelty = change
+        redundancy = torch.empty(0)
+        for step in range(self.passes):
+            # Whether every neighbour counts or the living ones, the reading is one of the tokens.
+            alive = keep if self.neighbours == "alive" else None
+            redundancy = spatial_redundancy(grid, alive)
+            candidate = self._candidates(redundancy, state.seen, step)
+            keep = keep & ~(candidate & (redundancy > self.spatial_threshold))
+            spatial = torch.where(candidate, 1.0 - redundancy, torch.inf).flatten(1)
+            # Not minimum(): a NaN change must stay NaN, which ranks first.
+            novelty = torch.where(spatial < novelty, spatial, novelty)
+        trace = {"change": change, "redundancy": redundancy.flatten(1)}
+        return novelty, keep.flatten(1), trace
+
+    def _candidates(self, redundancy: Tensor, seen: int, step: int) -> Tensor:
+        """Mask (F, H, W) of the tokens that this pass may drop."""
+        frames, height, width = redundancy.shape
+        device = redundancy.device
+        half = self._half(height, width, device)
+        frame = torch.arange(seen, seen + frames, device=device)[:, None, None]
+        odd = torch.ones_like(frame)
+        if self.parity == "alternating":
+            odd = (frame + 1) % 2
+        elif self.parity == "adaptive":
+            finite = redundancy.clamp_min(-1.0)
+            weight = finite.masked_fill(half == 0, 0.0).sum((1, 2), keepdim=True)
+            odd = (weight >= finite.sum((1, 2), keepdim=True) - weight).long()
+        return (half + odd + step) % 2 == 0
+
+    def _half(self, height: int, width: int, device: torch.device) -> Tensor:
+        """One half of the places as 1, the other as 0, (H, W)."""
+        row = torch.arange(height, device=device)[:, None]
+        column = torch.arange(width, device=device)[None, :]
+        if self.pattern == "checkerboard":
+            return (row + column) % 2
+        if self.pattern == "stripes":
+            return (column % 2).expand(height, width)
+        order = torch.randperm(height * width, generator=torch.Generator().manual_seed(0))
+        return (order < height * width // 2).long().view(height, width).to(device)

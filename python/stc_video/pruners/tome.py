@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Token Merging (arXiv 2210.09461) of the tokens that a tower gives out."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from stc_kernels import bipartite_match, merge_tokens
+from stc_video.pruners.base import Chosen, Frames, PrunedTokens, Pruner
+from stc_video.pruners.budget import Budget
+
+
+def merge_to(
+    tokens: Tensor, count: int, *, metric: Tensor | None = None, protected: int = 0
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Merge similar tokens until ``count`` are left.
+
+    A round merges at most half of the tokens; later rounds compare the merged ones.
+
+    Parameters
+    ----------
+    tokens
+        (F, N, D).
+    count
+        From ``protected`` and 1 to N.
+    metric
+        (F, N, C) what is compared; None for the tokens themselves.
+    protected
+        The first tokens that stay as they are.
+
+    Returns
+    -------
+    merged : Tensor
+        (F, count, D), size-weighted means, in the order of the tokens that survive.
+    kept : Tensor
+        (F, count) int32, the places of the survivors.
+    source_map : Tensor
+        (F, N) int32, the row that each token became part of.
+    sizes : Tensor
+        (F, count) float32, of how many tokens each row is the mean.
+    """
+    frames, places = tokens.shape[:2]
+    every = torch.arange(places, dtype=torch.int64, device=tokens.device).expand(frames, places)
+    kept, source = every, every
+    compared = tokens if metric is None else metric
+    sizes = torch.ones((frames, places), device=tokens.device)
+    while tokens.shape[1] > count:
+        left = tokens.shape[1]
+        r = min(left - count, (left - protected) // 2)
+        step, survivors, _ = bipartite_match(compared, r, protected=protected)
+        before = sizes
+        tokens, sizes = merge_tokens(tokens, step, left - r, sizes=before)
+        if metric is None:
+            compared = tokens
+        else:
+            compared, _ = merge_tokens(compared, step, left - r, sizes=before)
+        kept = torch.gather(kept, 1, survivors.long())
+        source = torch.gather(step.long(), 1, source)
+    return tokens, kept.int(), source.int(), sizes
+
+
+class TomePruner(Pruner):
+    """Merge the most similar tokens of each frame until a number is left. Exact count.
+
+    ``tokens`` are means, in raster order of the tokens they were merged into; ``source_map`` says
+    which tokens went where. Fewer than half of the tokens take several rounds. Differences to
+    the ToMe code: the order is kept, a zero token is no NaN, and any number of tokens works (the
+    variant in the STC repository needs a multiple of 3 and loses the last token of an odd number).
+
+    Parameters
+    ----------
+    tokens_per_frame, retention_ratio, video_pruning_rate
+        How many, in one of three ways; see :class:`stc_video.pruners.budget.Budget`. 64 if none
+        is given.
+    trace
+        Whether results carry the sizes of the merged tokens.
+    """
+
+    def __init__(
+        self,
+        tokens_per_frame: int | None = None,
+        *,
+        retention_ratio: float | None = None,
+        video_pruning_rate: float | None = None,
+        trace: bool = False,
+    ) -> None:
+        self._budget = Budget(tokens_per_frame, retention_ratio, video_pruning_rate, otherwise=64)
+        self.trace = trace
+
+    def _prune(self, frames: Frames) -> PrunedTokens:
+        features = frames.features
+        count = self._budget.count(features.shape[1])
+        merged, kept, source, sizes = merge_to(features, count)
+        counts = torch.full((len(features),), count, dtype=torch.int32, device=features.device)
+        trace = {"sizes": sizes} if self.trace else {}
+        return PrunedTokens(merged, kept, counts, source_map=source, trace=trace)
+
+    def _choose(self, frames: Frames) -> Chosen:
+        """Return the survivors."""
+        return self._prune(frames).indices, None, {}

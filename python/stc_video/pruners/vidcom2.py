@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""VidCom2 (arXiv 2505.14454): more tokens for frames that differ from the rest of the video."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from stc_kernels import channel_variance
+from stc_video.pruners.base import Chosen, Frames
+from stc_video.pruners.budget import listed, ranks
+from stc_video.pruners.novelty import NoveltyPruner, StreamState, remember
+
+SCOPES = ("stream", "clip")
+SCALES = (0.125, 0.25, 0.5, 1.0, 2.0)
+
+
+def _gaussian(unit: Tensor, anchor: Tensor) -> Tensor:
+    """Sum of five Gaussians of the distance to an anchor, in (0, 5]."""
+    squared = (unit * unit).sum(-1) + (anchor * anchor).sum(-1) - 2.0 * (unit * anchor).sum(-1)
+    quarter = torch.exp(-0.25 * squared.clamp_min(0.0))
+    powers = [quarter.pow(int(2.0 / scale)) for scale in SCALES]
+    return torch.stack(powers).sum(0)
+
+
+class VidCom2Pruner(NoveltyPruner):
+    """Keep the tokens that are least like the mean of the video and the mean of their frame.
+
+    ``scope="clip"`` is the method as published: **each call is one whole clip**, so a frame's
+    tokens depend on later frames, and the count per frame follows from how unusual the frame is
+    (it sums to the ratio but for clamping and rounding). ``scope="stream"`` is our causal
+    approximation: the mean of the video is that of the frames so far, all channels count, and
+    ``window`` spends tokens by a bucket instead of the softmax.
+
+    The authors' softmax has a temperature of 0.01, which gives almost all of the surplus to one
+    frame; it is a parameter here. Even at ratio 1 the other frames then lose tokens.
+
+    Parameters
+    ----------
+    scope
+        ``"stream"`` or ``"clip"``.
+    temperature
+        ``scope="clip"``: of the softmax over frames, above 0.
+    **settings
+        See :class:`NoveltyPruner`; ``retention_ratio`` is 0.25 if nothing is given.
+    """
+
+    def __init__(
+        self,
+        tokens_per_frame: int | None = None,
+        *,
+        scope: str = "stream",
+        temperature: float = 0.01,
+        retention_ratio: float | None = None,
+        video_pruning_rate: float | None = None,
+        floor: int = 0,
+        window: int | None = None,
+        trace: bool = False,
+    ) -> None:
+        if tokens_per_frame is None and retention_ratio is None and video_pruning_rate is None:
+            retention_ratio = 0.25
+        super().__init__(
+            tokens_per_frame,
+            retention_ratio=retention_ratio,
+            video_pruning_rate=video_pruning_rate,
+            floor=floor,
+            window=window,
+            trace=trace,
+        )
+        if scope not in SCOPES:
+            raise ValueError(
+                f"make_pruner: scope must be one of {', '.join(SCOPES)}, got {scope!r}"
+            )
+        if not temperature > 0.0:
+            raise ValueError(f"make_pruner: temperature must be above 0, got {temperature}")
+        if scope == "clip" and (window is not None or floor):
+            raise ValueError("make_pruner: window and floor do not go with scope='clip'")
+        self.scope = scope
+        self.temperature = temperature
+        self.causal = scope == "stream"
+
+    @property
+    def exact(self) -> bool:  # type: ignore[override]
+        """Whether every frame keeps a number that is known beforehand."""
+        return self.scope == "stream" and self.window is None
+
+    def _compared(self, frames: Frames) -> Tensor:
+        return frames.features[:, :1].float()
+
+    def _novelty(
+        self, frames: Frames, state: StreamState
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        unit = normalize(frames.features.float(), dim=-1, eps=1e-12)
+        centre = unit.mean(1, keepdim=True)
+        finite = torch.where(centre.isfinite().all(-1, keepdim=True), centre, 0.0)
+        video = torch.empty_like(centre)
+        # One by one, so that the sum does not depend on how a stream is cut into calls.
+        for index, frame in enumerate(finite):
+            before = torch.zeros_like(frame) if state.anchor is None else state.anchor
+            remember(state, before + frame)
+            video[index] = (before + frame) / (state.seen + index + 1)
+        likeness = _gaussian(unit, video) + _gaussian(unit, centre)
+        novelty = 1.0 - likeness / 10.0
+        return novelty, torch.ones_like(novelty, dtype=torch.bool), {"likeness": likeness}
+
+    def _choose(self, frames: Frames) -> Chosen:
+        if self.scope == "stream":
+            return super()._choose(frames)
+        features = frames.features
+        count, tokens, width = features.shape
+        if count * tokens == 0:
+            return listed(features.new_zeros((count, tokens), dtype=torch.bool)), None, {}
+        order = torch.sort(channel_variance(features), stable=True).indices
+        used = features.float().index_select(2, order[: max(1, width // 2)])
+        unit = normalize(used, dim=-1, eps=1e-12)
+        to_video = _gaussian(unit, unit.mean((0, 1)))
+        scores = -(to_video + _gaussian(unit, unit.mean(1, keepdim=True)))
+        unusual = -to_video.mean(1)
+        share = torch.softmax((unusual - unusual.max()) / self.temperature, dim=0)
+        ratio = self._budget.count(tokens) / tokens
+        if self._budget.retention_ratio is not None:
+            ratio = self._budget.retention_ratio
+        ratios = (ratio * (1.0 + share - 1.0 / count)).clamp_max(1.0)
+        granted = (ratios * tokens).round().clamp_min(1.0)
+        keep = ranks(scores) < granted[:, None]
+        return listed(keep), scores, {"share": share} if self.trace else {}

@@ -1,0 +1,199 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What each method promises by itself."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from stc_video import make_pruner
+from stc_video.pruners import Attention
+
+GENERATOR = torch.Generator().manual_seed(0)
+VIDEO = torch.randn(6, 20, 16, generator=GENERATOR)
+GRID = (4, 5)
+
+
+class TestDtd:
+    def test_a_static_video_keeps_the_first_frame_only(self):
+        still = VIDEO[:1].repeat(5, 1, 1)
+        assert make_pruner("dtd")(still).counts.tolist() == [20, 0, 0, 0, 0]
+        assert make_pruner("dtd", floor=3)(still).counts.tolist() == [20, 3, 3, 3, 3]
+
+    def test_thresholds_at_the_ends(self):
+        assert make_pruner("dtd", threshold=1.0)(VIDEO).counts.tolist() == [20] * 6
+        assert make_pruner("dtd", threshold=-1.0)(VIDEO).counts.tolist() == [20] + [0] * 5
+
+    def test_slow_drift_is_sent_only_against_the_last_kept_token(self):
+        angle = torch.linspace(0, 1.5, 31)
+        drift = torch.stack([angle.cos(), angle.sin()], -1)[:, None]
+        assert make_pruner("dtd", threshold=0.9)(drift).counts.sum() == 1
+        sent = make_pruner("dtd", threshold=0.9, anchor="last_kept")(drift).counts
+        assert 3 <= int(sent.sum()) <= 5
+
+    def test_pixels(self):
+        pixels = torch.zeros(2, 3, 8, 10)
+        pixels[1, :, 2:4, 4:6] = 1.0  # row 1, column 2 of the grid
+        kept = make_pruner("dtd", mode="pixel")(VIDEO[:2], GRID, pixels=pixels)
+        assert [i for i in kept.indices[1].tolist() if i >= 0] == [7]
+
+
+class TestStreamingAssistant:
+    @pytest.mark.parametrize("grid", [(4, 5), (3, 3), (1, 1), (1, 6)])
+    def test_a_constant_frame_loses_exactly_the_odd_places(self, grid):
+        height, width = grid
+        kept = make_pruner("streaming_assistant")(torch.ones(1, height * width, 4), grid)
+        even = [i * width + j for i in range(height) for j in range(width) if (i + j) % 2 == 0]
+        assert [i for i in kept.indices[0].tolist() if i >= 0] == even
+
+    def test_nothing_goes_where_neighbours_are_orthogonal(self):
+        frame = torch.zeros(1, 4, 5, 2)
+        for i in range(4):
+            for j in range(5):
+                frame[0, i, j, (i + j) % 2] = 1.0
+        assert make_pruner("streaming_assistant")(frame.flatten(1, 2), GRID).counts == 20
+
+    @pytest.mark.parametrize("parity", ["fixed", "alternating", "adaptive"])
+    def test_no_two_dropped_tokens_of_one_pass_are_neighbours(self, parity):
+        pruner = make_pruner(
+            "streaming_assistant", temporal_threshold=1.0, spatial_threshold=-1.0, parity=parity
+        )
+        for row in pruner(VIDEO, GRID).indices:
+            dropped = torch.ones(20, dtype=torch.bool)
+            dropped[row[row >= 0].long()] = False
+            grid = dropped.view(GRID)
+            assert not (grid[1:] & grid[:-1]).any()
+            assert not (grid[:, 1:] & grid[:, :-1]).any()
+            assert dropped.sum() == 10
+
+    def test_passes_go_beyond_half(self):
+        ones = torch.ones(1, 20, 4)
+        once = make_pruner("streaming_assistant")(ones, GRID).counts
+        more = make_pruner("streaming_assistant", passes=2)(ones, GRID).counts
+        assert once == 10
+        assert more == 10  # its neighbours are gone: nothing stands for the rest
+        literal = make_pruner("streaming_assistant", passes=2, neighbours="all")(ones, GRID).counts
+        assert literal == 0
+
+    def test_dead_neighbours_matter_only_beside_dropped_tokens(self):
+        video = torch.ones(2, 20, 4)
+        video[1, 7:] = torch.tensor([-1.0, 1.0, 1.0, 1.0])  # cosine 0.5 to before, not above
+        kept = {n: make_pruner("streaming_assistant", neighbours=n)(video, GRID).indices[1]
+                for n in ("alive", "all")}  # fmt: skip
+        differing = set(kept["alive"].tolist()) ^ set(kept["all"].tolist())
+        dead = set(range(7))
+        for place in differing - {-1}:
+            beside = {place - 1, place + 1, place - 5, place + 5}
+            assert beside & dead
+
+
+class TestVidCom2:
+    def test_identical_frames_get_equal_counts(self):
+        kept = make_pruner("vidcom2", scope="clip")(VIDEO[:1].repeat(4, 1, 1))
+        assert kept.counts.unique().numel() == 1
+        assert kept.counts[0] == 5
+
+    def test_counts_sum_to_the_ratio_up_to_rounding(self):
+        counts = make_pruner("vidcom2", scope="clip", retention_ratio=0.3)(VIDEO).counts
+        assert abs(int(counts.sum()) - 0.3 * 120) <= 6
+
+    def test_ratio_one_does_not_keep_everything(self):
+        """The authors' formula: beside one winner, frames keep round((1 - 1/F) N)."""
+        odd = VIDEO.clone()
+        odd[1:] = VIDEO[1]
+        pruner = make_pruner("vidcom2", scope="clip", retention_ratio=1.0, temperature=1e-4)
+        counts = pruner(odd).counts.tolist()
+        assert counts[0] == 20
+        assert counts[1:] == [round((1 - 1 / 6) * 20)] * 5
+
+    def test_the_published_form_says_that_it_is_not_causal(self):
+        assert not make_pruner("vidcom2", scope="clip").causal
+        assert make_pruner("vidcom2").causal
+
+
+class TestEvs:
+    def test_a_clip_keeps_an_exact_number_and_its_first_frame(self):
+        kept = make_pruner("evs", scope="clip", retention_ratio=0.4)(VIDEO)
+        assert int(kept.counts.sum()) == 6 * 8
+        assert kept.counts[0] == 20
+        assert not make_pruner("evs", scope="clip").causal
+
+    def test_what_changed_is_kept(self):
+        video = VIDEO[:1].repeat(2, 1, 1)
+        video[1, [4, 11]] *= -1
+        kept = make_pruner("evs", tokens_per_frame=2)(video)
+        assert kept.indices[1].tolist() == [4, 11]
+
+
+class TestTome:
+    def test_the_weighted_mean_and_the_sizes_are_kept(self):
+        for count in (13, 10, 6, 1):
+            kept = make_pruner("tome", tokens_per_frame=count, trace=True)(VIDEO)
+            sizes = kept.trace["sizes"]
+            assert kept.tokens.shape[1] == count
+            assert sizes.sum(1).tolist() == [20.0] * 6
+            total = (kept.tokens * sizes[..., None]).sum(1)
+            torch.testing.assert_close(total, VIDEO.sum(1), atol=1e-4, rtol=1e-4)
+            for row in range(count):
+                assert (kept.source_map == row).sum(1).tolist() == sizes[:, row].tolist()
+
+    def test_keeping_all_changes_nothing(self):
+        kept = make_pruner("tome", tokens_per_frame=20)(VIDEO)
+        assert torch.equal(kept.tokens, VIDEO)
+
+
+class TestVisionZip:
+    QUERY = torch.randn(6, 21, 4, 8, generator=GENERATOR)
+    KEY = torch.randn(6, 21, 4, 8, generator=GENERATOR)
+
+    def kept(self, prefix, heads=slice(None), **settings):
+        start = 1 - prefix
+        attention = Attention(
+            self.QUERY[:, start:, heads], self.KEY[:, start:, heads], prefix=prefix
+        )
+        pruner = make_pruner("visionzip", tokens_per_frame=8, contextual=0.25, **settings)
+        return pruner(VIDEO, attention=attention)
+
+    @pytest.mark.parametrize("prefix", [0, 1])
+    def test_the_most_attended_are_kept_as_they_are(self, prefix):
+        kept = self.kept(prefix)
+        start = 1 - prefix
+        query, key = self.QUERY[:, start:].double(), self.KEY[:, start:].double()
+        attention = torch.einsum("fihd,fjhd->fhij", query, key).mul(8**-0.5).softmax(-1)
+        received = (attention[:, :, 0] if prefix else attention.mean(2)).mean(1)[:, prefix:]
+        for f in range(6):
+            top = set(received[f].topk(6).indices.tolist())
+            assert top <= set(kept.indices[f].tolist())
+            for row, place in enumerate(kept.indices[f].tolist()):
+                if place in top:
+                    assert torch.equal(kept.tokens[f, row], VIDEO[f, place])
+
+    def test_each_other_token_is_assigned_once(self):
+        source = self.kept(1).source_map
+        assert source.ge(0).all()
+        assert source.lt(8).all()
+
+    def test_mean_and_sum_of_the_merged(self):
+        total, mean = self.kept(1), self.kept(1, merge="mean")
+        assert torch.equal(total.indices, mean.indices)
+        f, row = 0, next(r for r in range(8) if (total.source_map[0] == r).sum() > 1)
+        place = int(total.indices[f, row])
+        others = [n for n in range(20) if total.source_map[f, n] == row and n != place]
+        torch.testing.assert_close(total.tokens[f, row], VIDEO[f, place] + VIDEO[f, others].mean(0))
+        torch.testing.assert_close(mean.tokens[f, row], VIDEO[f, [place, *others]].mean(0))
+
+    def test_permuting_heads_changes_nothing(self):
+        permuted = self.kept(1, heads=[2, 0, 3, 1])
+        assert torch.equal(permuted.indices, self.kept(1).indices)
+        assert torch.equal(permuted.source_map, self.kept(1).source_map)
+
+
+class TestStc:
+    def test_all_of_the_tokens_come_back_unchanged(self):
+        assert torch.equal(make_pruner("stc", retention_ratio=1.0)(VIDEO).tokens, VIDEO)
+
+    def test_memory_has_a_capacity(self):
+        pruner = make_pruner("stc", tokens_per_frame=3, memory=2)
+        for frame in VIDEO:
+            pruner(frame[None])
+        assert pruner.state_bytes == 2 * 16 * 4
