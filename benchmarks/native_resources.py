@@ -10,6 +10,8 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from rich.progress import track
+
 ROOT = Path(__file__).resolve().parents[1]
 ARCHS = ("80", "86", "89", "90", "100", "120")
 #: what a block may have without asking for more
@@ -31,13 +33,17 @@ def nvcc() -> str | None:
     return shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
 
 
-def native_rows(compiler: str, archs: tuple[str, ...] = ARCHS) -> list[dict[str, object]]:
+def native_rows(processes: int) -> list[dict[str, object]]:
     """Compile every source for every architecture; a row per kernel."""
+    compiler = nvcc()
+    if compiler is None:
+        raise RuntimeError("nvcc was not found")
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True)
     release = re.search(r"V([\d.]+)", version.stdout)
-    jobs = [(source, arch) for source in sorted(ROOT.glob("csrc/cuda/*.cu")) for arch in archs]
-    with ThreadPoolExecutor(2) as pool:
-        reports = list(pool.map(lambda job: _report(compiler, *job), jobs))
+    jobs = [(source, arch) for source in sorted(ROOT.glob("csrc/cuda/*.cu")) for arch in ARCHS]
+    with ThreadPoolExecutor(processes) as pool:
+        results = pool.map(lambda job: _report(compiler, *job), jobs)
+        reports = list(track(results, "nvcc", total=len(jobs)))
     rows = [
         _row(source, arch, entry, release.group(1) if release else "unknown")
         for (source, arch), report in zip(jobs, reports, strict=True)

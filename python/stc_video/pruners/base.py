@@ -126,6 +126,8 @@ class Pruner(ABC):
 
     exact: bool = True
     causal: bool = True
+    #: what a pruner with memory remembers, by stream
+    _streams: dict[str, Any]
 
     def __call__(
         self,

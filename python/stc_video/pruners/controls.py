@@ -62,13 +62,13 @@ class RandomPruner(Pruner):
     ) -> None:
         self._budget = Budget(tokens_per_frame, retention_ratio, video_pruning_rate, otherwise=64)
         self.seed = seed
-        self._seen: dict[str, int] = {}
+        self._streams: dict[str, int] = {}
 
     def _choose(self, frames: Frames) -> Chosen:
         count, tokens = frames.features.shape[:2]
         kept = self._budget.count(tokens)
-        first = self._seen.get(frames.stream, 0)
-        self._seen[frames.stream] = first + count
+        first = self._streams.get(frames.stream, 0)
+        self._streams[frames.stream] = first + count
         scores = torch.empty((count, tokens))
         for row in range(count):
             generator = torch.Generator().manual_seed(self.seed * 1_000_003 + first + row)
@@ -79,6 +79,6 @@ class RandomPruner(Pruner):
     def reset(self, stream: str | None = None) -> None:
         """Start one stream, or all, again from its first frame."""
         if stream is None:
-            self._seen.clear()
+            self._streams.clear()
         else:
-            self._seen.pop(stream, None)
+            self._streams.pop(stream, None)
