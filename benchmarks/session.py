@@ -74,6 +74,7 @@ class Bench:
         self._picture = torch.rand((3, 384, 384), generator=generator)
 
     def embeds(self, *shape: int) -> Tensor:
+        """Random embeddings of the language model."""
         generator = torch.Generator().manual_seed(1)
         width = self.model.config.text_config.hidden_size
         made = 0.02 * torch.randn((*shape, width), generator=generator)
@@ -87,6 +88,7 @@ class Bench:
         return (2 * picture - 1)[None].to(self.device, self.dtype)
 
     def milliseconds(self, call: Callable[[], object]) -> float:
+        """Time of a call, its work on the device included."""
         self.wait()
         start = time.perf_counter()
         call()
@@ -94,6 +96,7 @@ class Bench:
         return 1e3 * (time.perf_counter() - start)
 
     def wait(self) -> None:
+        """Wait for the device."""
         if self.device.type == "cuda":
             torch.cuda.synchronize()
 
@@ -106,11 +109,13 @@ class Bench:
         return round(found, 3)
 
     def memory(self) -> Any:
+        """Begin a ReKV memory."""
         made = make_memory(self.model.model.language_model, RekvConfig(host_bytes=32 << 30))
         made.begin(self.embeds(PREFIX))
         return made
 
     def stock_feed(self, cache: Any, embeds: Tensor) -> Tensor:
+        """Run tokens through the stock model; logits of the last."""
         lm: Any = self.model.model.language_model
         out = lm(inputs_embeds=embeds[None], past_key_values=cache, use_cache=True)
         return self.model.lm_head(out.last_hidden_state[:, -1])
@@ -193,6 +198,7 @@ class Bench:
     def row(
         self, what: str, count: int, stock: list[float], ours: list[float]
     ) -> dict[str, object]:
+        """Summarise two lists of times."""
         stock_ms = statistics.median(stock) if stock else None
         our_ms = statistics.median(ours)
         return {
