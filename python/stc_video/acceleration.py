@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import inspect
+import threading
 import types
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -151,7 +152,8 @@ class Acceleration:
             self._exit.enter_context(cacher.paused())
         self._before = {name: model.__dict__.get(name) for name in ("forward", "generate")}
         self._stock = {name: getattr(model, name) for name in self._before}
-        self._next_positions: Tensor | None = None
+        # Positions of the prompt that `generate` is called with, for its first step.
+        self._prompt = threading.local()
         untyped: Any = model
         untyped.stc = self
         untyped.forward = _bound(model, "forward", self._forward)
@@ -221,7 +223,7 @@ class Acceleration:
 
     def forget(self, stream: str) -> None:
         """Drop what cacher and pruner keep of a stream."""
-        if self.cacher is not None and stream in self.cacher.stats().streams:
+        if self.cacher is not None and self.cacher.stream_state(stream) is not None:
             self.cacher.reset(stream)
         self.pruner.reset(stream)
 
@@ -239,10 +241,11 @@ class Acceleration:
     # -- the model's own calls ---------------------------------------------------------------
 
     def _forward(self, **arguments: Any) -> Any:
-        positions, embeds = self._next_positions, arguments.get("inputs_embeds")
+        positions = getattr(self._prompt, "positions", None)
+        embeds = arguments.get("inputs_embeds")
         if positions is not None and embeds is not None:
             # The first step of `generate`, which knows no other than consecutive positions.
-            self._next_positions = None
+            self._prompt.positions = None
             repeats = embeds.shape[0] // positions.shape[0]
             arguments["position_ids"] = positions.repeat_interleave(repeats, 0)
         if arguments.get("pixel_values_videos") is None or arguments.get("input_ids") is None:
@@ -263,13 +266,13 @@ class Acceleration:
             # Decoding goes on at the number of tokens so far. Attention sees differences only,
             # so all positions may be shifted to meet it.
             last = arguments["attention_mask"].sum(-1, keepdim=True) - 1
-            self._next_positions = positions - positions[:, -1:] + last
+            self._prompt.positions = positions - positions[:, -1:] + last
         if arguments.get("max_length") is not None:
             arguments["max_length"] -= prompt.removed
         try:
             made = self._stock["generate"](input_ids=prompt.input_ids, **arguments)
         finally:
-            self._next_positions = None
+            self._prompt.positions = None
         return _with_prompt(made, given, prompt.input_ids.shape[1])
 
     def _pruned(self, arguments: dict[str, Any]) -> PrunedPrompt:
@@ -288,7 +291,7 @@ class Acceleration:
         """Encode and prune videos (V, F, 3, h, w), each as a stream of its own."""
         kept = []
         for number, frames in enumerate(pixels):
-            stream = f"accelerate:{number}"
+            stream = f"accelerate:{threading.get_ident()}:{number}"
             kept.append(self.prune(self.encode(frames, stream), stream))
             self.forget(stream)
         return kept

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from tiny_llava import GRID, TOKENS, prompt_ids, video
@@ -162,6 +164,14 @@ def test_each_call_is_a_stream_of_its_own(model):
         assert torch.equal(greedy(model, **arguments(0)), first)
         assert handle.cacher.stats().cached > 0
         assert handle.cacher.stats().state_bytes == handle.pruner.state_bytes == 0
+
+
+def test_threads_may_generate_at_the_same_time(model):
+    with accelerate(model, tokens_per_frame=KEPT, positions="original").stc:
+        alone = [greedy(model, **arguments(seed)).tolist() for seed in range(3)]
+        with ThreadPoolExecutor(3) as pool:
+            futures = [pool.submit(greedy, model, **arguments(s)) for s in (0, 1, 2) * 3]
+            assert [future.result().tolist() for future in futures] == alone * 3
 
 
 def test_text_and_images_pass_as_if_nothing_were_attached(model):

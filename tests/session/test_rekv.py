@@ -300,6 +300,32 @@ def test_the_positions_of_a_very_long_stream_are_exact(model):
     torch.testing.assert_close(*found, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("eviction", ["oldest", "redundant"])
+def test_a_long_stream_stays_within_its_budgets(model, eviction, tmp_path):
+    """The 20,000 frames of benchmarks/long_stream.py, in small: everything is bounded."""
+    budgets = {"device": 4 * BLOCK, "host": 8 * BLOCK, "disk": 16 * (BLOCK + 256)}
+    settings = config(
+        window_tokens=32, retrieve_tokens=32, slab_bytes=2 * BLOCK, eviction=eviction,
+        disk_folder=tmp_path, **{f"{name}_bytes": size for name, size in budgets.items()},
+    )  # fmt: skip
+    memory = RekvMemory(model.model.language_model, settings)
+    memory.begin(embeds(PREFIX, 100))
+    held, counts = [], []
+    for frame in frames([8] * 150):
+        memory.append([frame])
+        held.append(memory.nbytes())
+        counts.append(memory.tokens)
+        assert all(held[-1][name] <= budget for name, budget in budgets.items())
+    assert held[-1] == held[60]
+    assert counts[-1] == counts[60]
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) == held[-1]["disk"]
+    assert memory.evicted == 150 - (counts[-1] - PREFIX) // 8
+    represented = sum(block.stands_for for block in memory._blocks.values())
+    assert represented == (150 if eviction == "redundant" else 150 - memory.evicted)
+    memory.clear()
+
+
 def test_a_small_session_of_real_frames(open_session):
     """Through the whole session: tower, pruner, memory."""
     session = open_session(

@@ -216,7 +216,7 @@ class Cacher:
         """Return the totals since the cacher was attached, over all streams and for each."""
         each = {
             name: CacheStats.of(stream.counters, stream.nbytes)
-            for name, stream in self._streams.items()
+            for name, stream in list(self._streams.items())  # other threads may add some
         }
         return CacheStats.total(each, packed_bytes=self._packed.nbytes)
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from stc_video.models.preprocess import Preprocessor
 
-__all__ = ["FrameLike", "to_pixels"]
+__all__ = ["FrameLike", "to_pixels", "to_times"]
 
 #: a PIL image, a NumPy array, a tensor, or a sequence of these
 FrameLike: TypeAlias = Any
@@ -59,6 +59,18 @@ def to_pixels(frames: FrameLike, preprocessor: Preprocessor, size: int) -> Tenso
         run.append(picture)
     parts.append(run)
     return torch.cat([preprocessor(part)["pixel_values"] for part in parts])
+
+
+def to_times(timestamps: Sequence[float] | float | None, frames: int) -> list[float | None]:
+    """Return one time, or None, for each frame."""
+    if timestamps is None:
+        return [None] * frames
+    times = [timestamps] if isinstance(timestamps, (int, float)) else list(timestamps)
+    if len(times) != frames:
+        raise ValueError(
+            f"push: timestamps must be one for each of {frames} frames, got {len(times)}"
+        )
+    return [float(time) for time in times]
 
 
 def _prepared(frames: Tensor, size: int) -> Tensor:

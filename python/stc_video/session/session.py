@@ -20,9 +20,9 @@ from stc_video.models.llava_onevision import frame_preprocessor
 from stc_video.pruners import PrunedTokens, Pruner
 from stc_video.session.answer import Answer, generate_answer, next_logits
 from stc_video.session.fingerprint import describe_settings, model_fingerprint
-from stc_video.session.frames import FrameLike, to_pixels
+from stc_video.session.frames import FrameLike, to_pixels, to_times
 from stc_video.session.prompt import Prompt, PromptTemplate
-from stc_video.session.state_tree import pack, unpack
+from stc_video.session.saving import SavedSession, check_same, describe, take_over
 from stc_video.session.stats import SessionStats, StageTimer
 from stc_video.session.storage import read_save, write_save
 
@@ -150,7 +150,7 @@ class StreamingSession:
         self._check_open()
         with self._timer("decode"):
             pixels = to_pixels(frames, self._preprocessor, self._image_size)
-        times = _times(timestamps, len(pixels))
+        times = to_times(timestamps, len(pixels))
         with self._push_lock:
             for first in range(0, len(pixels), self._chunk):
                 part = slice(first, first + self._chunk)
@@ -274,27 +274,16 @@ class StreamingSession:
 
         The folder always holds a whole save: the one before until this one is complete.
         """
-        handle = self._handle
         with self._push_lock, self._memory_lock:
-            snapshot = self._memory.snapshot()
-            tensors: dict[str, Tensor] = {}
-            cacher = handle.cacher
-            state = {
-                "frames": self._frames,
-                "tokens_kept": self._tokens_kept,
-                "refused": self._refused,
-                "turns": self._turns,
-                "waiting": [vars(frame) for frame in self._waiting],
-                "cacher": None if cacher is None else cacher.stream_state(self._name),
-                "pruner": handle.pruner.stream_state(self._name),
-            }
-            snapshot.values = {
-                "model": model_fingerprint(self._model),
-                "settings": describe_settings(handle, self._config, self._chunk),
-                "memory": snapshot.values,
-                "session": pack(state, tensors),
-            }
-            snapshot.tensors |= tensors
+            saved = SavedSession(
+                frames=self._frames,
+                tokens_kept=self._tokens_kept,
+                refused=self._refused,
+                turns=self._turns,
+                waiting=self._waiting,
+            )
+            snapshot = describe(saved, self._handle, self._name, self._memory)
+            snapshot.values |= self._identity()
             write_save(Path(path), snapshot)
 
     @classmethod
@@ -325,33 +314,26 @@ class StreamingSession:
             If it is damaged, or was made with another model or other settings.
         """
         snapshot = read_save(Path(path))
-        _check_same("model", snapshot.values["model"], model_fingerprint(model))
+        check_same("model", snapshot.values["model"], model_fingerprint(model))
         session = cls(model, processor, **settings)
         try:
-            found = describe_settings(session._handle, session._config, session._chunk)
-            _check_same("settings", snapshot.values["settings"], found)
-            session._restore(snapshot)
+            found = session._identity()["settings"]
+            check_same("settings", snapshot.values["settings"], found)
+            saved = take_over(snapshot, session._handle, session._name, session._memory)
         except BaseException:
             session.close()
             raise
+        session._frames, session._tokens_kept = saved.frames, saved.tokens_kept
+        session._refused, session._turns = saved.refused, saved.turns
+        session._waiting = saved.waiting
         return session
 
-    def _restore(self, snapshot: Any) -> None:
-        state = unpack(snapshot.values["session"], snapshot.tensors, self._model.device)
-        snapshot.values = snapshot.values["memory"]
-        self._memory.restore(snapshot)
-        self._frames = state["frames"]
-        self._tokens_kept = state["tokens_kept"]
-        self._refused = state["refused"]
-        self._turns = state["turns"]
-        self._waiting = [
-            Frame(**{**entry, "offsets": entry["offsets"].cpu()}) for entry in state["waiting"]
-        ]
-        if self._handle.cacher is not None and state["cacher"] is not None:
-            state["cacher"].name = self._name
-            self._handle.cacher.restore_stream(self._name, state["cacher"])
-        if state["pruner"] is not None:
-            self._handle.pruner.restore_stream(self._name, state["pruner"])
+    def _identity(self) -> dict[str, Any]:
+        """What must be the same when a save is loaded."""
+        return {
+            "model": model_fingerprint(self._model),
+            "settings": describe_settings(self._handle, self._config, self._chunk),
+        }
 
     # -- inside ------------------------------------------------------------------------------
 
@@ -419,24 +401,3 @@ class StreamingSession:
             embeds = self._embed(prompt.ids)
             embeds[0] = inner.image_newline
             return self._memory.context(embeds, prompt.question, question)
-
-
-def _times(timestamps: Sequence[float] | float | None, frames: int) -> list[float | None]:
-    if timestamps is None:
-        return [None] * frames
-    times = [timestamps] if isinstance(timestamps, (int, float)) else list(timestamps)
-    if len(times) != frames:
-        raise ValueError(
-            f"push: timestamps must be one for each of {frames} frames, got {len(times)}"
-        )
-    return [float(time) for time in times]
-
-
-def _check_same(what: str, saved: dict[str, Any], found: dict[str, Any]) -> None:
-    different = [key for key in saved | found if saved.get(key) != found.get(key)]
-    if different:
-        key = different[0]
-        raise ValueError(
-            f"load: the {what} must be as when the session was saved; {key} was "
-            f"{saved.get(key)}, got {found.get(key)}"
-        )
