@@ -58,6 +58,7 @@ class PrunedTokens:
     ----------
     tokens
         (F, K, D) kept tokens, in the order of the frame; zeros where a frame kept fewer than K.
+        Where the count varies, K is the largest one on a CPU, and N on a GPU, which is not asked.
     indices
         (F, K) int32 places in the frame, ascending, padded at the end with -1.
     counts

@@ -104,11 +104,17 @@ def highest(scores: Tensor, count: int) -> Tensor:
 
 
 def listed(keep: Tensor) -> Tensor:
-    """Indices (F, N) int32 of a mask, ascending, padded at the end with -1."""
+    """Indices (F, K) int32 of a mask (F, N), ascending, padded at the end with -1.
+
+    K is the largest count on a CPU, and N on a GPU, where asking for the count would wait.
+    """
     tokens = keep.shape[-1]
     place = torch.arange(tokens, device=keep.device)
     ascending = torch.where(keep, place, tokens).sort(dim=-1).values
-    return torch.where(ascending == tokens, -1, ascending).int()
+    indices = torch.where(ascending == tokens, -1, ascending).int()
+    if keep.device.type != "cpu" or keep.numel() == 0:
+        return indices
+    return indices[:, : int(keep.sum(-1).max())].contiguous()
 
 
 def spread(tokens: int, device: torch.device) -> Tensor:
