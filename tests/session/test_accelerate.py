@@ -139,11 +139,11 @@ class Odd(Pruner):
 
     exact = False
 
-    def _choose(self, features, grid, stream):
-        frames, tokens = features.shape[:2]
+    def _choose(self, given):
+        frames, tokens = given.features.shape[:2]
         indices = torch.arange(tokens, dtype=torch.int32).repeat(frames, 1)
         counts = torch.arange(frames) % 4 + 2
-        return indices.masked_fill(indices >= counts[:, None], -1), None
+        return indices.masked_fill(indices >= counts[:, None], -1), None, {}
 
 
 def test_a_variable_count_and_two_videos_in_one_prompt(model):

@@ -192,7 +192,7 @@ def test_a_save_is_json_and_safetensors(open_session, tmp_path):
     assert kinds == {".json", ".safetensors"}
     values = json.loads((tmp_path / "save" / "session.json").read_text())
     assert values["model"]["vision"]["image_size"] == 112
-    assert values["settings"]["pruner"]["tokens_per_frame"] == 6
+    assert values["settings"]["pruner"]["budget"]["tokens_per_frame"] == 6
     data = tmp_path / "save" / values["data"]
     with safe_open(data / "tensors.safetensors", framework="pt") as file:
         assert {"prefix", "window", "index"} <= set(file.keys())

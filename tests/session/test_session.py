@@ -62,7 +62,7 @@ def test_pruned_it_is_the_accelerated_model(model, open_session, memory, positio
         for frame in pixels:
             kept.append(handle.prune(handle.encode(frame[None], "s"), "s"))
         indices = torch.cat([k.indices for k in kept])
-        handle.pruner._choose = lambda features, grid, stream: (indices, None)
+        handle.pruner._choose = lambda frames: (indices, None, {})
         inputs = {"input_ids": ids, "pixel_values_videos": pixels[None]}
         expected = model(**inputs).logits[0, -1]
     torch.testing.assert_close(logits, expected, atol=1e-4, rtol=0)

@@ -26,12 +26,12 @@ class UniformPruner(Pruner):
         retention_ratio: float | None = None,
         video_pruning_rate: float | None = None,
     ) -> None:
-        self._budget = Budget(tokens_per_frame, retention_ratio, video_pruning_rate, otherwise=64)
+        self.budget = Budget(tokens_per_frame, retention_ratio, video_pruning_rate, otherwise=64)
 
     def _choose(self, frames: Frames) -> Chosen:
         features = frames.features
         tokens = features.shape[1]
-        count = self._budget.count(tokens)
+        count = self.budget.count(tokens)
         # The middle of each of `count` equal stretches.
         step = torch.arange(count, dtype=torch.int64, device=features.device)
         places = ((2 * step + 1) * tokens).div(2 * count, rounding_mode="floor").int()
@@ -60,13 +60,13 @@ class RandomPruner(Pruner):
         video_pruning_rate: float | None = None,
         seed: int = 0,
     ) -> None:
-        self._budget = Budget(tokens_per_frame, retention_ratio, video_pruning_rate, otherwise=64)
+        self.budget = Budget(tokens_per_frame, retention_ratio, video_pruning_rate, otherwise=64)
         self.seed = seed
         self._streams: dict[str, int] = {}
 
     def _choose(self, frames: Frames) -> Chosen:
         count, tokens = frames.features.shape[:2]
-        kept = self._budget.count(tokens)
+        kept = self.budget.count(tokens)
         first = self._streams.get(frames.stream, 0)
         self._streams[frames.stream] = first + count
         scores = torch.empty((count, tokens))

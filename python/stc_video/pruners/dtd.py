@@ -74,9 +74,9 @@ class DtdPruner(NoveltyPruner):
             raise ValueError(
                 f"make_pruner: anchor must be one of {', '.join(ANCHORS)}, got {anchor!r}"
             )
-        if threshold is not None and self._budget.given:
+        if threshold is not None and self.budget.given:
             raise ValueError("make_pruner: give a threshold or a number of tokens, not both")
-        if anchor == "last_kept" and self._budget.given:
+        if anchor == "last_kept" and self.budget.given:
             raise ValueError("make_pruner: anchor='last_kept' goes with a threshold, not a number")
         low = -1.0 if mode == "feature" else 0.0
         if threshold is None:

@@ -71,6 +71,6 @@ class EvsPruner(NoveltyPruner):
             return super()._choose(frames)
         count, tokens = frames.features.shape[:2]
         change = change_from_previous(frames.features, StreamState())
-        budget = max(tokens, count * self._budget.count(tokens)) if count else 0
+        budget = max(tokens, count * self.budget.count(tokens)) if count else 0
         keep = (ranks(change.reshape(1, -1)) < budget).view(count, tokens)
         return listed(keep), change, {"change": change} if self.trace else {}

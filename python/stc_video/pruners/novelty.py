@@ -55,10 +55,10 @@ class NoveltyPruner(Pruner):
         window: int | None = None,
         trace: bool = False,
     ) -> None:
-        self._budget = Budget(tokens_per_frame, retention_ratio, video_pruning_rate)
+        self.budget = Budget(tokens_per_frame, retention_ratio, video_pruning_rate)
         if floor < 0:
             raise ValueError(f"make_pruner: floor must be at least 0 tokens, got {floor}")
-        if window is not None and (window < 1 or not self._budget.given):
+        if window is not None and (window < 1 or not self.budget.given):
             raise ValueError(
                 "make_pruner: window must be at least 1 frame and goes with tokens_per_frame or "
                 f"retention_ratio, got {window}"
@@ -71,7 +71,7 @@ class NoveltyPruner(Pruner):
     @property
     def exact(self) -> bool:  # type: ignore[override]
         """Whether every frame keeps a number that is known beforehand."""
-        return self._budget.given and self.window is None
+        return self.budget.given and self.window is None
 
     @abstractmethod
     def _novelty(
@@ -86,12 +86,12 @@ class NoveltyPruner(Pruner):
                 f"pruner: floor must be between 0 and {tokens} (tokens of a frame), "
                 f"got {self.floor}"
             )
-        count = self._budget.count(tokens) if self._budget.given else 0
+        count = self.budget.count(tokens) if self.budget.given else 0
         state = self._state_of(frames)
         scores, above, trace = self._novelty(frames, state)
         state.seen += len(scores)
         shown = trace if self.trace else {}
-        if not self._budget.given:
+        if not self.budget.given:
             keep = above if self.floor == 0 else above | (ranks(scores) < self.floor)
             return listed(keep), scores, shown
         if self.window is None:

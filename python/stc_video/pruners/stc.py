@@ -89,7 +89,7 @@ class StcPruner(Pruner):
             raise ValueError(f"make_pruner: alpha must be between 0 and 1, got {alpha}")
         if memory < 1:
             raise ValueError(f"make_pruner: memory must be at least 1 chunk, got {memory}")
-        self._budget = Budget(tokens_per_frame, retention_ratio, video_pruning_rate, otherwise=64)
+        self.budget = Budget(tokens_per_frame, retention_ratio, video_pruning_rate, otherwise=64)
         self.method = method
         self.alpha = alpha
         self.channel_ratio = channel_ratio
@@ -98,7 +98,7 @@ class StcPruner(Pruner):
 
     def _choose(self, frames: Frames) -> Chosen:
         features = frames.features
-        count = self._budget.count(features.shape[1])
+        count = self.budget.count(features.shape[1])
         memory = self._memory_of(frames.stream, features)
         if self.method == "gaussian":
             memory.append(features)

@@ -85,12 +85,12 @@ class TomePruner(Pruner):
         video_pruning_rate: float | None = None,
         trace: bool = False,
     ) -> None:
-        self._budget = Budget(tokens_per_frame, retention_ratio, video_pruning_rate, otherwise=64)
+        self.budget = Budget(tokens_per_frame, retention_ratio, video_pruning_rate, otherwise=64)
         self.trace = trace
 
     def _prune(self, frames: Frames) -> PrunedTokens:
         features = frames.features
-        count = self._budget.count(features.shape[1])
+        count = self.budget.count(features.shape[1])
         merged, kept, source, sizes = merge_to(features, count)
         counts = torch.full((len(features),), count, dtype=torch.int32, device=features.device)
         trace = {"sizes": sizes} if self.trace else {}

@@ -118,9 +118,9 @@ class VidCom2Pruner(NoveltyPruner):
         scores = -(to_video + _gaussian(unit, unit.mean(1, keepdim=True)))
         unusual = -to_video.mean(1)
         share = torch.softmax((unusual - unusual.max()) / self.temperature, dim=0)
-        ratio = self._budget.count(tokens) / tokens
-        if self._budget.retention_ratio is not None:
-            ratio = self._budget.retention_ratio
+        ratio = self.budget.count(tokens) / tokens
+        if self.budget.retention_ratio is not None:
+            ratio = self.budget.retention_ratio
         ratios = (ratio * (1.0 + share - 1.0 / count)).clamp_max(1.0)
         granted = (ratios * tokens).round().clamp_min(1.0)
         keep = ranks(scores) < granted[:, None]

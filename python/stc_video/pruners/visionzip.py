@@ -46,7 +46,7 @@ class VisionZipPruner(Pruner):
         contextual: float = 10 / 64,
         merge: str = "sum",
     ) -> None:
-        self._budget = Budget(tokens_per_frame, retention_ratio, video_pruning_rate, otherwise=64)
+        self.budget = Budget(tokens_per_frame, retention_ratio, video_pruning_rate, otherwise=64)
         if not 0.0 <= contextual < 1.0:
             raise ValueError(
                 f"make_pruner: contextual must be at least 0 and below 1, got {contextual}"
@@ -59,7 +59,7 @@ class VisionZipPruner(Pruner):
     def _prune(self, frames: Frames) -> PrunedTokens:
         features = frames.features
         count, places = features.shape[:2]
-        total = self._budget.count(places)
+        total = self.budget.count(places)
         attention = _checked(frames)
         merged_count = int(self.contextual * total)
         start = attention.prefix

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from stc_video.acceleration import Acceleration
+from stc_video.pruners.budget import Budget
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -43,7 +44,11 @@ def model_fingerprint(model: PreTrainedModel) -> dict[str, Any]:
 def describe_settings(handle: Acceleration, memory: Any, prefill_chunk: int) -> dict[str, Any]:
     """Describe everything that decides what a session computes."""
     cacher, pruner = handle.cacher, handle.pruner
-    public = {k: v for k, v in vars(pruner).items() if not k.startswith("_")}
+    public = {
+        name: vars(value) if isinstance(value, Budget) else value
+        for name, value in vars(pruner).items()
+        if not name.startswith("_")
+    }
     return _as_json(
         {
             "cache": None if cacher is None else asdict(cacher.config),
