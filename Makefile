@@ -42,7 +42,7 @@ demo: install
 	$(BIN)/stc run --fps 5 --max-frames 60 --out $(OUT)
 
 test: install
-	$(BIN)/python -m pytest -n auto -m "not gpu"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m "not gpu"
 
 # Everything that needs a GPU, in one command.
 test-gpu: install
@@ -53,7 +53,7 @@ test-oldest: install
 	$(BIN)/python -m pip install --quiet --upgrade --target build/transformers-oldest \
 	    --no-deps "$(TRANSFORMERS_OLDEST)" "huggingface-hub<1" "tokenizers>=0.22,<0.23" \
 	    requests urllib3 idna certifi charset-normalizer
-	PYTHONPATH=build/transformers-oldest $(BIN)/python -m pytest -n auto tests/models tests/session tests/cli
+	OMP_NUM_THREADS=1 PYTHONPATH=build/transformers-oldest $(BIN)/python -m pytest -n auto tests/models tests/session tests/cli
 
 lint: install
 	$(BIN)/ruff check .
