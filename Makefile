@@ -19,7 +19,7 @@ BIN := $(VENV)/bin
 OUT ?= out
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-gpu test-oldest lint format static bench bench-gpu clean
+.PHONY: help install demo test test-gpu test-oldest test-hub lint format static bench bench-gpu clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -54,6 +54,12 @@ test-oldest: install
 	    --no-deps "$(TRANSFORMERS_OLDEST)" "huggingface-hub<1" "tokenizers>=0.22,<0.23" \
 	    requests urllib3 idna certifi charset-normalizer
 	OMP_NUM_THREADS=1 PYTHONPATH=build/transformers-oldest $(BIN)/python -m pytest -n auto tests/models tests/session tests/cli
+
+# The layout for the Hugging Face `kernels` package, which is kept apart from the environment: with
+# it there, transformers 4.57 cannot be imported.
+test-hub: install
+	$(BIN)/python -m pip install --quiet --upgrade --target build/kernels "kernels>=0.17"
+	PYTHONPATH=build/kernels $(BIN)/python -m pytest tests/packaging/test_hub_package.py
 
 lint: install
 	$(BIN)/ruff check .
