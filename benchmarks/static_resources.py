@@ -61,9 +61,9 @@ def main() -> None:
         rows += triton_rows(arguments.processes)
     if "native" in wanted:
         rows += native_rows(arguments.processes)
-    others = rows_of_others(arguments.out, wanted)
-    columns = dict.fromkeys(name for row in (*others, *rows) for name in row)
-    table = [{name: row.get(name, "") for name in columns} for row in (*others, *rows)]
+    every = sorted([*rows_of_others(arguments.out, wanted), *rows], key=lambda row: row["backend"])
+    columns = dict.fromkeys(name for row in every for name in row)
+    table = [{name: row.get(name, "") for name in columns} for row in every]
     if table:
         write_rows(arguments.out, table)
     bad = failures(rows)
