@@ -565,7 +565,8 @@ def test_packed_weights_are_counted_follow_changes_and_go(dtype):
     for got, want in zip(encode(tower, pictures), expected, strict=True):
         torch.testing.assert_close(got, want, atol=tolerance, rtol=tolerance)
     weights = 4 * (4 * 48 * 48 + 2 * 48 * 96) * dtype.itemsize
-    assert cacher.stats().packed_bytes == weights
+    is_packed = dtype == torch.float32 or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    assert cacher.stats().packed_bytes == (weights if is_packed else 0)
     # Weights that change in place must not leave a stale copy in use.
     with torch.no_grad():
         for parameter in tower.parameters():
