@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The passes through the transformer blocks: dense, and the cached ones of the two policies.
+"""The passes through the transformer blocks: dense, and the cached one of ``stc``.
 
 Shapes: F frames, N tokens, C channels, K tokens encoded in a cached frame. None of these passes
-decides anything; which tokens, and when, is in ``policies``.
+decides anything; which tokens, and when, is in ``policies``. The pass of ``motion`` is in
+``ragged``.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from stc_kernels import gather_rows, scatter_residual, scatter_rows_
-from stc_video.cacher.stream_state import MotionState, StcState
+from stc_video.cacher.stream_state import StcState
 from stc_video.towers.pre_norm import PreNormBlock
 
 
@@ -38,51 +39,6 @@ def dense_layers(
         mlp = block.feed_forward(middle := x + attention)
         x = middle + mlp
         yield LayerTrace(normed, key, value, attention + mlp, x)
-
-
-def motion_layers(
-    blocks: Sequence[PreNormBlock],
-    x: Tensor,
-    indices: Tensor,
-    state: MotionState,
-    mask: Tensor | None,
-    layers: range,
-) -> Tensor:
-    """Run some layers for the chosen rows only.
-
-    Each layer writes the rows' new keys and values into the stream's and attends to all of them.
-
-    Parameters
-    ----------
-    blocks
-        All blocks of the tower.
-    x
-        (1, K, C) rows of the input of the first of the layers.
-    indices
-        (1, K) int32, the places of those rows.
-    state
-        The stream's state; its keys, values and hidden states are written to.
-    mask
-        Key mask, (1, 1, 1, N), or None.
-    layers
-        Numbers of the layers to run.
-
-    Returns
-    -------
-    Tensor
-        (1, K, C) rows of the output of the last of the layers.
-    """
-    for layer in layers:
-        block = blocks[layer]
-        normed = block.norm1(x)
-        keys, values = state.keys[layer, None], state.values[layer, None]
-        scatter_rows_(keys, indices, block.key(normed))
-        scatter_rows_(values, indices, block.value(normed))
-        x = x + block.attend(block.query(normed), keys, values, mask)
-        x = x + block.feed_forward(x)
-        if layer in state.hidden:
-            scatter_rows_(state.hidden[layer][None], indices, x)
-    return x
 
 
 class StcLayer(NamedTuple):

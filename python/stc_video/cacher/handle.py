@@ -14,7 +14,8 @@ from stc_video.cacher.packed_linear import PackedLinears
 from stc_video.cacher.patching import InstancePatch
 from stc_video.cacher.policies import Outputs, make_policy
 from stc_video.cacher.requests import RequestWatcher, TowerRequest
-from stc_video.cacher.stats import CacheStats, FrameRecord
+from stc_video.cacher.stats import CacheStats, Counters, FrameRecord
+from stc_video.cacher.stream_pool import StreamPool
 from stc_video.cacher.stream_state import Layout, Stream
 from stc_video.config import CacheConfig
 from stc_video.errors import AttachError
@@ -85,8 +86,11 @@ class Cacher:
         self.config = config
         self.last_frames: list[FrameRecord] = []
         self._tower = tower
-        self._policy = make_policy(tower, config)
+        self._pool = StreamPool()
+        self._policy = make_policy(tower, config, self._pool)
         self._streams: dict[str, Stream] = {}
+        # Totals of the streams that were removed.
+        self._removed = Counters()
         self._active: tuple[str, ...] | None = None
         self._is_paused = False
         # Outputs of the layers of the pass under way; the first layer computes all of them.
@@ -145,6 +149,7 @@ class Cacher:
         self._watcher.remove()
         self._packed.remove()
         self._streams.clear()
+        self._pool.slabs.clear()
 
     # -- streams and totals ------------------------------------------------------------------
 
@@ -204,13 +209,35 @@ class Cacher:
         for name in [stream] if stream is not None else list(self._streams):
             self._streams[name].restart("reset")
 
+    def remove(self, stream: str) -> None:
+        """Forget a stream altogether; its totals stay in those over all streams.
+
+        Raises
+        ------
+        KeyError
+            If there is no such stream.
+        """
+        self.reset(stream)
+        self._removed.merge(self._streams.pop(stream).counters)
+
+    def __contains__(self, stream: object) -> bool:
+        """Whether there is a stream of that name."""
+        return stream in self._streams
+
     def stream_state(self, stream: str) -> Stream | None:
-        """Return what is kept of a stream, to be saved with it; None if there is no such stream."""
-        return self._streams.get(stream)
+        """Return a copy of what is kept of a stream, to be saved; None if there is no such one."""
+        found = self._streams.get(stream)
+        return None if found is None else found.detached()
 
     def restore_stream(self, stream: str, state: Stream) -> None:
-        """Take over what :meth:`stream_state` returned."""
-        self._streams[stream] = state
+        """Take over what :meth:`stream_state` returned, into a place in the pool."""
+        if stream in self._streams:
+            self._streams[stream].drop_state()
+        self._check_room([stream])
+        restored = state.detached()
+        restored.name = stream
+        self._policy.restore(restored)
+        self._streams[stream] = restored
 
     def stats(self) -> CacheStats:
         """Return the totals since the cacher was attached, over all streams and for each."""
@@ -218,7 +245,12 @@ class Cacher:
             name: CacheStats.of(stream.counters, stream.nbytes)
             for name, stream in list(self._streams.items())  # other threads may add some
         }
-        return CacheStats.total(each, packed_bytes=self._packed.nbytes)
+        return CacheStats.total(
+            each,
+            CacheStats.of(self._removed, 0),
+            state_bytes=self._pool.nbytes,
+            packed_bytes=self._packed.nbytes,
+        )
 
     # -- the forward -------------------------------------------------------------------------
 
@@ -237,13 +269,17 @@ class Cacher:
             raise ValueError(
                 f"streams: the batch must have one row per stream ({len(names)}), got {batch}"
             )
+        self._check_room(names)
+        return True
+
+    def _check_room(self, names: Sequence[str]) -> None:
+        """Refuse streams beyond the limit; nobody's state is ever dropped to make room."""
         holders = {name for name, stream in self._streams.items() if stream.state is not None}
         if len(holders | set(names)) > self.config.max_streams:
             raise ValueError(
                 f"streams: at most {self.config.max_streams} streams (max_streams) can be kept at "
                 f"a time, got {len(holders | set(names))}; reset(stream) frees one"
             )
-        return True
 
     def _first_forward(self, layer: nn.Module, hidden_states: Tensor, *args: Any, **kw: Any) -> Any:
         """Forward of the first layer: encodes the frames through all layers."""
@@ -278,20 +314,13 @@ class Cacher:
         request = self._watcher.take()
         wanted = self._wanted_layers(request)
         names = self._active or (DEFAULT_STREAM,)
+        streams = [self._streams.setdefault(name, Stream(name)) for name in names]
         rows = frames.shape[0] // len(names)
-        parts: list[Outputs] = []
-        records: list[FrameRecord] = []
-        for number, name in enumerate(names):
-            part = slice(number * rows, (number + 1) * rows)
-            stream = self._streams.setdefault(name, Stream(name))
-            stream.meet(_layout(frames, request.grids[part]))
-            outputs, made = self._policy.encode(stream, frames[part], key_mask(mask, part), wanted)
-            parts.append(outputs)
-            records += made
-        self.last_frames = records
-        if len(parts) == 1:
-            return parts[0]
-        return {layer: torch.cat([part[layer] for part in parts]) for layer in wanted}
+        for number, stream in enumerate(streams):
+            grids = request.grids[number * rows : (number + 1) * rows]
+            stream.meet(_layout(frames, grids))
+        outputs, self.last_frames = self._policy.encode(streams, frames, key_mask(mask), wanted)
+        return outputs
 
     def _wanted_layers(self, request: TowerRequest) -> frozenset[int]:
         """Layers whose output the caller or a forward hook of somebody will look at."""

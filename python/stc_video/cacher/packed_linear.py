@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from stc_video.cacher.patching import InstancePatch
 from stc_video.towers.pre_norm import PreNormBlock
 
-
 #: rows that the packed layout is chosen for: an eighth to a half of a few hundred tokens
 _TYPICAL_ROWS = 192
 

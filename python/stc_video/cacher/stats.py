@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 import torch
 from torch import Tensor
@@ -119,6 +119,11 @@ class Counters:
         self.tokens_encoded += tokens_encoded
         self.cost += record.cost
 
+    def merge(self, other: Counters) -> None:
+        """Add the totals of another stream."""
+        for item in fields(self):
+            setattr(self, item.name, getattr(self, item.name) + getattr(other, item.name))
+
 
 @dataclass(frozen=True)
 class CacheStats:
@@ -138,7 +143,7 @@ class CacheStats:
     cost
         Mean fraction of a dense frame's operations; 1 if there was no frame.
     state_bytes
-        Memory held for reuse, in bytes.
+        Memory held for reuse, in bytes; over all streams, free slots of the pool included.
     packed_bytes
         Memory of the second copy of the weights that a tower on a CPU gets, in bytes
         (``CacheConfig.pack_weights``); 0 inside a stream's own entry.
@@ -174,9 +179,16 @@ class CacheStats:
         )
 
     @classmethod
-    def total(cls, streams: dict[str, CacheStats], packed_bytes: int) -> CacheStats:
-        """Sum the totals of several streams."""
-        each = streams.values()
+    def total(
+        cls,
+        streams: dict[str, CacheStats],
+        removed: CacheStats,
+        *,
+        state_bytes: int,
+        packed_bytes: int,
+    ) -> CacheStats:
+        """Sum the totals of the streams, those of removed ones included."""
+        each = [*streams.values(), removed]
         frames = sum(s.frames for s in each)
         return cls(
             frames=frames,
@@ -187,7 +199,7 @@ class CacheStats:
             resets=sum(s.resets for s in each),
             tokens_encoded=sum(s.tokens_encoded for s in each),
             cost=sum(s.cost * s.frames for s in each) / frames if frames else 1.0,
-            state_bytes=sum(s.state_bytes for s in each),
+            state_bytes=state_bytes,
             packed_bytes=packed_bytes,
             streams=streams,
         )

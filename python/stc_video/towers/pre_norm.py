@@ -91,12 +91,20 @@ class PreNormBlock:
 
         ``mask`` is None or broadcastable to (B, heads, K, N).
         """
+        return self.attention_branch(self.mix(query, key, value, mask))
+
+    def mix(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        """Mix the values by attention, as :meth:`attend` without the output projection."""
         batch, rows, channels = query.shape
         q, k, v = (_split_heads(part, self.heads) for part in (query, key, value))
         if _is_float32_on_cpu(q) and _PADDED_FROM <= rows < _CPU_QUERIES:
             q = pad(q, (0, 0, 0, _CPU_QUERIES - rows))
         mixed = scaled_dot_product_attention(q, k, v, attn_mask=mask)[:, :, :rows]
-        branch = self.output(mixed.transpose(1, 2).reshape(batch, rows, channels))
+        return mixed.transpose(1, 2).reshape(batch, rows, channels)
+
+    def attention_branch(self, mixed: Tensor) -> Tensor:
+        """Project mixed values (B, K, C) to what is added to the residual stream."""
+        branch = self.output(mixed)
         return cast(Tensor, branch if self.scale1 is None else self.scale1(branch))
 
     def feed_forward(self, x: Tensor) -> Tensor:
@@ -249,8 +257,8 @@ def _split_heads(x: Tensor, heads: int) -> Tensor:
     return x.view(batch, rows, heads, channels // heads).transpose(1, 2)
 
 
-def key_mask(mask: object, rows: slice) -> Tensor | None:
-    """Mask over the keys of some frames, for any subset of their queries.
+def key_mask(mask: object) -> Tensor | None:
+    """Mask over the keys of each frame, for any subset of its queries.
 
     SigLIP2 masks padding keys, (B, 1, N, N) with equal rows, so that one row serves all queries.
 
@@ -258,14 +266,10 @@ def key_mask(mask: object, rows: slice) -> Tensor | None:
     ----------
     mask
         What the tower passed to its layers: None or a tensor.
-    rows
-        Frames of the batch to take.
 
     Returns
     -------
     Tensor or None
-        (frames, 1, 1, N), bool or additive.
+        (B, 1, 1, N), bool or additive.
     """
-    if not isinstance(mask, torch.Tensor):
-        return None
-    return mask[rows, :, :1, :]
+    return mask[:, :, :1, :] if isinstance(mask, torch.Tensor) else None

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from stc_video.cacher.encoder import dense_layers
 from stc_video.cacher.stats import FrameRecord, Operations
+from stc_video.cacher.stream_pool import StreamPool
 from stc_video.cacher.stream_state import Stream
 from stc_video.config import CacheConfig
 from stc_video.towers.pre_norm import PreNormTower
@@ -25,21 +26,50 @@ class Policy(Protocol):
     """What the handle asks of a policy."""
 
     def encode(
-        self, stream: Stream, frames: Tensor, mask: Tensor | None, wanted: frozenset[int]
+        self,
+        streams: Sequence[Stream],
+        frames: Tensor,
+        mask: Tensor | None,
+        wanted: frozenset[int],
     ) -> tuple[Outputs, list[FrameRecord]]:
-        """Encode the next frames (F, N, C) of a stream; ``wanted`` are the layers to return."""
+        """Encode the next frames (S * F, N, C) of S streams, those of a stream one after another.
+
+        ``mask`` is None or (S * F, 1, 1, N), ``wanted`` are the layers to return. The records are
+        in the order of the rows.
+        """
+        ...
+
+    def restore(self, stream: Stream) -> None:
+        """Move the state of a saved stream into the pool."""
         ...
 
 
 class PolicyBase:
     """What both policies share: the tower's geometry, dense frames, and the book-keeping."""
 
-    def __init__(self, tower: PreNormTower, config: CacheConfig) -> None:
+    def __init__(self, tower: PreNormTower, config: CacheConfig, pool: StreamPool) -> None:
         self.blocks = tower.blocks
+        self.pool = pool
         self.pinned = tower.prefix_tokens
         self.config = config
         channels = _channels(tower)
         self.operations = [Operations.of(block, channels) for block in tower.blocks]
+
+    def place(self, streams: Sequence[Stream], wanted: frozenset[int]) -> None:
+        """Give streams without a state an empty one for the outputs of the ``wanted`` layers."""
+        raise NotImplementedError
+
+    def restore(self, stream: Stream) -> None:
+        """Move the state of a saved stream into the pool."""
+        saved, reason = stream.state, stream.restart_reason
+        if saved is None:
+            return
+        stream.state = None
+        hidden = getattr(saved, "hidden", {})
+        self.place([stream], frozenset(hidden) | {self.last})
+        stream.restart_reason = reason
+        assert stream.state is not None
+        stream.state.copy_(saved)
 
     @property
     def last(self) -> int:

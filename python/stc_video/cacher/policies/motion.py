@@ -4,18 +4,46 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from stc_kernels import gather_rows, scatter_rows_, token_cosine
-from stc_video.cacher.encoder import dense_layers, motion_layers
-from stc_video.cacher.policies.base import NONFINITE, Outputs, PolicyBase, finite_frames
+from stc_kernels import token_cosine
+from stc_video.cacher.policies.base import NONFINITE, Outputs, PolicyBase
+from stc_video.cacher.ragged import Segment, encode_segments
 from stc_video.cacher.stats import CACHED, DENSE, UNCHANGED, FrameRecord
+from stc_video.cacher.stream_pool import StreamPool
 from stc_video.cacher.stream_state import MotionState, Stream
 from stc_video.config import CacheConfig
 from stc_video.towers.pre_norm import PreNormTower
+
+
+@dataclass(frozen=True)
+class Look:
+    """What is seen of a frame before anything is decided.
+
+    Attributes
+    ----------
+    is_finite
+        Whether it is free of NaN and Inf.
+    changed
+        How many tokens changed.
+    is_repeated
+        Whether it is the last frame once more, bit for bit.
+    similarity
+        (N,) cosine of each token with the input at which it was last encoded; None without a
+        state to compare with.
+    is_changed
+        (N,) bool, which tokens changed; None likewise.
+    """
+
+    is_finite: bool
+    changed: int = 0
+    is_repeated: bool = False
+    similarity: Tensor | None = None
+    is_changed: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -24,20 +52,33 @@ class Plan:
 
     Attributes
     ----------
-    indices
-        (1, K) int32 rows to encode, class token and registers among them; None for all rows.
+    reason
+        Why, in words.
     changed
         How many tokens changed.
+    indices
+        (1, K) int32 rows to encode, class token and registers among them; None for all rows.
     similarity
-        (N,) cosine of each token with the input at which it was last encoded.
+        (N,) cosine of each token with the input at which it was last encoded, if compared.
     with_tail
         Whether the last layers run for all tokens.
+    is_kept
+        Whether what is computed goes into the state.
     """
 
-    indices: Tensor | None
+    reason: str
     changed: int
-    similarity: Tensor
+    indices: Tensor | None = None
+    similarity: Tensor | None = None
     with_tail: bool = False
+    is_kept: bool = True
+
+    @property
+    def kind(self) -> str:
+        """The kind of frame, as in :class:`FrameRecord`."""
+        if self.indices is None:
+            return DENSE
+        return CACHED if self.indices.shape[1] else UNCHANGED
 
 
 class MotionPolicy(PolicyBase):
@@ -51,8 +92,8 @@ class MotionPolicy(PolicyBase):
     all of them. When most of them changed (a cut, a moving camera), the frame is dense.
     """
 
-    def __init__(self, tower: PreNormTower, config: CacheConfig) -> None:
-        super().__init__(tower, config)
+    def __init__(self, tower: PreNormTower, config: CacheConfig, pool: StreamPool) -> None:
+        super().__init__(tower, config, pool)
         layers = len(self.blocks)
         tail = round(layers / 4) if config.tail_layers is None else config.tail_layers
         if tail >= layers:
@@ -63,88 +104,126 @@ class MotionPolicy(PolicyBase):
         self.head = layers - tail
 
     def encode(
-        self, stream: Stream, frames: Tensor, mask: Tensor | None, wanted: frozenset[int]
+        self,
+        streams: Sequence[Stream],
+        frames: Tensor,
+        mask: Tensor | None,
+        wanted: frozenset[int],
     ) -> tuple[Outputs, list[FrameRecord]]:
-        """Encode consecutive frames of a stream, each against the state the last one left."""
+        """Encode consecutive frames of each stream, each against the state the last one left."""
+        steps = frames.shape[0] // len(streams)
         parts: list[Outputs] = []
-        records = []
-        for number, finite in enumerate(finite_frames(frames)):
-            frame = frames[number, None]
-            frame_mask = None if mask is None else mask[number, None]
-            if finite:
-                outputs, record = self._encode_frame(stream, frame, frame_mask, wanted)
-            else:
-                stream.counters.nonfinite += 1
-                outputs = self.dense_uncached(frame, frame_mask, wanted)
-                record = self.record(stream, DENSE, NONFINITE, frames.shape[1])
+        records: list[list[FrameRecord]] = []
+        for step in range(steps):
+            rows = slice(step, None, steps)
+            step_mask = None if mask is None else mask[rows]
+            outputs, made = self._encode_next(streams, frames[rows], step_mask, wanted)
             parts.append(outputs)
-            records.append(record)
-        if len(parts) == 1:
-            return parts[0], records
-        return {layer: torch.cat([part[layer] for part in parts]) for layer in wanted}, records
+            records.append(made)
+        by_stream = [record for ours in zip(*records, strict=True) for record in ours]
+        if steps == 1:
+            return parts[0], by_stream
+        outputs = {
+            layer: torch.stack([part[layer] for part in parts], dim=1).flatten(0, 1)
+            for layer in wanted
+        }
+        return outputs, by_stream
 
-    def _encode_frame(
-        self, stream: Stream, frame: Tensor, mask: Tensor | None, wanted: frozenset[int]
-    ) -> tuple[Outputs, FrameRecord]:
-        state, tokens = stream.state, frame.shape[1]
-        if isinstance(state, MotionState) and not wanted - {self.last} <= state.hidden.keys():
-            stream.state = state = None
-            stream.restart_reason = "hidden states are asked for from here on"
-        if not isinstance(state, MotionState):
-            reason = stream.restart_reason or "first frame of the stream"
-            outputs = self._encode_dense(stream, frame, mask, wanted)
-            return outputs, self.record(stream, DENSE, reason, tokens)
-        normed = self.blocks[0].norm1(frame)
-        plan = self._plan(frame, normed, state)
-        state.last_input.copy_(frame[0])
-        if plan.indices is None:
-            outputs = self._encode_dense(stream, frame, mask, wanted)
-            reason = f"{plan.changed / max(1, tokens - self.pinned):.0%} of the tokens changed"
-            return outputs, self.record(
-                stream, DENSE, reason, tokens, changed=plan.changed, similarity=plan.similarity
-            )
-        count = plan.indices.shape[1]
-        if count == 0:
-            kind, reason = UNCHANGED, "nothing changed"
-        else:
-            self._encode_cached(state, frame, normed, mask, plan)
-            refreshed = count - plan.changed - self.pinned
-            kind, reason = CACHED, f"{plan.changed} tokens changed, {refreshed} refreshed"
-        record = self.record(
-            stream,
-            kind,
-            reason,
-            tokens,
-            cost=self._cost(plan, tokens),
-            encoded=count,
-            changed=plan.changed,
-            similarity=plan.similarity,
-            selected=(plan.indices[0],),
-        )
-        return self._cached_outputs(state, wanted), record
+    def _encode_next(
+        self,
+        streams: Sequence[Stream],
+        frames: Tensor,
+        mask: Tensor | None,
+        wanted: frozenset[int],
+    ) -> tuple[Outputs, list[FrameRecord]]:
+        """Encode the next frame of each stream, (S, N, C), all of them in one pass."""
+        for stream in streams:
+            self._check_hidden(stream, wanted)
+        normed = self.blocks[0].norm1(frames)
+        looks = self._look(streams, frames, normed)
+        tokens = frames.shape[1]
+        plans = [self._plan(*pair, tokens) for pair in zip(streams, looks, strict=True)]
+        chosen = list(zip(streams, plans, strict=True))
+        self.place([s for s, plan in chosen if plan.is_kept and s.state is None], wanted)
+        segments, rows = [], []
+        outputs: list[Outputs] = [{}] * len(streams)
+        for number, (stream, plan) in enumerate(chosen):
+            one = slice(number, number + 1)
+            one_mask = None if mask is None else mask[one]
+            if not plan.is_kept:
+                outputs[number] = self.dense_uncached(frames[one], one_mask, wanted)
+                continue
+            segment = self._begin(stream, plan, frames[one], normed[one], one_mask)
+            if segment.rows:
+                segments.append(segment)
+                rows.append(segment.take(frames[one]))
+        if segments:
+            packed = rows[0] if len(rows) == 1 else torch.cat(rows, dim=1)
+            encode_segments(self.blocks, packed, segments, self.head)
+        for number, (stream, plan) in enumerate(chosen):
+            if plan.is_kept:
+                outputs[number] = self._cached_outputs(motion_state(stream), wanted)
+        together = outputs[0]
+        if len(outputs) > 1:
+            together = {layer: torch.cat([one[layer] for one in outputs]) for layer in wanted}
+        return together, [self._record(stream, plan, tokens) for stream, plan in chosen]
 
-    def _plan(self, frame: Tensor, normed: Tensor, state: MotionState) -> Plan:
+    def _check_hidden(self, stream: Stream, wanted: frozenset[int]) -> None:
+        """Start afresh if hidden states are asked for that were not kept so far."""
+        if stream.state is None or wanted - {self.last} <= motion_state(stream).hidden.keys():
+            return
+        stream.drop_state()
+        stream.restart_reason = "hidden states are asked for from here on"
+
+    def _look(self, streams: Sequence[Stream], frames: Tensor, normed: Tensor) -> list[Look]:
+        """Compare each frame with its stream's state, with one transfer for all of them."""
+        # A sum shows any NaN or Inf, at the price of one pass.
+        finite = torch.isfinite(frames.sum(dim=(1, 2), dtype=torch.float32))
+        facts, compared = [finite], []
+        for frame, norm, stream in zip(frames, normed, streams, strict=True):
+            if stream.state is None:
+                continue
+            state = motion_state(stream)
+            similarity = token_cosine(norm[None], state.reference)[0]
+            changed = ~(similarity > self.config.motion_threshold)
+            changed[: self.pinned] = False
+            facts += [changed.sum()[None], (frame == state.last_input).all()[None]]
+            compared.append((similarity, changed))
+        known = iter(torch.cat([fact.int() for fact in facts]).tolist())
+        is_finite = [bool(next(known)) for _ in streams]
+        pairs = iter(compared)
+        return [
+            Look(ok)
+            if stream.state is None
+            else Look(ok, next(known), bool(next(known)), *next(pairs))
+            for stream, ok in zip(streams, is_finite, strict=True)
+        ]
+
+    def _plan(self, stream: Stream, look: Look, tokens: int) -> Plan:
         """Choose the rows to encode, and let the others grow staler."""
-        similarity = token_cosine(normed, state.reference)[0]
-        changed = ~(similarity > self.config.motion_threshold)
-        changed[: self.pinned] = False
-        count = int(changed.sum())
-        # A frame in which a token changed is no repetition, so most frames need no comparison.
-        is_repeated = count == 0 and torch.equal(frame[0], state.last_input)
-        patches = frame.shape[1] - self.pinned
-        rows = 0 if is_repeated else self._bucket(count, patches)
+        patches = tokens - self.pinned
+        if not look.is_finite:
+            return Plan(NONFINITE, patches, is_kept=False)
+        if look.similarity is None or look.is_changed is None:
+            return Plan(stream.restart_reason or "first frame of the stream", patches)
+        count = look.changed
+        rows = 0 if look.is_repeated else self._bucket(count, patches)
         if rows is None:
-            return Plan(None, count, similarity)
+            reason = f"{count / max(1, patches):.0%} of the tokens changed"
+            return Plan(reason, count, similarity=look.similarity)
         if rows == 0:
-            return Plan(frame.new_empty((1, 0), dtype=torch.int32), 0, similarity)
-        state.staleness += (1.0 - similarity) + self.config.age_rate
-        rank = torch.where(changed, torch.inf, state.staleness)
+            nothing = look.similarity.new_empty((1, 0), dtype=torch.int32)
+            return Plan("nothing changed", 0, nothing, look.similarity)
+        state = motion_state(stream)
+        state.staleness += (1.0 - look.similarity) + self.config.age_rate
+        rank = torch.where(look.is_changed, torch.inf, state.staleness)
         rank[: self.pinned] = torch.inf
         order = torch.sort(rank, descending=True, stable=True).indices[: rows + self.pinned]
         indices = order.sort().values
         state.staleness[indices] = 0.0
         with_tail = self.head < len(self.blocks) and rows >= self.config.tail_from * patches
-        return Plan(indices.int()[None], count, similarity, with_tail)
+        reason = f"{count} tokens changed, {rows - count} refreshed"
+        return Plan(reason, count, indices.int()[None], look.similarity, with_tail)
 
     def _bucket(self, changed: int, patches: int) -> int | None:
         """How many patches to encode; None for all of them, 0 for nothing to do."""
@@ -155,61 +234,62 @@ class MotionPolicy(PolicyBase):
         wanted = min(changed + math.floor(self.config.refresh * patches), sizes[-1])
         return next(size for size in sizes if size >= wanted) if wanted else 0
 
-    def _encode_dense(
-        self, stream: Stream, frame: Tensor, mask: Tensor | None, wanted: frozenset[int]
-    ) -> Outputs:
-        """Encode all tokens and start the state from them."""
-        assert stream.layout is not None
-        state = stream.state
-        if not isinstance(state, MotionState):
-            has_tail = self.head < len(self.blocks)
-            hidden = wanted - {self.last}
-            state = MotionState.empty(stream.layout, len(self.blocks), has_tail, hidden)
-        state.reference.copy_(self.blocks[0].norm1(frame)[0])
-        state.last_input.copy_(frame[0])
-        state.staleness.zero_()
-        self._encode_rest(state, frame, mask, first=0)
-        stream.state, stream.restart_reason = state, ""
-        return self._cached_outputs(state, wanted)
-
-    def _encode_cached(
-        self, state: MotionState, frame: Tensor, normed: Tensor, mask: Tensor | None, plan: Plan
-    ) -> None:
-        """Encode the planned rows into the state."""
-        indices = plan.indices
-        assert indices is not None
-        scatter_rows_(state.reference[None], indices, gather_rows(normed, indices))
-        rows = motion_layers(
-            self.blocks, gather_rows(frame, indices), indices, state, mask, range(self.head)
+    def place(self, streams: Sequence[Stream], wanted: frozenset[int]) -> None:
+        """Give streams without a state one, which also keeps the hidden states wanted."""
+        hidden, has_tail = wanted - {self.last}, self.head < len(self.blocks)
+        for stream in streams:
+            stream.restart_reason = ""
+        if not streams:
+            return
+        layout = streams[0].layout
+        assert layout is not None
+        self.pool.place(
+            streams,
+            (layout, hidden),
+            lambda slots: MotionState.empty(layout, len(self.blocks), has_tail, hidden, (slots,)),
         )
-        if state.tail_input is not None:
-            scatter_rows_(state.tail_input[None], indices, rows)
-        if plan.with_tail:
-            assert state.tail_input is not None
-            self._encode_rest(state, state.tail_input[None], mask, first=self.head)
-        else:
-            tail = range(self.head, len(self.blocks))
-            rows = motion_layers(self.blocks, rows, indices, state, mask, tail)
-            scatter_rows_(state.output[None], indices, rows)
 
-    def _encode_rest(
-        self, state: MotionState, x: Tensor, mask: Tensor | None, *, first: int
-    ) -> None:
-        """Run the layers from ``first`` on for all tokens (1, N, C) into the state."""
-        for layer, trace in enumerate(dense_layers(self.blocks[first:], x, mask), start=first):
-            state.keys[layer].copy_(trace.key[0])
-            state.values[layer].copy_(trace.value[0])
-            if layer in state.hidden:
-                state.hidden[layer].copy_(trace.output[0])
-            if state.tail_input is not None and layer == self.head - 1:
-                state.tail_input.copy_(trace.output[0])
-            if layer == self.last:
-                state.output.copy_(trace.output[0])
+    def _begin(
+        self, stream: Stream, plan: Plan, frame: Tensor, normed: Tensor, mask: Tensor | None
+    ) -> Segment:
+        """Note a frame's input in the state, and say which of its rows are encoded."""
+        state = motion_state(stream)
+        segment = Segment(state, plan.indices, mask, plan.with_tail)
+        state.last_input.copy_(frame[0])
+        if plan.indices is None:
+            state.staleness.zero_()
+        if segment.rows:
+            segment.put(state.reference, segment.take(normed))
+        return segment
 
     def _cached_outputs(self, state: MotionState, wanted: frozenset[int]) -> Outputs:
         """Copy the cached outputs: what the caller keeps must not change later."""
         cached = state.hidden | {self.last: state.output}
         return {layer: cached[layer].clone()[None] for layer in wanted}
+
+    def _record(self, stream: Stream, plan: Plan, tokens: int) -> FrameRecord:
+        """Count a frame and describe it."""
+        stream.counters.nonfinite += not plan.is_kept
+        if plan.indices is None:
+            return self.record(
+                stream,
+                DENSE,
+                plan.reason,
+                tokens,
+                changed=plan.changed,
+                similarity=plan.similarity,
+            )
+        return self.record(
+            stream,
+            plan.kind,
+            plan.reason,
+            tokens,
+            cost=self._cost(plan, tokens),
+            encoded=plan.indices.shape[1],
+            changed=plan.changed,
+            similarity=plan.similarity,
+            selected=(plan.indices[0],),
+        )
 
     def _cost(self, plan: Plan, tokens: int) -> float:
         """Operations of a cached frame as a fraction of a dense one's."""
@@ -221,3 +301,9 @@ class MotionPolicy(PolicyBase):
             operations.rows(tail_rows, tokens) for operations in self.operations[self.head :]
         )
         return (head + tail) / self.dense_operations(tokens)
+
+
+def motion_state(stream: Stream) -> MotionState:
+    """Return the state of a stream that has one."""
+    assert isinstance(stream.state, MotionState)
+    return stream.state

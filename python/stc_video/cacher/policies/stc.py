@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -26,6 +27,36 @@ class StcPolicy(PolicyBase):
     THRESHOLD_STEP = 1 / 16
 
     def encode(
+        self,
+        streams: Sequence[Stream],
+        frames: Tensor,
+        mask: Tensor | None,
+        wanted: frozenset[int],
+    ) -> tuple[Outputs, list[FrameRecord]]:
+        """Encode one call's frames of each stream."""
+        count = frames.shape[0] // len(streams)
+        parts, records = [], []
+        for number, stream in enumerate(streams):
+            rows = slice(number * count, (number + 1) * count)
+            own_mask = None if mask is None else mask[rows]
+            outputs, made = self._encode_call(stream, frames[rows], own_mask, wanted)
+            parts.append(outputs)
+            records += made
+        if len(parts) == 1:
+            return parts[0], records
+        return {layer: torch.cat([part[layer] for part in parts]) for layer in wanted}, records
+
+    def place(self, streams: Sequence[Stream], wanted: frozenset[int]) -> None:
+        """Give streams without a state an empty one."""
+        if not streams:
+            return
+        layout = streams[0].layout
+        assert layout is not None
+        self.pool.place(
+            streams, layout, lambda slots: StcState.empty(layout, len(self.blocks), (slots,))
+        )
+
+    def _encode_call(
         self, stream: Stream, frames: Tensor, mask: Tensor | None, wanted: frozenset[int]
     ) -> tuple[Outputs, list[FrameRecord]]:
         """Encode one call's frames of a stream."""
@@ -53,11 +84,11 @@ class StcPolicy(PolicyBase):
         reason: str,
     ) -> tuple[Outputs, list[FrameRecord]]:
         """Encode all tokens; the last finite frame becomes the reference."""
-        assert stream.layout is not None
         state = stream.state
         usable = [number for number, is_finite in enumerate(finite) if is_finite]
-        if not isinstance(state, StcState) and usable:
-            state = StcState.empty(stream.layout, len(self.blocks))
+        if state is None and usable:
+            self.place([stream], wanted)
+            state = stream.state
         by_keys = self.config.metric == "keys"
         outputs: Outputs = {}
         for layer, trace in enumerate(dense_layers(self.blocks, frames, mask)):
@@ -70,7 +101,6 @@ class StcPolicy(PolicyBase):
                 state.update[layer].copy_(trace.update[usable[-1]])
             if layer in wanted:
                 outputs[layer] = trace.output
-        stream.state = state
         return outputs, [self._dense_record(stream, frames, ok, reason) for ok in finite]
 
     def _dense_record(

@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The pass of the ``motion`` policy: any number of rows of any number of streams, packed.
+
+Matrix products, norms and activations run once for the rows of all streams, whatever each one's
+number; only attention and the writes to its state go stream by stream. Nothing is padded, so that
+the operations are those of the rows, and a frame of which all rows are encoded is a dense frame.
+
+Shapes: N tokens, C channels, K rows of one stream, R rows of all streams.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from stc_kernels import gather_rows, scatter_rows_
+from stc_video.cacher.stream_state import MotionState
+from stc_video.towers.pre_norm import PreNormBlock
+
+
+@dataclass(frozen=True)
+class Segment:
+    """The rows of one stream's frame that are encoded.
+
+    Attributes
+    ----------
+    state
+        The stream's state, which is written to.
+    indices
+        (1, K) int32, the places of the rows; None for all tokens.
+    mask
+        Key mask, (1, 1, 1, N), or None.
+    with_tail
+        Whether the last layers run for all tokens, on what the layers before left for the others.
+    """
+
+    state: MotionState
+    indices: Tensor | None
+    mask: Tensor | None = None
+    with_tail: bool = False
+
+    @property
+    def rows(self) -> int:
+        """Number of rows, K."""
+        return self.state.output.shape[0] if self.indices is None else self.indices.shape[1]
+
+    def take(self, x: Tensor) -> Tensor:
+        """Return this segment's rows (1, K, C) of a whole frame (1, N, C)."""
+        return x if self.indices is None else gather_rows(x, self.indices)
+
+    def put(self, whole: Tensor, rows: Tensor) -> None:
+        """Write this segment's rows (1, K, C) into a plane (N, C) of the state."""
+        if self.indices is None:
+            whole.copy_(rows[0])
+        else:
+            scatter_rows_(whole[None], self.indices, rows)
+
+
+def encode_segments(
+    blocks: Sequence[PreNormBlock], x: Tensor, segments: Sequence[Segment], head: int
+) -> None:
+    """Run the segments' rows through all layers into their states.
+
+    Parameters
+    ----------
+    blocks
+        All blocks of the tower.
+    x
+        (1, R, C) the segments' rows of the input of the first layer, one segment after the other.
+    segments
+        At least one.
+    head
+        Number of the first layer that may run for all tokens (``with_tail``).
+    """
+    x = _run_layers(blocks, x, segments, range(head))
+    if head < len(blocks):
+        x, segments = _widen(x, segments)
+        x = _run_layers(blocks, x, segments, range(head, len(blocks)))
+    for segment, rows in _parts(x, segments):
+        segment.put(segment.state.output, rows)
+
+
+def _widen(x: Tensor, segments: Sequence[Segment]) -> tuple[Tensor, list[Segment]]:
+    """Keep what the first layers gave, and turn segments with a tail into whole frames."""
+    rows, widened = [], []
+    for segment, part in _parts(x, segments):
+        whole = segment.state.tail_input
+        assert whole is not None
+        segment.put(whole, part)
+        is_wide = segment.with_tail and segment.indices is not None
+        rows.append(whole[None] if is_wide else part)
+        widened.append(replace(segment, indices=None) if is_wide else segment)
+    return _packed(rows), widened
+
+
+def _run_layers(
+    blocks: Sequence[PreNormBlock], x: Tensor, segments: Sequence[Segment], layers: Iterable[int]
+) -> Tensor:
+    for layer in layers:
+        block = blocks[layer]
+        x = x + _attention(block, block.norm1(x), segments, layer)
+        x = x + block.feed_forward(x)
+        for segment, rows in _parts(x, segments):
+            if layer in segment.state.hidden:
+                segment.put(segment.state.hidden[layer], rows)
+    return x
+
+
+def _attention(
+    block: PreNormBlock, normed: Tensor, segments: Sequence[Segment], layer: int
+) -> Tensor:
+    """Attention branch (1, R, C); the rows' keys and values go into the states first."""
+    mixed = []
+    query, key, value = block.query(normed), block.key(normed), block.value(normed)
+    at = 0
+    for segment in segments:
+        rows = slice(at, at := at + segment.rows)
+        keys, values = segment.state.keys[layer], segment.state.values[layer]
+        segment.put(keys, key[:, rows])
+        segment.put(values, value[:, rows])
+        mixed.append(block.mix(query[:, rows], keys[None], values[None], segment.mask))
+    return block.attention_branch(_packed(mixed))
+
+
+def _parts(x: Tensor, segments: Sequence[Segment]) -> Iterator[tuple[Segment, Tensor]]:
+    """Split packed rows (1, R, C) into those of each segment."""
+    return zip(segments, x.split([segment.rows for segment in segments], dim=1), strict=True)
+
+
+def _packed(rows: Sequence[Tensor]) -> Tensor:
+    return rows[0] if len(rows) == 1 else torch.cat(list(rows), dim=1)
