@@ -248,7 +248,7 @@ class Cacher:
         return CacheStats.total(
             each,
             CacheStats.of(self._removed, 0),
-            state_bytes=self._pool.nbytes,
+            free_bytes=self._pool.free_bytes,
             packed_bytes=self._packed.nbytes,
         )
 

@@ -99,9 +99,10 @@ def _widen(x: Tensor, segments: Sequence[Segment]) -> tuple[Tensor, list[Segment
 def _run_layers(
     blocks: Sequence[PreNormBlock], x: Tensor, segments: Sequence[Segment], layers: Iterable[int]
 ) -> Tensor:
+    places = _places(segments, x.device)
     for layer in layers:
         block = blocks[layer]
-        x = x + _attention(block, block.norm1(x), segments, layer)
+        x = x + _attention(block, block.norm1(x), segments, places, layer)
         x = x + block.feed_forward(x)
         for segment, rows in _parts(x, segments):
             if layer in segment.state.hidden:
@@ -110,19 +111,37 @@ def _run_layers(
 
 
 def _attention(
-    block: PreNormBlock, normed: Tensor, segments: Sequence[Segment], layer: int
+    block: PreNormBlock,
+    normed: Tensor,
+    segments: Sequence[Segment],
+    places: Tensor | None,
+    layer: int,
 ) -> Tensor:
     """Attention branch (1, R, C); the rows' keys and values go into the states first."""
     mixed = []
-    query, key, value = block.query(normed), block.key(normed), block.value(normed)
+    query, key, value = block.project(normed, places)
     at = 0
     for segment in segments:
         rows = slice(at, at := at + segment.rows)
         keys, values = segment.state.keys[layer], segment.state.values[layer]
         segment.put(keys, key[:, rows])
         segment.put(values, value[:, rows])
-        mixed.append(block.mix(query[:, rows], keys[None], values[None], segment.mask))
+        own = query[:, rows], keys[None], values[None]
+        mixed.append(block.mix(*own, segment.mask, segment.indices))
     return block.attention_branch(_packed(mixed))
+
+
+def _places(segments: Sequence[Segment], device: torch.device) -> Tensor | None:
+    """Places (1, R) of the packed rows in their frames; None for one whole frame."""
+    if len(segments) == 1:
+        return segments[0].indices
+    every = [
+        torch.arange(segment.rows, dtype=torch.int32, device=device)[None]
+        if segment.indices is None
+        else segment.indices
+        for segment in segments
+    ]
+    return torch.cat(every, dim=1)
 
 
 def _parts(x: Tensor, segments: Sequence[Segment]) -> Iterator[tuple[Segment, Tensor]]:

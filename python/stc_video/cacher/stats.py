@@ -184,7 +184,7 @@ class CacheStats:
         streams: dict[str, CacheStats],
         removed: CacheStats,
         *,
-        state_bytes: int,
+        free_bytes: int,
         packed_bytes: int,
     ) -> CacheStats:
         """Sum the totals of the streams, those of removed ones included."""
@@ -199,7 +199,7 @@ class CacheStats:
             resets=sum(s.resets for s in each),
             tokens_encoded=sum(s.tokens_encoded for s in each),
             cost=sum(s.cost * s.frames for s in each) / frames if frames else 1.0,
-            state_bytes=state_bytes,
+            state_bytes=sum(s.state_bytes for s in each) + free_bytes,
             packed_bytes=packed_bytes,
             streams=streams,
         )

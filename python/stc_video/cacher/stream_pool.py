@@ -130,9 +130,9 @@ class StreamPool:
         self.discard_unused()
 
     @property
-    def nbytes(self) -> int:
-        """Size of all slabs in bytes, free slots included."""
-        return sum(slab.state.nbytes for slab in self.slabs)
+    def free_bytes(self) -> int:
+        """Size of the free slots in bytes."""
+        return sum(slab.state.nbytes // slab.slots * slab.free for slab in self.slabs)
 
     def _add(self, key: Hashable, allocate: Callable[[int], State], count: int) -> Slab:
         slab = Slab(key, allocate(count), count)

@@ -86,15 +86,36 @@ class PreNormBlock:
         """
         return "output_attentions" in inspect.signature(type(self.layer).forward).parameters
 
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+    def project(
+        self, normed: Tensor, places: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values of normalised rows, each (B, K, C)."""
+        return self.query(normed), self.key(normed), self.value(normed)
+
+    def attend(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        places: Tensor | None = None,
+    ) -> Tensor:
         """Attention branch of some rows: query (B, K, C), key and value (B, N, C) -> (B, K, C).
 
-        ``mask`` is None or broadcastable to (B, heads, K, N).
+        ``mask`` is None or broadcastable to (B, heads, K, N). ``places`` (B, K) are the rows'
+        places in the frame, which blocks with positions of their own need.
         """
-        return self.attention_branch(self.mix(query, key, value, mask))
+        return self.attention_branch(self.mix(query, key, value, mask, places))
 
-    def mix(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-        """Mix the values by attention, as :meth:`attend` without the output projection."""
+    def mix(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        places: Tensor | None = None,
+    ) -> Tensor:
+        """Mix the values by attention: :meth:`attend` in front of the output projection."""
         batch, rows, channels = query.shape
         q, k, v = (_split_heads(part, self.heads) for part in (query, key, value))
         if _is_float32_on_cpu(q) and _PADDED_FROM <= rows < _CPU_QUERIES:
