@@ -120,3 +120,31 @@ def test_pausing_runs_the_stock_tower_and_touches_nothing(siglip):
         with torch.no_grad():
             assert siglip(frame(9), output_hidden_states=True).hidden_states is not None
     assert cacher.stats() == before
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_call_that_fails_half_way_leaves_no_half_written_state(siglip, policy):
+    pictures = walk(4)
+    cacher = stc_video.attach_cacher(siglip, policy)
+    with cacher.streams(["bystander"]):
+        expected = encode(siglip, pictures)
+    encode(siglip, pictures[:2])
+    with cacher.streams(["bystander"]):
+        cacher.reset("bystander")
+        encode(siglip, pictures[:1])
+
+    def fail(*_: object) -> None:
+        raise MemoryError("no room")
+
+    hook = cacher._tower.blocks[2].mlp.register_forward_pre_hook(fail)
+    with pytest.raises(MemoryError):
+        last_hidden(siglip, pictures[2])
+    hook.remove()
+    got = last_hidden(siglip, pictures[2])
+    assert cacher.last_frames[0].reason == "the call before failed"
+    with cacher.paused():
+        stock = last_hidden(siglip, pictures[2])
+    torch.testing.assert_close(got, stock, atol=2e-5, rtol=0)
+    with cacher.streams(["bystander"]):
+        rest = encode(siglip, pictures[1:])
+    assert all(torch.equal(a, b) for a, b in zip(rest, expected[1:], strict=True))

@@ -319,7 +319,13 @@ class Cacher:
         for number, stream in enumerate(streams):
             grids = request.grids[number * rows : (number + 1) * rows]
             stream.meet(_layout(frames, grids))
-        outputs, self.last_frames = self._policy.encode(streams, frames, key_mask(mask), wanted)
+        try:
+            outputs, self.last_frames = self._policy.encode(streams, frames, key_mask(mask), wanted)
+        except BaseException:
+            # Some layers may have written to the states and others not.
+            for stream in streams:
+                stream.restart("the call before failed")
+            raise
         return outputs
 
     def _wanted_layers(self, request: TowerRequest) -> frozenset[int]:

@@ -35,11 +35,19 @@ class StcPolicy(PolicyBase):
     ) -> tuple[Outputs, list[FrameRecord]]:
         """Encode one call's frames of each stream."""
         count = frames.shape[0] // len(streams)
+        finite = finite_frames(frames)
+        rows = [slice(at, at + count) for at in range(0, len(finite), count)]
+        fresh = [
+            s for s, own in zip(streams, rows, strict=True) if not s.state and any(finite[own])
+        ]
+        begun = {stream.name for stream in fresh}
+        self.place(fresh, wanted)
         parts, records = [], []
-        for number, stream in enumerate(streams):
-            rows = slice(number * count, (number + 1) * count)
-            own_mask = None if mask is None else mask[rows]
-            outputs, made = self._encode_call(stream, frames[rows], own_mask, wanted)
+        for stream, own in zip(streams, rows, strict=True):
+            own_mask = None if mask is None else mask[own]
+            outputs, made = self._encode_call(
+                stream, frames[own], own_mask, wanted, finite[own], stream.name not in begun
+            )
             parts.append(outputs)
             records += made
         if len(parts) == 1:
@@ -57,11 +65,15 @@ class StcPolicy(PolicyBase):
         )
 
     def _encode_call(
-        self, stream: Stream, frames: Tensor, mask: Tensor | None, wanted: frozenset[int]
+        self,
+        stream: Stream,
+        frames: Tensor,
+        mask: Tensor | None,
+        wanted: frozenset[int],
+        finite: list[bool],
+        has_state: bool,
     ) -> tuple[Outputs, list[FrameRecord]]:
         """Encode one call's frames of a stream."""
-        finite = finite_frames(frames)
-        has_state = isinstance(stream.state, StcState)
         if not any(finite):
             # Nothing to learn from: the schedule waits.
             dense, encode = True, self._encode_dense
@@ -86,9 +98,6 @@ class StcPolicy(PolicyBase):
         """Encode all tokens; the last finite frame becomes the reference."""
         state = stream.state
         usable = [number for number, is_finite in enumerate(finite) if is_finite]
-        if state is None and usable:
-            self.place([stream], wanted)
-            state = stream.state
         by_keys = self.config.metric == "keys"
         outputs: Outputs = {}
         for layer, trace in enumerate(dense_layers(self.blocks, frames, mask)):
