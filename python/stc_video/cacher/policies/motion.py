@@ -180,6 +180,8 @@ class MotionPolicy(PolicyBase):
         # A sum shows any NaN or Inf, at the price of one pass.
         finite = torch.isfinite(frames.sum(dim=(1, 2), dtype=torch.float32))
         facts, compared = [finite], []
+        # On a CPU a look at a number is free, and one at every value of a frame is not.
+        looks_twice = frames.device.type == "cpu"
         for frame, norm, stream in zip(frames, normed, streams, strict=True):
             if stream.state is None:
                 continue
@@ -187,7 +189,12 @@ class MotionPolicy(PolicyBase):
             similarity = token_cosine(norm[None], state.reference)[0]
             changed = ~(similarity > self.config.motion_threshold)
             changed[: self.pinned] = False
-            facts += [changed.sum()[None], (frame == state.last_input).all()[None]]
+            count = changed.sum()
+            if looks_twice and count:
+                is_repeated = torch.zeros(1)
+            else:
+                is_repeated = (frame == state.last_input).all()[None]
+            facts += [count[None], is_repeated]
             compared.append((similarity, changed))
         known = iter(torch.cat([fact.int() for fact in facts]).tolist())
         is_finite = [bool(next(known)) for _ in streams]
