@@ -29,8 +29,10 @@ from stc_video import CacheConfig
         {},
         {"threshold": 0.95, "tail_layers": 2, "tail_from": 0.25, "buckets": (0.25, 0.5, 0.75)},
         {"threshold": 0.5, "refresh": 0.25, "tail_layers": 0, "age_rate": 0.5},
+        {"batching": "bucketed"},
+        {"batching": "bucketed", "tail_layers": 2, "tail_from": 0.25, "buckets": (0.25, 0.5, 0.75)},
     ],
-    ids=["defaults", "wide-tail", "no-tail"],
+    ids=["defaults", "wide-tail", "no-tail", "bucketed", "bucketed-wide-tail"],
 )
 def test_agrees_with_the_oracle(backend, name, settings):
     tower = make_tower(name)
@@ -39,7 +41,11 @@ def test_agrees_with_the_oracle(backend, name, settings):
     oracle = MotionOracle(
         blocks_of(tower),
         prefix_tokens(name),
-        **{{"tail_layers": "tail"}.get(key, key): value for key, value in settings.items()},
+        **{
+            {"tail_layers": "tail"}.get(key, key): value
+            for key, value in settings.items()
+            if key != "batching"
+        },
     )
     cacher = stc_video.attach_cacher(tower, CacheConfig(**settings))
     kinds = set()

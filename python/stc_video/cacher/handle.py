@@ -150,6 +150,8 @@ class Cacher:
         self._packed.remove()
         self._streams.clear()
         self._pool.slabs.clear()
+        if self._policy.graphs is not None:
+            self._policy.graphs.clear()
 
     # -- streams and totals ------------------------------------------------------------------
 
@@ -250,6 +252,7 @@ class Cacher:
             CacheStats.of(self._removed, 0),
             free_bytes=self._pool.free_bytes,
             packed_bytes=self._packed.nbytes,
+            graphs=None if self._policy.graphs is None else self._policy.graphs.stats,
         )
 
     # -- the forward -------------------------------------------------------------------------

@@ -10,77 +10,41 @@ Shapes: N tokens, C channels, K rows of one stream, R rows of all streams.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from stc_kernels import gather_rows, scatter_rows_
-from stc_video.cacher.stream_state import MotionState
+from stc_video.cacher.segments import Segment
 from stc_video.towers.pre_norm import PreNormBlock
 
 
 @dataclass(frozen=True)
-class Segment:
-    """The rows of one stream's frame that are encoded.
+class RaggedEncoder:
+    """Runs all segments in one pass.
 
     Attributes
     ----------
-    state
-        The stream's state, which is written to.
-    indices
-        (1, K) int32, the places of the rows; None for all tokens.
-    mask
-        Key mask, (1, 1, 1, N), or None.
-    with_tail
-        Whether the last layers run for all tokens, on what the layers before left for the others.
-    """
-
-    state: MotionState
-    indices: Tensor | None
-    mask: Tensor | None = None
-    with_tail: bool = False
-
-    @property
-    def rows(self) -> int:
-        """Number of rows, K."""
-        return self.state.output.shape[0] if self.indices is None else self.indices.shape[1]
-
-    def take(self, x: Tensor) -> Tensor:
-        """Return this segment's rows (1, K, C) of a whole frame (1, N, C)."""
-        return x if self.indices is None else gather_rows(x, self.indices)
-
-    def put(self, whole: Tensor, rows: Tensor) -> None:
-        """Write this segment's rows (1, K, C) into a plane (N, C) of the state."""
-        if self.indices is None:
-            whole.copy_(rows[0])
-        else:
-            scatter_rows_(whole[None], self.indices, rows)
-
-
-def encode_segments(
-    blocks: Sequence[PreNormBlock], x: Tensor, segments: Sequence[Segment], head: int
-) -> None:
-    """Run the segments' rows through all layers into their states.
-
-    Parameters
-    ----------
     blocks
         All blocks of the tower.
-    x
-        (1, R, C) the segments' rows of the input of the first layer, one segment after the other.
-    segments
-        At least one.
     head
         Number of the first layer that may run for all tokens (``with_tail``).
     """
-    x = _run_layers(blocks, x, segments, range(head))
-    if head < len(blocks):
-        x, segments = _widen(x, segments)
-        x = _run_layers(blocks, x, segments, range(head, len(blocks)))
-    for segment, rows in _parts(x, segments):
-        segment.put(segment.state.output, rows)
+
+    blocks: Sequence[PreNormBlock]
+    head: int
+
+    def encode(self, segments: Sequence[Segment]) -> None:
+        """Write what becomes of the segments' rows into their states; at least one segment."""
+        layers = range(len(self.blocks))
+        x = _packed([segment.x for segment in segments])
+        x = _run_layers(self.blocks, x, segments, layers[: self.head])
+        if self.head < len(self.blocks):
+            x, segments = _widen(x, segments)
+            x = _run_layers(self.blocks, x, segments, layers[self.head :])
+        for segment, rows in _parts(x, segments):
+            segment.put(segment.state.output, rows)
 
 
 def _widen(x: Tensor, segments: Sequence[Segment]) -> tuple[Tensor, list[Segment]]:
@@ -97,7 +61,7 @@ def _widen(x: Tensor, segments: Sequence[Segment]) -> tuple[Tensor, list[Segment
 
 
 def _run_layers(
-    blocks: Sequence[PreNormBlock], x: Tensor, segments: Sequence[Segment], layers: Iterable[int]
+    blocks: Sequence[PreNormBlock], x: Tensor, segments: Sequence[Segment], layers: range
 ) -> Tensor:
     places = _places(segments, x.device)
     for layer in layers:

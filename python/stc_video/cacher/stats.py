@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, fields
 import torch
 from torch import Tensor
 
+from stc_video.cacher.graphs import GraphStats
 from stc_video.towers.pre_norm import PreNormBlock
 
 DENSE, CACHED, UNCHANGED = "dense", "cached", "unchanged"
@@ -147,6 +148,8 @@ class CacheStats:
     packed_bytes
         Memory of the second copy of the weights that a tower on a CPU gets, in bytes
         (``CacheConfig.pack_weights``); 0 inside a stream's own entry.
+    graphs
+        What became of recorded passes (CUDA graphs); None where none are used.
     streams
         The same for each stream; empty inside a stream's own entry.
     """
@@ -161,6 +164,7 @@ class CacheStats:
     cost: float
     state_bytes: int
     packed_bytes: int = 0
+    graphs: GraphStats | None = None
     streams: dict[str, CacheStats] = field(default_factory=dict)
 
     @classmethod
@@ -186,6 +190,7 @@ class CacheStats:
         *,
         free_bytes: int,
         packed_bytes: int,
+        graphs: GraphStats | None,
     ) -> CacheStats:
         """Sum the totals of the streams, those of removed ones included."""
         each = [*streams.values(), removed]
@@ -201,5 +206,6 @@ class CacheStats:
             cost=sum(s.cost * s.frames for s in each) / frames if frames else 1.0,
             state_bytes=sum(s.state_bytes for s in each) + free_bytes,
             packed_bytes=packed_bytes,
+            graphs=graphs,
             streams=streams,
         )

@@ -82,9 +82,12 @@ class StreamPool:
     ----------
     slabs
         The slabs, oldest first.
+    on_discard
+        Called with each slab that goes.
     """
 
     slabs: list[Slab] = field(default_factory=list)
+    on_discard: list[Callable[[Slab], None]] = field(default_factory=list)
 
     def place(
         self, streams: Sequence[Stream], key: Hashable, allocate: Callable[[int], State]
@@ -121,13 +124,11 @@ class StreamPool:
 
     def discard_unused(self) -> None:
         """Free the slabs that nobody uses and nobody reserved."""
-        self.slabs = [slab for slab in self.slabs if slab.is_reserved or slab.free < slab.slots]
-
-    def clear(self) -> None:
-        """Free the reserved slabs as well, as far as nobody uses them."""
-        for slab in self.slabs:
-            slab.is_reserved = False
-        self.discard_unused()
+        unused = [slab for slab in self.slabs if not slab.is_reserved and slab.free == slab.slots]
+        for slab in unused:
+            self.slabs.remove(slab)
+            for notify in self.on_discard:
+                notify(slab)
 
     @property
     def free_bytes(self) -> int:

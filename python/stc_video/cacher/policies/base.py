@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from stc_video.cacher.encoder import dense_layers
+from stc_video.cacher.graphs import GraphCache, PlainRecorder, recorder_for
 from stc_video.cacher.stats import FrameRecord, Operations
 from stc_video.cacher.stream_pool import StreamPool
 from stc_video.cacher.stream_state import Stream
@@ -24,6 +25,8 @@ NONFINITE = "NaN or Inf in the input: encoded densely and not cached"
 
 class Policy(Protocol):
     """What the handle asks of a policy."""
+
+    graphs: GraphCache | None
 
     def encode(
         self,
@@ -50,6 +53,7 @@ class PolicyBase:
     def __init__(self, tower: PreNormTower, config: CacheConfig, pool: StreamPool) -> None:
         self.blocks = tower.blocks
         self.pool = pool
+        self.graphs: GraphCache | None = None
         self.pinned = tower.prefix_tokens
         self.config = config
         channels = _channels(tower)
@@ -70,6 +74,14 @@ class PolicyBase:
         stream.restart_reason = reason
         assert stream.state is not None
         stream.state.copy_(saved)
+
+    def graphs_on(self, device: torch.device) -> GraphCache:
+        """Return where passes are recorded, made when it is first needed."""
+        if self.graphs is None:
+            recorder = recorder_for(device) if self.config.graphs else PlainRecorder()
+            self.graphs = GraphCache(recorder, self.config.graph_bytes)
+            self.pool.on_discard.append(self.graphs.forget)
+        return self.graphs
 
     @property
     def last(self) -> int:

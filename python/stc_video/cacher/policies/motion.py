@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 
 from stc_kernels import token_cosine
+from stc_video.cacher.bucketed import BucketedEncoder
 from stc_video.cacher.policies.base import NONFINITE, Outputs, PolicyBase
-from stc_video.cacher.ragged import Segment, encode_segments
+from stc_video.cacher.ragged import RaggedEncoder
+from stc_video.cacher.segments import Segment, SegmentEncoder, take_rows
 from stc_video.cacher.stats import CACHED, DENSE, UNCHANGED, FrameRecord
 from stc_video.cacher.stream_pool import StreamPool
 from stc_video.cacher.stream_state import MotionState, Stream
@@ -102,6 +104,7 @@ class MotionPolicy(PolicyBase):
                 f"got {tail}"
             )
         self.head = layers - tail
+        self._encoders: dict[torch.device, SegmentEncoder] = {}
 
     def encode(
         self,
@@ -145,7 +148,7 @@ class MotionPolicy(PolicyBase):
         plans = [self._plan(*pair, tokens) for pair in zip(streams, looks, strict=True)]
         chosen = list(zip(streams, plans, strict=True))
         self.place([s for s, plan in chosen if plan.is_kept and s.state is None], wanted)
-        segments, rows = [], []
+        segments = []
         outputs: list[Outputs] = [{}] * len(streams)
         for number, (stream, plan) in enumerate(chosen):
             one = slice(number, number + 1)
@@ -156,10 +159,8 @@ class MotionPolicy(PolicyBase):
             segment = self._begin(stream, plan, frames[one], normed[one], one_mask)
             if segment.rows:
                 segments.append(segment)
-                rows.append(segment.take(frames[one]))
         if segments:
-            packed = rows[0] if len(rows) == 1 else torch.cat(rows, dim=1)
-            encode_segments(self.blocks, packed, segments, self.head)
+            self._encoder(frames.device).encode(segments)
         for number, (stream, plan) in enumerate(chosen):
             if plan.is_kept:
                 outputs[number] = self._cached_outputs(motion_state(stream), wanted)
@@ -260,14 +261,31 @@ class MotionPolicy(PolicyBase):
         self, stream: Stream, plan: Plan, frame: Tensor, normed: Tensor, mask: Tensor | None
     ) -> Segment:
         """Note a frame's input in the state, and say which of its rows are encoded."""
-        state = motion_state(stream)
-        segment = Segment(state, plan.indices, mask, plan.with_tail)
+        state, slot = motion_state(stream), stream.slot
+        assert slot is not None
         state.last_input.copy_(frame[0])
         if plan.indices is None:
             state.staleness.zero_()
+        rows = take_rows(frame, plan.indices)
+        segment = Segment(slot, state, rows, plan.indices, mask, plan.with_tail)
         if segment.rows:
-            segment.put(state.reference, segment.take(normed))
+            segment.put(state.reference, take_rows(normed, plan.indices))
         return segment
+
+    def _encoder(self, device: torch.device) -> SegmentEncoder:
+        """Return what encodes on a device, made when it is first needed."""
+        if self._encoders.get(device) is None:
+            is_ragged = (
+                device.type != "cuda"
+                if self.config.batching == "auto"
+                else (self.config.batching == "ragged")
+            )
+            self._encoders[device] = (
+                RaggedEncoder(self.blocks, self.head)
+                if is_ragged
+                else BucketedEncoder(self.blocks, self.head, self.graphs_on(device))
+            )
+        return self._encoders[device]
 
     def _cached_outputs(self, state: MotionState, wanted: frozenset[int]) -> Outputs:
         """Copy the cached outputs: what the caller keeps must not change later."""
