@@ -59,6 +59,8 @@ class CacheConfig:
         ``motion``, bucketed: record the passes as CUDA graphs on a CUDA device.
     graph_bytes
         How many bytes recorded passes may take; the least recently used ones are dropped.
+    guard
+        Encode a frame densely where :meth:`Cacher.warmup` found a cached one to be no faster.
     pack_weights
         Keep the weights of a tower on a CPU a second time, in the layout in which they are
         multiplied: faster, and as much memory again as those weights. The tower's own dense
@@ -79,6 +81,7 @@ class CacheConfig:
     batching: str = "auto"
     graphs: bool = True
     graph_bytes: int = 2 << 30
+    guard: bool = True
     pack_weights: bool = True
 
     def __post_init__(self) -> None:

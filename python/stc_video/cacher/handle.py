@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from stc_video.cacher.guard import Timings
 from stc_video.cacher.packed_linear import PackedLinears
 from stc_video.cacher.patching import InstancePatch
 from stc_video.cacher.policies import Outputs, make_policy
@@ -93,6 +94,7 @@ class Cacher:
         self._removed = Counters()
         self._active: tuple[str, ...] | None = None
         self._is_paused = False
+        self._is_rehearsal = False
         # Outputs of the layers of the pass under way; the first layer computes all of them.
         self._pending: Outputs = {}
         self._watcher = RequestWatcher(tower.ancestors, self._check_call)
@@ -195,6 +197,39 @@ class Cacher:
         finally:
             self._is_paused = before
 
+    def warmup(self, *args: Any, **kwargs: Any) -> Timings:
+        """Make ready for a number of streams, and measure what a cached frame saves.
+
+        Calls the tower with the arguments. Row i of the batch stands for a frame of the i-th of
+        as many streams as will be encoded together; their room in the pool is reserved. Each
+        kind of frame runs a few times; on a CUDA device its graphs are captured.
+
+        With ``CacheConfig(guard=True)`` frames are dense from then on where a cached one was no
+        faster; ``stats()`` says how often and what was measured. No stream is touched.
+
+        Returns
+        -------
+        Timings
+            What was measured; :meth:`use_timings` takes it in another process.
+
+        Raises
+        ------
+        ValueError
+            If there are more rows than ``max_streams``.
+        """
+        self._is_rehearsal = True
+        try:
+            with self.resumed(), torch.no_grad():
+                self._tower.root(*args, **kwargs)
+        finally:
+            self._is_rehearsal = False
+        assert self._policy.timings is not None
+        return self._policy.timings
+
+    def use_timings(self, timings: Timings | None) -> None:
+        """Let the guard go by times measured before, or by none."""
+        self._policy.timings = timings
+
     def reset(self, stream: str | None = None) -> None:
         """Forget a stream's frames and free its memory, or those of all streams.
 
@@ -252,6 +287,7 @@ class Cacher:
             CacheStats.of(self._removed, 0),
             free_bytes=self._pool.free_bytes,
             packed_bytes=self._packed.nbytes,
+            timings=self._policy.timings,
             graphs=None if self._policy.graphs is None else self._policy.graphs.stats,
         )
 
@@ -267,6 +303,9 @@ class Cacher:
                 f"{type(module).__name__}: a cached tower is for inference only; call eval() "
                 "first, or detach the cacher to train"
             )
+        if self._is_rehearsal:
+            self._check_room([f"warm-up {number}" for number in range(batch or 1)])
+            return True
         names = self._active or (DEFAULT_STREAM,)
         if self._active is not None and batch is not None and batch % len(names):
             raise ValueError(
@@ -317,6 +356,10 @@ class Cacher:
         request = self._watcher.take()
         wanted = self._wanted_layers(request)
         names = self._active or (DEFAULT_STREAM,)
+        if self._is_rehearsal:
+            layout = _layout(frames, request.grids[:1])
+            self._policy.timings = self._policy.rehearse(layout, frames, key_mask(mask), wanted)
+            return {}
         streams = [self._streams.setdefault(name, Stream(name)) for name in names]
         rows = frames.shape[0] // len(names)
         for number, stream in enumerate(streams):

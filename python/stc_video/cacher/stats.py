@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from stc_video.cacher.graphs import GraphStats
+from stc_video.cacher.guard import Timings
 from stc_video.towers.pre_norm import PreNormBlock
 
 DENSE, CACHED, UNCHANGED = "dense", "cached", "unchanged"
@@ -107,6 +108,7 @@ class Counters:
     cached: int = 0
     unchanged: int = 0
     nonfinite: int = 0
+    guarded: int = 0
     resets: int = 0
     tokens_encoded: int = 0
     cost: float = 0.0
@@ -136,6 +138,8 @@ class CacheStats:
         Number of frames, and how many of each kind.
     nonfinite
         Frames with NaN or Inf, which were encoded densely and not cached.
+    guarded
+        Frames encoded densely because a cached one was measured to be no faster.
     resets
         How often a stream's state was dropped: by ``reset()`` or because the input's layout
         changed.
@@ -148,6 +152,8 @@ class CacheStats:
     packed_bytes
         Memory of the second copy of the weights that a tower on a CPU gets, in bytes
         (``CacheConfig.pack_weights``); 0 inside a stream's own entry.
+    timings
+        What :meth:`Cacher.warmup` measured, which the guard goes by; None without a warm-up.
     graphs
         What became of recorded passes (CUDA graphs); None where none are used.
     streams
@@ -164,6 +170,8 @@ class CacheStats:
     cost: float
     state_bytes: int
     packed_bytes: int = 0
+    guarded: int = 0
+    timings: Timings | None = None
     graphs: GraphStats | None = None
     streams: dict[str, CacheStats] = field(default_factory=dict)
 
@@ -180,6 +188,7 @@ class CacheStats:
             tokens_encoded=counters.tokens_encoded,
             cost=counters.cost / counters.frames if counters.frames else 1.0,
             state_bytes=state_bytes,
+            guarded=counters.guarded,
         )
 
     @classmethod
@@ -190,6 +199,7 @@ class CacheStats:
         *,
         free_bytes: int,
         packed_bytes: int,
+        timings: Timings | None,
         graphs: GraphStats | None,
     ) -> CacheStats:
         """Sum the totals of the streams, those of removed ones included."""
@@ -206,6 +216,8 @@ class CacheStats:
             cost=sum(s.cost * s.frames for s in each) / frames if frames else 1.0,
             state_bytes=sum(s.state_bytes for s in each) + free_bytes,
             packed_bytes=packed_bytes,
+            guarded=sum(s.guarded for s in each),
+            timings=timings,
             graphs=graphs,
             streams=streams,
         )

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,12 +12,13 @@ from torch import Tensor
 
 from stc_kernels import token_cosine
 from stc_video.cacher.bucketed import BucketedEncoder
+from stc_video.cacher.guard import Timings, fastest
 from stc_video.cacher.policies.base import NONFINITE, Outputs, PolicyBase
 from stc_video.cacher.ragged import RaggedEncoder
 from stc_video.cacher.segments import Segment, SegmentEncoder, take_rows
 from stc_video.cacher.stats import CACHED, DENSE, UNCHANGED, FrameRecord
 from stc_video.cacher.stream_pool import StreamPool
-from stc_video.cacher.stream_state import MotionState, Stream
+from stc_video.cacher.stream_state import Layout, MotionState, Stream
 from stc_video.config import CacheConfig
 from stc_video.towers.pre_norm import PreNormTower
 
@@ -114,6 +115,8 @@ class MotionPolicy(PolicyBase):
         wanted: frozenset[int],
     ) -> tuple[Outputs, list[FrameRecord]]:
         """Encode consecutive frames of each stream, each against the state the last one left."""
+        if self.is_never_cached:
+            return self.encode_guarded(streams, frames, mask, wanted)
         steps = frames.shape[0] // len(streams)
         parts: list[Outputs] = []
         records: list[list[FrameRecord]] = []
@@ -139,13 +142,27 @@ class MotionPolicy(PolicyBase):
         mask: Tensor | None,
         wanted: frozenset[int],
     ) -> tuple[Outputs, list[FrameRecord]]:
-        """Encode the next frame of each stream, (S, N, C), all of them in one pass."""
+        """Encode the next frame of each stream, (S, N, C), all of them together."""
         for stream in streams:
             self._check_hidden(stream, wanted)
         normed = self.blocks[0].norm1(frames)
         looks = self._look(streams, frames, normed)
         tokens = frames.shape[1]
         plans = [self._plan(*pair, tokens) for pair in zip(streams, looks, strict=True)]
+        outputs = self._carry_out(streams, plans, frames, normed, mask, wanted)
+        chosen = zip(streams, plans, strict=True)
+        return outputs, [self._record(stream, plan, tokens) for stream, plan in chosen]
+
+    def _carry_out(
+        self,
+        streams: Sequence[Stream],
+        plans: Sequence[Plan],
+        frames: Tensor,
+        normed: Tensor,
+        mask: Tensor | None,
+        wanted: frozenset[int],
+    ) -> Outputs:
+        """Encode frames (S, N, C) as planned."""
         chosen = list(zip(streams, plans, strict=True))
         self.place([s for s, plan in chosen if plan.is_kept and s.state is None], wanted)
         segments = []
@@ -164,10 +181,41 @@ class MotionPolicy(PolicyBase):
         for number, (stream, plan) in enumerate(chosen):
             if plan.is_kept:
                 outputs[number] = self._cached_outputs(motion_state(stream), wanted)
-        together = outputs[0]
-        if len(outputs) > 1:
-            together = {layer: torch.cat([one[layer] for one in outputs]) for layer in wanted}
-        return together, [self._record(stream, plan, tokens) for stream, plan in chosen]
+        if len(outputs) == 1:
+            return outputs[0]
+        return {layer: torch.cat([one[layer] for one in outputs]) for layer in wanted}
+
+    def rehearse(
+        self, layout: Layout, frames: Tensor, mask: Tensor | None, wanted: frozenset[int]
+    ) -> Timings:
+        """Run frames (S, N, C) of made-up streams densely and at each bucket, and take the time.
+
+        Room for so many streams is kept from then on, and what can be recorded is.
+        """
+        key, allocate = self._layout_of_state(layout, wanted)
+        self.pool.reserve(frames.shape[0], key, allocate)
+        streams = [Stream(f"warm-up {number}", layout) for number in range(frames.shape[0])]
+        patches = frames.shape[1] - self.pinned
+
+        def run(plan: Plan) -> None:
+            normed = self.blocks[0].norm1(frames)
+            self._look(streams, frames, normed)
+            self._carry_out(streams, [plan] * len(streams), frames, normed, mask, wanted)
+
+        def seconds(call: Callable[[], object]) -> float:
+            return fastest(call, frames.device, self.REHEARSALS)
+
+        try:
+            run(Plan("warm-up", patches))
+            cached = {}
+            for rows in self._bucket_sizes(patches):
+                every = torch.arange(rows + self.pinned, dtype=torch.int32, device=frames.device)
+                plan = Plan("warm-up", rows, every[None], None, self._has_tail(rows, patches))
+                cached[rows + self.pinned] = seconds(lambda: run(plan))  # noqa: B023
+            return Timings(seconds(lambda: self.dense_uncached(frames, mask, wanted)), cached)
+        finally:
+            for stream in streams:
+                stream.drop_state()
 
     def _check_hidden(self, stream: Stream, wanted: frozenset[int]) -> None:
         """Start afresh if hidden states are asked for that were not kept so far."""
@@ -219,6 +267,10 @@ class MotionPolicy(PolicyBase):
         if rows is None:
             reason = f"{count / max(1, patches):.0%} of the tokens changed"
             return Plan(reason, count, similarity=look.similarity)
+        if rows and not self.pays(rows + self.pinned):
+            stream.counters.guarded += 1
+            reason = self.timings.describe(rows + self.pinned) if self.timings else ""
+            return Plan(reason, count, similarity=look.similarity)
         if rows == 0:
             nothing = look.similarity.new_empty((1, 0), dtype=torch.int32)
             return Plan("nothing changed", 0, nothing, look.similarity)
@@ -229,13 +281,20 @@ class MotionPolicy(PolicyBase):
         order = torch.sort(rank, descending=True, stable=True).indices[: rows + self.pinned]
         indices = order.sort().values
         state.staleness[indices] = 0.0
-        with_tail = self.head < len(self.blocks) and rows >= self.config.tail_from * patches
+        with_tail = self._has_tail(rows, patches)
         reason = f"{count} tokens changed, {rows - count} refreshed"
         return Plan(reason, count, indices.int()[None], look.similarity, with_tail)
 
+    def _bucket_sizes(self, patches: int) -> list[int]:
+        return [max(1, math.floor(share * patches)) for share in self.config.buckets]
+
+    def _has_tail(self, rows: int, patches: int) -> bool:
+        """Whether the last layers run for all tokens when so many patches are encoded."""
+        return self.head < len(self.blocks) and rows >= self.config.tail_from * patches
+
     def _bucket(self, changed: int, patches: int) -> int | None:
         """How many patches to encode; None for all of them, 0 for nothing to do."""
-        sizes = [max(1, math.floor(share * patches)) for share in self.config.buckets]
+        sizes = self._bucket_sizes(patches)
         if changed > sizes[-1]:
             return None
         # The refresh yields when the largest bucket is full of changed tokens.
@@ -244,18 +303,24 @@ class MotionPolicy(PolicyBase):
 
     def place(self, streams: Sequence[Stream], wanted: frozenset[int]) -> None:
         """Give streams without a state one, which also keeps the hidden states wanted."""
-        hidden, has_tail = wanted - {self.last}, self.head < len(self.blocks)
         for stream in streams:
             stream.restart_reason = ""
         if not streams:
             return
         layout = streams[0].layout
         assert layout is not None
-        self.pool.place(
-            streams,
-            (layout, hidden),
-            lambda slots: MotionState.empty(layout, len(self.blocks), has_tail, hidden, (slots,)),
-        )
+        self.pool.place(streams, *self._layout_of_state(layout, wanted))
+
+    def _layout_of_state(
+        self, layout: Layout, wanted: frozenset[int]
+    ) -> tuple[Hashable, Callable[[int], MotionState]]:
+        """What tells states apart, and what allocates some."""
+        hidden, has_tail = wanted - {self.last}, self.head < len(self.blocks)
+
+        def allocate(slots: int) -> MotionState:
+            return MotionState.empty(layout, len(self.blocks), has_tail, hidden, (slots,))
+
+        return (layout, hidden), allocate
 
     def _begin(
         self, stream: Stream, plan: Plan, frame: Tensor, normed: Tensor, mask: Tensor | None

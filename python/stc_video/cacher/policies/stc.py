@@ -4,16 +4,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from stc_kernels import select_changed, select_changed_below
 from stc_video.cacher.encoder import dense_layers, stc_layer
+from stc_video.cacher.guard import Timings, fastest
 from stc_video.cacher.policies.base import NONFINITE, Outputs, PolicyBase, finite_frames
 from stc_video.cacher.stats import CACHED, DENSE, FrameRecord
-from stc_video.cacher.stream_state import StcState, Stream
+from stc_video.cacher.stream_state import Layout, StcState, Stream
 
 
 class StcPolicy(PolicyBase):
@@ -34,6 +35,8 @@ class StcPolicy(PolicyBase):
         wanted: frozenset[int],
     ) -> tuple[Outputs, list[FrameRecord]]:
         """Encode one call's frames of each stream."""
+        if self.is_never_cached:
+            return self.encode_guarded(streams, frames, mask, wanted)
         count = frames.shape[0] // len(streams)
         finite = finite_frames(frames)
         rows = [slice(at, at + count) for at in range(0, len(finite), count)]
@@ -53,6 +56,31 @@ class StcPolicy(PolicyBase):
         if len(parts) == 1:
             return parts[0], records
         return {layer: torch.cat([part[layer] for part in parts]) for layer in wanted}, records
+
+    def rehearse(
+        self, layout: Layout, frames: Tensor, mask: Tensor | None, wanted: frozenset[int]
+    ) -> Timings:
+        """Run frames (S, N, C) of made-up streams densely and cached, and take the time."""
+        streams = [Stream(f"warm-up {number}", layout) for number in range(frames.shape[0])]
+        self.place(streams, wanted)
+
+        def run(encode: Callable[..., tuple[Outputs, list[FrameRecord]]]) -> None:
+            for number, stream in enumerate(streams):
+                one = slice(number, number + 1)
+                one_mask = None if mask is None else mask[one]
+                encode(stream, frames[one], one_mask, wanted, [True], "warm-up")
+
+        def seconds(call: Callable[[], object]) -> float:
+            return fastest(call, frames.device, self.REHEARSALS)
+
+        try:
+            run(self._encode_dense)
+            tokens = max(1, self.pinned, math.floor(self.config.ratio * frames.shape[1]))
+            cached = {tokens: seconds(lambda: run(self._encode_cached))}
+            return Timings(seconds(lambda: self.dense_uncached(frames, mask, wanted)), cached)
+        finally:
+            for stream in streams:
+                stream.drop_state()
 
     def place(self, streams: Sequence[Stream], wanted: frozenset[int]) -> None:
         """Give streams without a state an empty one."""
