@@ -388,12 +388,16 @@ def _layout(frames: Tensor, grids: tuple[tuple[int, ...], ...]) -> Layout:
 
 
 def _as_function(forward: Callable[..., Any]) -> Callable[..., Any]:
-    """Wrap a forward so that it can be marked and bound to a module."""
+    """Wrap a forward so that it can be marked and bound to a module.
+
+    A compiled tower calls it as it is: what it does depends on the frames and on the streams.
+    """
 
     def patched(layer: nn.Module, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         return forward(layer, hidden_states, *args, **kwargs)
 
-    return patched
+    uncompiled: Callable[..., Any] = torch.compiler.disable(patched)
+    return uncompiled
 
 
 def _stock(patch: InstancePatch, layer: nn.Module, *args: Any, **kwargs: Any) -> Any:

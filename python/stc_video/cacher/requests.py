@@ -65,8 +65,9 @@ class RequestWatcher:
 
     def install(self) -> None:
         """Put a pre-hook on each module between the tower and its layers."""
+        notice = torch.compiler.disable(self._notice)
         for module in self.ancestors:
-            self._hooks.append(module.register_forward_pre_hook(self._notice, with_kwargs=True))
+            self._hooks.append(module.register_forward_pre_hook(notice, with_kwargs=True))
 
     def remove(self) -> None:
         """Take the hooks off."""
