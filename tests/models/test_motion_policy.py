@@ -163,3 +163,18 @@ def test_bfloat16_stays_close_to_its_own_dense(siglip):
     encoder_output(siglip, frame(0).bfloat16())
     got = encoder_output(siglip, picture)
     torch.testing.assert_close(got, expected, atol=0.1, rtol=0.02)
+
+
+@pytest.mark.parametrize("name", ["siglip", "dinov2-registers"])
+def test_our_attention_kernel_takes_the_place_of_torchs(monkeypatch, name):
+    """What a GPU does, here with the kernel's definition."""
+    tower, pictures = make_tower(name), noisy_walk(5)
+    cacher = stc_video.attach_cacher(tower)
+    expected = [encoder_output(tower, picture) for picture in pictures]
+    cacher.reset()
+    monkeypatch.setattr(
+        "stc_video.towers.pre_norm._has_sparse_kernel", lambda q, k: q.shape[1] < k.shape[1]
+    )
+    for picture, want in zip(pictures, expected, strict=True):
+        torch.testing.assert_close(encoder_output(tower, picture), want, atol=1e-4, rtol=0)
+    assert cacher.stats().cached > 0

@@ -47,3 +47,17 @@ def test_siglip2_masks_padding_in_cached_frames():
         got = tower(**second).last_hidden_state
     assert cacher.last_frames[0].kind == "cached"
     torch.testing.assert_close(got[:, :12], expected[:, :12], atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize("kernel", [False, True])
+def test_padding_is_nobodys_key_whichever_attention_runs(monkeypatch, kernel):
+    tower = siglip2()
+    first, second = siglip2_arguments(1, (3, 4)), siglip2_arguments(1, (3, 4), seed=1)
+    monkeypatch.setattr("stc_video.towers.pre_norm._has_sparse_kernel", lambda _q, _k: kernel)
+    with torch.no_grad():
+        expected = tower(**second).last_hidden_state
+        cacher = stc_video.attach_cacher(tower, CacheConfig(buckets=(1.0,)))
+        tower(**first)
+        got = tower(**second).last_hidden_state
+    assert cacher.last_frames[0].kind == "cached"
+    torch.testing.assert_close(got[:, :12], expected[:, :12], atol=2e-5, rtol=0)

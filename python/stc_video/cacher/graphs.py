@@ -76,7 +76,8 @@ class CudaRecording:
         torch.cuda.synchronize(inputs[0].device)
         before = torch.cuda.memory_reserved(inputs[0].device)
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
+        # Other threads, such as one that generates an answer, may use the device meanwhile.
+        with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
             run(*inputs)
         self.nbytes = max(0, torch.cuda.memory_reserved(inputs[0].device) - before)
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad, scaled_dot_product_attention
 
+from stc_kernels import sparse_query_attention
 from stc_video.errors import UnsupportedModelError
 
 _NORM1 = ("layer_norm1", "norm1")
@@ -116,6 +117,8 @@ class PreNormBlock:
         places: Tensor | None = None,
     ) -> Tensor:
         """Mix the values by attention: :meth:`attend` in front of the output projection."""
+        if _has_sparse_kernel(query, key):
+            return _sparse_attention(query, key, value, self.heads, mask)
         batch, rows, channels = query.shape
         q, k, v = (_split_heads(part, self.heads) for part in (query, key, value))
         if _is_float32_on_cpu(q) and _PADDED_FROM <= rows < _CPU_QUERIES:
@@ -270,6 +273,22 @@ def _heads(attention: nn.Module) -> int:
 
 def _is_float32_on_cpu(x: Tensor) -> bool:
     return x.device.type == "cpu" and x.dtype == torch.float32
+
+
+def _has_sparse_kernel(query: Tensor, key: Tensor) -> bool:
+    """Whether our kernel attends: on a GPU, for fewer queries than keys."""
+    return query.is_cuda and query.shape[1] < key.shape[1]
+
+
+def _sparse_attention(
+    query: Tensor, key: Tensor, value: Tensor, heads: int, mask: Tensor | None
+) -> Tensor:
+    """Attention of rows (B, K, C) to (B, N, C); ``mask`` is None or (B, 1, 1, N)."""
+    q, k, v = (part.unflatten(2, (heads, -1)) for part in (query, key, value))
+    bias = None if mask is None else mask[:, 0, 0, :]
+    if bias is not None and bias.dtype == torch.bool:
+        bias = torch.where(bias, 0.0, -torch.inf).to(query.dtype)
+    return sparse_query_attention(q, k, v, key_bias=bias).flatten(2)
 
 
 def _split_heads(x: Tensor, heads: int) -> Tensor:
