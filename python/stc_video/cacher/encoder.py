@@ -14,7 +14,6 @@ from typing import NamedTuple
 from torch import Tensor
 
 from stc_kernels import gather_rows, scatter_residual, scatter_rows_
-from stc_video.cacher.stream_state import StcState
 from stc_video.towers.pre_norm import PreNormBlock
 
 
@@ -41,6 +40,14 @@ def dense_layers(
         yield LayerTrace(normed, key, value, attention + mlp, x)
 
 
+class StcReference(NamedTuple):
+    """What the last dense frame left in one layer: (N, C), or (F, N, C) for each frame its own."""
+
+    compared: Tensor
+    reused: Tensor
+    update: Tensor
+
+
 class StcLayer(NamedTuple):
     """What a cached layer of ``stc`` computed: its output and what it selected by."""
 
@@ -52,8 +59,7 @@ class StcLayer(NamedTuple):
 def stc_layer(
     block: PreNormBlock,
     x: Tensor,
-    state: StcState,
-    layer: int,
+    reference: StcReference,
     *,
     select: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
     by_keys: bool,
@@ -67,13 +73,11 @@ def stc_layer(
         The layer.
     x
         (F, N, C) residual stream.
-    state
+    reference
         What the last dense frame left; not written to.
-    layer
-        Number of the layer.
     select
-        Chooses the tokens to re-encode: (F, N, C) fresh and (N, C) cached projections to (F, K)
-        int32 indices and (F, N) similarities.
+        Chooses the tokens to re-encode: (F, N, C) fresh and (N, C) or (F, N, C) cached projections
+        to (F, K) int32 indices and (F, N) similarities.
     by_keys
         Compare keys (values stay stale for unselected tokens), else the other way round.
     mask
@@ -86,13 +90,13 @@ def stc_layer(
     """
     normed = block.norm1(x)
     fresh = (block.key if by_keys else block.value)(normed)
-    indices, similarity = select(fresh, state.compared[layer])
+    indices, similarity = select(fresh, reference.compared)
     rows = gather_rows(normed, indices)
-    stale = state.reused[layer].expand_as(x).clone()
+    stale = reference.reused.expand_as(x).clone()
     scatter_rows_(stale, indices, (block.value if by_keys else block.key)(rows))
     key, value = (fresh, stale) if by_keys else (stale, fresh)
     attention = block.attend(block.query(rows), key, value, mask)
     # The MLP needs the selected rows only, so only they are normalised.
     update = attention + block.feed_forward(gather_rows(x, indices) + attention)
-    output = scatter_residual(x, state.update[layer], indices, update)
+    output = scatter_residual(x, reference.update, indices, update)
     return StcLayer(output, indices, similarity)
