@@ -228,32 +228,45 @@ class MotionPolicy(PolicyBase):
         """Compare each frame with its stream's state, with one transfer for all of them."""
         # A sum shows any NaN or Inf, at the price of one pass.
         finite = torch.isfinite(frames.sum(dim=(1, 2), dtype=torch.float32))
-        facts, compared = [finite], []
+        known = [number for number, stream in enumerate(streams) if stream.state is not None]
+        if not known:
+            return [Look(bool(is_finite)) for is_finite in finite.tolist()]
+        states = [motion_state(streams[number]) for number in known]
+        counts, repeated, similarity, changed = self._compare(
+            states, _rows(frames, known), _rows(normed, known)
+        )
+        facts = torch.cat([finite.int(), counts.int(), repeated.int()]).tolist()
+        looks = [Look(bool(is_finite)) for is_finite in facts[: len(streams)]]
+        at = len(streams)
+        for place, number in enumerate(known):
+            looks[number] = Look(
+                looks[number].is_finite,
+                facts[at + place],
+                bool(facts[at + len(known) + place]),
+                similarity[place],
+                changed[place],
+            )
+        return looks
+
+    def _compare(
+        self, states: Sequence[MotionState], frames: Tensor, normed: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Compare frames (S, N, C) with the states of their streams.
+
+        Returns how many tokens changed and whether the frame is a repeated one, (S,) each, then
+        similarity (S, N) and which tokens changed, (S, N).
+        """
+        similarity = token_cosine(normed, _stacked([state.reference for state in states]))
+        changed = ~(similarity > self.config.motion_threshold)
+        changed[:, : self.pinned] = False
+        counts = changed.sum(dim=1)
         # On a CPU a look at a number is free, and one at every value of a frame is not.
-        looks_twice = frames.device.type == "cpu"
-        for frame, norm, stream in zip(frames, normed, streams, strict=True):
-            if stream.state is None:
-                continue
-            state = motion_state(stream)
-            similarity = token_cosine(norm[None], state.reference)[0]
-            changed = ~(similarity > self.config.motion_threshold)
-            changed[: self.pinned] = False
-            count = changed.sum()
-            if looks_twice and count:
-                is_repeated = torch.zeros(1)
-            else:
-                is_repeated = (frame == state.last_input).all()[None]
-            facts += [count[None], is_repeated]
-            compared.append((similarity, changed))
-        known = iter(torch.cat([fact.int() for fact in facts]).tolist())
-        is_finite = [bool(next(known)) for _ in streams]
-        pairs = iter(compared)
-        return [
-            Look(ok)
-            if stream.state is None
-            else Look(ok, next(known), bool(next(known)), *next(pairs))
-            for stream, ok in zip(streams, is_finite, strict=True)
-        ]
+        if frames.device.type == "cpu" and bool(counts.all()):
+            repeated = torch.zeros_like(counts)
+        else:
+            last = _stacked([state.last_input for state in states])
+            repeated = (frames == last).flatten(1).all(dim=1)
+        return counts, repeated, similarity, changed
 
     def _plan(self, stream: Stream, look: Look, tokens: int) -> Plan:
         """Choose the rows to encode, and let the others grow staler."""
@@ -397,3 +410,13 @@ def motion_state(stream: Stream) -> MotionState:
     """Return the state of a stream that has one."""
     assert isinstance(stream.state, MotionState)
     return stream.state
+
+
+def _rows(x: Tensor, numbers: list[int]) -> Tensor:
+    """Some rows of a batch; the batch itself if they are all of them."""
+    return x if len(numbers) == len(x) else torch.stack([x[number] for number in numbers])
+
+
+def _stacked(planes: Sequence[Tensor]) -> Tensor:
+    """Planes (N, C) behind one another; a view of a single one."""
+    return planes[0][None] if len(planes) == 1 else torch.stack(list(planes))
