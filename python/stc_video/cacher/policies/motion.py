@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from stc_kernels import token_cosine
 from stc_video.cacher.bucketed import BucketedEncoder
 from stc_video.cacher.guard import Timings, fastest
 from stc_video.cacher.policies.base import NONFINITE, Outputs, PolicyBase
+from stc_video.cacher.policies.looking import Look, look, motion_state
 from stc_video.cacher.ragged import RaggedEncoder
 from stc_video.cacher.segments import Segment, SegmentEncoder, take_rows
 from stc_video.cacher.stats import CACHED, DENSE, UNCHANGED, FrameRecord
@@ -21,32 +21,6 @@ from stc_video.cacher.stream_pool import StreamPool
 from stc_video.cacher.stream_state import Layout, MotionState, Stream
 from stc_video.config import CacheConfig
 from stc_video.towers.pre_norm import PreNormTower
-
-
-@dataclass(frozen=True)
-class Look:
-    """What is seen of a frame before anything is decided.
-
-    Attributes
-    ----------
-    is_finite
-        Whether it is free of NaN and Inf.
-    changed
-        How many tokens changed.
-    is_repeated
-        Whether it is the last frame once more, bit for bit.
-    similarity
-        (N,) cosine of each token with the input at which it was last encoded; None without a
-        state to compare with.
-    is_changed
-        (N,) bool, which tokens changed; None likewise.
-    """
-
-    is_finite: bool
-    changed: int = 0
-    is_repeated: bool = False
-    similarity: Tensor | None = None
-    is_changed: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -225,78 +199,37 @@ class MotionPolicy(PolicyBase):
         stream.restart_reason = "hidden states are asked for from here on"
 
     def _look(self, streams: Sequence[Stream], frames: Tensor, normed: Tensor) -> list[Look]:
-        """Compare each frame with its stream's state, with one transfer for all of them."""
-        # A sum shows any NaN or Inf, at the price of one pass.
-        finite = torch.isfinite(frames.sum(dim=(1, 2), dtype=torch.float32))
-        known = [number for number, stream in enumerate(streams) if stream.state is not None]
-        if not known:
-            return [Look(bool(is_finite)) for is_finite in finite.tolist()]
-        states = [motion_state(streams[number]) for number in known]
-        counts, repeated, similarity, changed = self._compare(
-            states, _rows(frames, known), _rows(normed, known)
-        )
-        facts = torch.cat([finite.int(), counts.int(), repeated.int()]).tolist()
-        looks = [Look(bool(is_finite)) for is_finite in facts[: len(streams)]]
-        at = len(streams)
-        for place, number in enumerate(known):
-            looks[number] = Look(
-                looks[number].is_finite,
-                facts[at + place],
-                bool(facts[at + len(known) + place]),
-                similarity[place],
-                changed[place],
-            )
-        return looks
+        return look(streams, frames, normed, self.config.motion_threshold, self.pinned)
 
-    def _compare(
-        self, states: Sequence[MotionState], frames: Tensor, normed: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Compare frames (S, N, C) with the states of their streams.
-
-        Returns how many tokens changed and whether the frame is a repeated one, (S,) each, then
-        similarity (S, N) and which tokens changed, (S, N).
-        """
-        similarity = token_cosine(normed, _stacked([state.reference for state in states]))
-        changed = ~(similarity > self.config.motion_threshold)
-        changed[:, : self.pinned] = False
-        counts = changed.sum(dim=1)
-        # On a CPU a look at a number is free, and one at every value of a frame is not.
-        if frames.device.type == "cpu" and bool(counts.all()):
-            repeated = torch.zeros_like(counts)
-        else:
-            last = _stacked([state.last_input for state in states])
-            repeated = (frames == last).flatten(1).all(dim=1)
-        return counts, repeated, similarity, changed
-
-    def _plan(self, stream: Stream, look: Look, tokens: int) -> Plan:
+    def _plan(self, stream: Stream, seen: Look, tokens: int) -> Plan:
         """Choose the rows to encode, and let the others grow staler."""
         patches = tokens - self.pinned
-        if not look.is_finite:
+        if not seen.is_finite:
             return Plan(NONFINITE, patches, is_kept=False)
-        if look.similarity is None or look.is_changed is None:
+        if seen.similarity is None or seen.is_changed is None:
             return Plan(stream.restart_reason or "first frame of the stream", patches)
-        count = look.changed
-        rows = 0 if look.is_repeated else self._bucket(count, patches)
+        count = seen.changed
+        rows = 0 if seen.is_repeated else self._bucket(count, patches)
         if rows is None:
             reason = f"{count / max(1, patches):.0%} of the tokens changed"
-            return Plan(reason, count, similarity=look.similarity)
+            return Plan(reason, count, similarity=seen.similarity)
         if rows and not self.pays(rows + self.pinned):
             stream.counters.guarded += 1
             reason = self.timings.describe(rows + self.pinned) if self.timings else ""
-            return Plan(reason, count, similarity=look.similarity)
+            return Plan(reason, count, similarity=seen.similarity)
         if rows == 0:
-            nothing = look.similarity.new_empty((1, 0), dtype=torch.int32)
-            return Plan("nothing changed", 0, nothing, look.similarity)
+            nothing = seen.similarity.new_empty((1, 0), dtype=torch.int32)
+            return Plan("nothing changed", 0, nothing, seen.similarity)
         state = motion_state(stream)
-        state.staleness += (1.0 - look.similarity) + self.config.age_rate
-        rank = torch.where(look.is_changed, torch.inf, state.staleness)
+        state.staleness += (1.0 - seen.similarity) + self.config.age_rate
+        rank = torch.where(seen.is_changed, torch.inf, state.staleness)
         rank[: self.pinned] = torch.inf
         order = torch.sort(rank, descending=True, stable=True).indices[: rows + self.pinned]
         indices = order.sort().values
         state.staleness[indices] = 0.0
         with_tail = self._has_tail(rows, patches)
         reason = f"{count} tokens changed, {rows - count} refreshed"
-        return Plan(reason, count, indices.int()[None], look.similarity, with_tail)
+        return Plan(reason, count, indices.int()[None], seen.similarity, with_tail)
 
     def _bucket_sizes(self, patches: int) -> list[int]:
         return [max(1, math.floor(share * patches)) for share in self.config.buckets]
@@ -404,19 +337,3 @@ class MotionPolicy(PolicyBase):
             operations.rows(tail_rows, tokens) for operations in self.operations[self.head :]
         )
         return (head + tail) / self.dense_operations(tokens)
-
-
-def motion_state(stream: Stream) -> MotionState:
-    """Return the state of a stream that has one."""
-    assert isinstance(stream.state, MotionState)
-    return stream.state
-
-
-def _rows(x: Tensor, numbers: list[int]) -> Tensor:
-    """Some rows of a batch; the batch itself if they are all of them."""
-    return x if len(numbers) == len(x) else torch.stack([x[number] for number in numbers])
-
-
-def _stacked(planes: Sequence[Tensor]) -> Tensor:
-    """Planes (N, C) behind one another; a view of a single one."""
-    return planes[0][None] if len(planes) == 1 else torch.stack(list(planes))
