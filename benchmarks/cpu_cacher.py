@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Time of a cached frame as a fraction of a dense one, on a CPU.
 
-The dense tower is the unpatched Hugging Face model with scaled-dot-product attention. Dense and
-cached frames alternate in one process, so that the ratio holds when the machine's speed drifts.
+The dense tower is the unpatched Hugging Face model with scaled-dot-product attention, once as it is
+and once under `torch.compile`. Dense, compiled and cached frames alternate in one process, so that
+the ratios hold when the machine's speed drifts.
 
     python benchmarks/cpu_cacher.py --out benchmarks/results/cpu_cacher.csv
 """
@@ -61,6 +62,18 @@ def frames_with_changes(fraction: float, dtype: torch.dtype) -> list[Tensor]:
     return [first.to(dtype), second.to(dtype)]
 
 
+def compiled_twin(tower: nn.Module, layers: int, dtype: torch.dtype) -> Callable[[Tensor], object]:
+    """The dense tower once more, on the same weights, compiled."""
+    twin = make_tower(layers, dtype)
+    twin.load_state_dict(tower.state_dict(), assign=True)
+    return torch.compile(twin)
+
+
+def ratios_of(times: list[float], baseline: list[float]) -> list[float]:
+    """Ratio of each pair, ascending."""
+    return sorted(a / b for a, b in zip(times, baseline, strict=True))
+
+
 def seconds(call: Callable[[], object]) -> float:
     """Wall time of one call."""
     start = time.perf_counter()
@@ -69,18 +82,19 @@ def seconds(call: Callable[[], object]) -> float:
 
 
 def measure(
-    policy: str, fraction: float, dtype_name: str, layers: int, repeats: int
+    policy: str, fraction: float, dtype_name: str, layers: int, repeats: int, compiled: bool
 ) -> dict[str, object]:
     """Alternate dense and cached frames and return one row of the table."""
     dtype = DTYPES[dtype_name]
     tower = make_tower(layers, dtype)
+    stock = compiled_twin(tower, layers, dtype) if compiled else None
     if policy == "motion":
         config = CacheConfig(buckets=(fraction,), refresh=0.0, tail_layers=0)
     else:
         config = CacheConfig(policy="stc", ratio=fraction, interval=10**9)
     cacher = stc_video.attach_cacher(tower, config)
     frames = frames_with_changes(fraction, dtype)
-    dense_times, cached_times = [], []
+    dense_times, compiled_times, cached_times = [], [], []
 
     def dense(frame: Tensor) -> None:
         with cacher.paused():
@@ -91,14 +105,17 @@ def measure(
         for number in range(repeats + 1):
             frame = frames[(number + 1) % 2]
             dense_time = seconds(lambda: dense(frame))  # noqa: B023
+            compiled_time = seconds(lambda: stock(frame)) if stock is not None else math.nan  # noqa: B023
             cached_time = seconds(lambda: tower(frame))  # noqa: B023
             record = cacher.last_frames[0]
             if record.kind != "cached":
                 raise RuntimeError(f"frame {number} was {record.kind} ({record.reason})")
             if number:  # the first pair warms up
                 dense_times.append(dense_time)
+                compiled_times.append(compiled_time)
                 cached_times.append(cached_time)
-    ratios = sorted(c / d for c, d in zip(cached_times, dense_times, strict=True))
+    ratios = ratios_of(cached_times, dense_times)
+    of_compiled = ratios_of(cached_times, compiled_times)
     return {
         "policy": policy,
         "fraction": fraction,
@@ -112,6 +129,8 @@ def measure(
         "ratio": round(statistics.median(ratios), 4),
         "ratio_p20": round(ratios[len(ratios) // 5], 4),
         "ratio_p80": round(ratios[(4 * len(ratios)) // 5], 4),
+        "compiled_ms": round(1e3 * statistics.median(compiled_times), 2),
+        "ratio_to_compiled": round(statistics.median(of_compiled), 4),
         "limit": round(record.cost, 4),
         "backend": stc_kernels.available_backends("select_changed").available[0],
     }
@@ -121,10 +140,11 @@ def main() -> None:
     """Measure every combination asked for."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--policies", nargs="+", default=["motion", "stc"])
-    parser.add_argument("--fractions", nargs="+", type=float, default=[0.25])
+    parser.add_argument("--fractions", nargs="+", type=float, default=[1 / 4, 1 / 8, 1 / 16])
     parser.add_argument("--dtypes", nargs="+", default=list(DTYPES))
     parser.add_argument("--layers", type=int, default=27)
     parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--no-compiled", action="store_true", help="leave torch.compile out")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
@@ -133,7 +153,14 @@ def main() -> None:
     for dtype in arguments.dtypes:
         for policy in arguments.policies:
             for fraction in arguments.fractions:
-                row = measure(policy, fraction, dtype, arguments.layers, arguments.repeats)
+                row = measure(
+                    policy,
+                    fraction,
+                    dtype,
+                    arguments.layers,
+                    arguments.repeats,
+                    not arguments.no_compiled,
+                )
                 print(row, flush=True)
                 rows.append(row | environment())
     if arguments.out is not None:

@@ -223,8 +223,8 @@ class Acceleration:
 
     def forget(self, stream: str) -> None:
         """Drop what cacher and pruner keep of a stream."""
-        if self.cacher is not None and self.cacher.stream_state(stream) is not None:
-            self.cacher.reset(stream)
+        if self.cacher is not None and stream in self.cacher:
+            self.cacher.remove(stream)
         self.pruner.reset(stream)
 
     def _run_tower(self, jobs: Sequence[TowerJob]) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 POLICIES = ("motion", "stc")
 METRICS = ("keys", "values")
+BATCHINGS = ("auto", "ragged", "bucketed")
 
 # Chosen on real clips with a trained DINOv2; benchmarks/fidelity.py measures what it gives.
 MOTION_THRESHOLD = 0.92
@@ -50,6 +51,16 @@ class CacheConfig:
         ``motion``: fraction of re-encoded patches from which on they do, 0 to 1.
     max_streams
         How many streams may have a state at a time; one more is an error until one is reset.
+    batching
+        ``motion``: how the streams of a call are encoded together. ``"ragged"``: in one pass, each
+        with its own number of rows. ``"bucketed"``: in one pass per number of rows, in shapes that
+        repeat. ``"auto"``: ragged on a CPU, where every row costs its time, and bucketed on a GPU.
+    graphs
+        ``motion``, bucketed: record the passes as CUDA graphs on a CUDA device.
+    graph_bytes
+        How many bytes recorded passes may take; the least recently used ones are dropped.
+    guard
+        Encode a frame densely where :meth:`Cacher.warmup` found a cached one to be no faster.
     pack_weights
         Keep the weights of a tower on a CPU a second time, in the layout in which they are
         multiplied: faster, and as much memory again as those weights. The tower's own dense
@@ -67,12 +78,18 @@ class CacheConfig:
     tail_layers: int | None = None
     tail_from: float = 3 / 8
     max_streams: int = 64
+    batching: str = "auto"
+    graphs: bool = True
+    graph_bytes: int = 2 << 30
+    guard: bool = True
     pack_weights: bool = True
 
     def __post_init__(self) -> None:
         """Check every value."""
         _one_of("policy", self.policy, POLICIES)
         _one_of("metric", self.metric, METRICS)
+        _one_of("batching", self.batching, BATCHINGS)
+        _at_least("graph_bytes", self.graph_bytes, 0)
         if not 0.0 < self.ratio <= 1.0:
             raise ValueError(f"CacheConfig: ratio must be above 0 and at most 1, got {self.ratio}")
         _at_least("interval", self.interval, 1)

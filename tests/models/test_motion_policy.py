@@ -29,8 +29,10 @@ from stc_video import CacheConfig
         {},
         {"threshold": 0.95, "tail_layers": 2, "tail_from": 0.25, "buckets": (0.25, 0.5, 0.75)},
         {"threshold": 0.5, "refresh": 0.25, "tail_layers": 0, "age_rate": 0.5},
+        {"batching": "bucketed"},
+        {"batching": "bucketed", "tail_layers": 2, "tail_from": 0.25, "buckets": (0.25, 0.5, 0.75)},
     ],
-    ids=["defaults", "wide-tail", "no-tail"],
+    ids=["defaults", "wide-tail", "no-tail", "bucketed", "bucketed-wide-tail"],
 )
 def test_agrees_with_the_oracle(backend, name, settings):
     tower = make_tower(name)
@@ -39,7 +41,11 @@ def test_agrees_with_the_oracle(backend, name, settings):
     oracle = MotionOracle(
         blocks_of(tower),
         prefix_tokens(name),
-        **{{"tail_layers": "tail"}.get(key, key): value for key, value in settings.items()},
+        **{
+            {"tail_layers": "tail"}.get(key, key): value
+            for key, value in settings.items()
+            if key != "batching"
+        },
     )
     cacher = stc_video.attach_cacher(tower, CacheConfig(**settings))
     kinds = set()
@@ -157,3 +163,18 @@ def test_bfloat16_stays_close_to_its_own_dense(siglip):
     encoder_output(siglip, frame(0).bfloat16())
     got = encoder_output(siglip, picture)
     torch.testing.assert_close(got, expected, atol=0.1, rtol=0.02)
+
+
+@pytest.mark.parametrize("name", ["siglip", "dinov2-registers"])
+def test_our_attention_kernel_takes_the_place_of_torchs(monkeypatch, name):
+    """What a GPU does, here with the kernel's definition."""
+    tower, pictures = make_tower(name), noisy_walk(5)
+    cacher = stc_video.attach_cacher(tower)
+    expected = [encoder_output(tower, picture) for picture in pictures]
+    cacher.reset()
+    monkeypatch.setattr(
+        "stc_video.towers.pre_norm._has_sparse_kernel", lambda q, k: q.shape[1] < k.shape[1]
+    )
+    for picture, want in zip(pictures, expected, strict=True):
+        torch.testing.assert_close(encoder_output(tower, picture), want, atol=1e-4, rtol=0)
+    assert cacher.stats().cached > 0

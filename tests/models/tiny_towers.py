@@ -170,3 +170,14 @@ def encoder_output(tower: nn.Module, picture: Tensor) -> Tensor:
         tower(picture)
     hook.remove()
     return seen[0][0] if isinstance(seen[0], tuple) else seen[0]
+
+
+def last_hidden(tower: nn.Module, *args: object, **kwargs: object) -> Tensor:
+    """Output of the last layer, as the tower returns it."""
+    with torch.no_grad():
+        return tower(*args, **kwargs, output_hidden_states=True).hidden_states[-1]
+
+
+def encode(tower: nn.Module, pictures: list[Tensor]) -> list[Tensor]:
+    """Output of the last layer for each picture, one call each."""
+    return [last_hidden(tower, picture) for picture in pictures]

@@ -1,7 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reuse of a vision tower's work between frames."""
 
+from stc_video.cacher.graphs import GraphStats, GraphWarning
+from stc_video.cacher.guard import Timings
 from stc_video.cacher.handle import Cacher, attach_cacher
 from stc_video.cacher.stats import CacheStats, FrameRecord
 
-__all__ = ["CacheStats", "Cacher", "FrameRecord", "attach_cacher"]
+__all__ = [
+    "CacheStats",
+    "Cacher",
+    "FrameRecord",
+    "GraphStats",
+    "GraphWarning",
+    "Timings",
+    "attach_cacher",
+]

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The passes through the transformer blocks: dense, and the cached ones of the two policies.
+"""The passes through the transformer blocks: dense, and the cached one of ``stc``.
 
 Shapes: F frames, N tokens, C channels, K tokens encoded in a cached frame. None of these passes
-decides anything; which tokens, and when, is in ``policies``.
+decides anything; which tokens, and when, is in ``policies``. The pass of ``motion`` is in
+``ragged``.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ from typing import NamedTuple
 from torch import Tensor
 
 from stc_kernels import gather_rows, scatter_residual, scatter_rows_
-from stc_video.cacher.stream_state import MotionState, StcState
 from stc_video.towers.pre_norm import PreNormBlock
 
 
@@ -40,49 +40,12 @@ def dense_layers(
         yield LayerTrace(normed, key, value, attention + mlp, x)
 
 
-def motion_layers(
-    blocks: Sequence[PreNormBlock],
-    x: Tensor,
-    indices: Tensor,
-    state: MotionState,
-    mask: Tensor | None,
-    layers: range,
-) -> Tensor:
-    """Run some layers for the chosen rows only.
+class StcReference(NamedTuple):
+    """What the last dense frame left in one layer: (N, C), or (F, N, C) for each frame its own."""
 
-    Each layer writes the rows' new keys and values into the stream's and attends to all of them.
-
-    Parameters
-    ----------
-    blocks
-        All blocks of the tower.
-    x
-        (1, K, C) rows of the input of the first of the layers.
-    indices
-        (1, K) int32, the places of those rows.
-    state
-        The stream's state; its keys, values and hidden states are written to.
-    mask
-        Key mask, (1, 1, 1, N), or None.
-    layers
-        Numbers of the layers to run.
-
-    Returns
-    -------
-    Tensor
-        (1, K, C) rows of the output of the last of the layers.
-    """
-    for layer in layers:
-        block = blocks[layer]
-        normed = block.norm1(x)
-        keys, values = state.keys[layer, None], state.values[layer, None]
-        scatter_rows_(keys, indices, block.key(normed))
-        scatter_rows_(values, indices, block.value(normed))
-        x = x + block.attend(block.query(normed), keys, values, mask)
-        x = x + block.feed_forward(x)
-        if layer in state.hidden:
-            scatter_rows_(state.hidden[layer][None], indices, x)
-    return x
+    compared: Tensor
+    reused: Tensor
+    update: Tensor
 
 
 class StcLayer(NamedTuple):
@@ -96,8 +59,7 @@ class StcLayer(NamedTuple):
 def stc_layer(
     block: PreNormBlock,
     x: Tensor,
-    state: StcState,
-    layer: int,
+    reference: StcReference,
     *,
     select: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
     by_keys: bool,
@@ -111,13 +73,11 @@ def stc_layer(
         The layer.
     x
         (F, N, C) residual stream.
-    state
+    reference
         What the last dense frame left; not written to.
-    layer
-        Number of the layer.
     select
-        Chooses the tokens to re-encode: (F, N, C) fresh and (N, C) cached projections to (F, K)
-        int32 indices and (F, N) similarities.
+        Chooses the tokens to re-encode: (F, N, C) fresh and (N, C) or (F, N, C) cached projections
+        to (F, K) int32 indices and (F, N) similarities.
     by_keys
         Compare keys (values stay stale for unselected tokens), else the other way round.
     mask
@@ -130,13 +90,13 @@ def stc_layer(
     """
     normed = block.norm1(x)
     fresh = (block.key if by_keys else block.value)(normed)
-    indices, similarity = select(fresh, state.compared[layer])
+    indices, similarity = select(fresh, reference.compared)
     rows = gather_rows(normed, indices)
-    stale = state.reused[layer].expand_as(x).clone()
+    stale = reference.reused.expand_as(x).clone()
     scatter_rows_(stale, indices, (block.value if by_keys else block.key)(rows))
     key, value = (fresh, stale) if by_keys else (stale, fresh)
     attention = block.attend(block.query(rows), key, value, mask)
     # The MLP needs the selected rows only, so only they are normalised.
     update = attention + block.feed_forward(gather_rows(x, indices) + attention)
-    output = scatter_residual(x, state.update[layer], indices, update)
+    output = scatter_residual(x, reference.update, indices, update)
     return StcLayer(output, indices, similarity)

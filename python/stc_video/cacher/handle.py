@@ -10,11 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from stc_video.cacher.guard import Timings
 from stc_video.cacher.packed_linear import PackedLinears
-from stc_video.cacher.patching import InstancePatch
+from stc_video.cacher.patching import InstancePatch, as_function, run_stock
 from stc_video.cacher.policies import Outputs, make_policy
-from stc_video.cacher.requests import RequestWatcher, TowerRequest
-from stc_video.cacher.stats import CacheStats, FrameRecord
+from stc_video.cacher.requests import RequestWatcher, TowerRequest, has_foreign_hook, mask_of
+from stc_video.cacher.stats import CacheStats, Counters, FrameRecord
+from stc_video.cacher.stream_pool import StreamPool
 from stc_video.cacher.stream_state import Layout, Stream
 from stc_video.config import CacheConfig
 from stc_video.errors import AttachError
@@ -85,10 +87,14 @@ class Cacher:
         self.config = config
         self.last_frames: list[FrameRecord] = []
         self._tower = tower
-        self._policy = make_policy(tower, config)
+        self._pool = StreamPool()
+        self._policy = make_policy(tower, config, self._pool)
         self._streams: dict[str, Stream] = {}
+        # Totals of the streams that were removed.
+        self._removed = Counters()
         self._active: tuple[str, ...] | None = None
         self._is_paused = False
+        self._is_rehearsal = False
         # Outputs of the layers of the pass under way; the first layer computes all of them.
         self._pending: Outputs = {}
         self._watcher = RequestWatcher(tower.ancestors, self._check_call)
@@ -107,7 +113,7 @@ class Cacher:
         forwards = [self._first_forward, *[self._later_forward(i) for i in self._later_layers()]]
         try:
             for block, forward in zip(self._tower.blocks, forwards, strict=True):
-                self._patches.append(InstancePatch.install(block.layer, _as_function(forward)))
+                self._patches.append(InstancePatch.install(block.layer, as_function(forward)))
         except AttachError:
             for patch in self._patches:
                 patch.remove()
@@ -145,6 +151,9 @@ class Cacher:
         self._watcher.remove()
         self._packed.remove()
         self._streams.clear()
+        self._pool.slabs.clear()
+        if self._policy.graphs is not None:
+            self._policy.graphs.clear()
 
     # -- streams and totals ------------------------------------------------------------------
 
@@ -188,6 +197,39 @@ class Cacher:
         finally:
             self._is_paused = before
 
+    def warmup(self, *args: Any, **kwargs: Any) -> Timings:
+        """Make ready for a number of streams, and measure what a cached frame saves.
+
+        Calls the tower with the arguments. Row i of the batch stands for a frame of the i-th of
+        as many streams as will be encoded together; their room in the pool is reserved. Each
+        kind of frame runs a few times; on a CUDA device its graphs are captured.
+
+        With ``CacheConfig(guard=True)`` frames are dense from then on where a cached one was no
+        faster; ``stats()`` says how often and what was measured. No stream is touched.
+
+        Returns
+        -------
+        Timings
+            What was measured; :meth:`use_timings` takes it in another process.
+
+        Raises
+        ------
+        ValueError
+            If there are more rows than ``max_streams``.
+        """
+        self._is_rehearsal = True
+        try:
+            with self.resumed(), torch.no_grad():
+                self._tower.root(*args, **kwargs)
+        finally:
+            self._is_rehearsal = False
+        assert self._policy.timings is not None
+        return self._policy.timings
+
+    def use_timings(self, timings: Timings | None) -> None:
+        """Let the guard go by times measured before, or by none."""
+        self._policy.timings = timings
+
     def reset(self, stream: str | None = None) -> None:
         """Forget a stream's frames and free its memory, or those of all streams.
 
@@ -204,13 +246,35 @@ class Cacher:
         for name in [stream] if stream is not None else list(self._streams):
             self._streams[name].restart("reset")
 
+    def remove(self, stream: str) -> None:
+        """Forget a stream altogether; its totals stay in those over all streams.
+
+        Raises
+        ------
+        KeyError
+            If there is no such stream.
+        """
+        self.reset(stream)
+        self._removed.merge(self._streams.pop(stream).counters)
+
+    def __contains__(self, stream: object) -> bool:
+        """Whether there is a stream of that name."""
+        return stream in self._streams
+
     def stream_state(self, stream: str) -> Stream | None:
-        """Return what is kept of a stream, to be saved with it; None if there is no such stream."""
-        return self._streams.get(stream)
+        """Return a copy of what is kept of a stream, to be saved; None if there is no such one."""
+        found = self._streams.get(stream)
+        return None if found is None else found.detached()
 
     def restore_stream(self, stream: str, state: Stream) -> None:
-        """Take over what :meth:`stream_state` returned."""
-        self._streams[stream] = state
+        """Take over what :meth:`stream_state` returned, into a place in the pool."""
+        if stream in self._streams:
+            self._streams[stream].drop_state()
+        self._check_room([stream])
+        restored = state.detached()
+        restored.name = stream
+        self._policy.restore(restored)
+        self._streams[stream] = restored
 
     def stats(self) -> CacheStats:
         """Return the totals since the cacher was attached, over all streams and for each."""
@@ -218,7 +282,14 @@ class Cacher:
             name: CacheStats.of(stream.counters, stream.nbytes)
             for name, stream in list(self._streams.items())  # other threads may add some
         }
-        return CacheStats.total(each, packed_bytes=self._packed.nbytes)
+        return CacheStats.total(
+            each,
+            CacheStats.of(self._removed, 0),
+            free_bytes=self._pool.free_bytes,
+            packed_bytes=self._packed.nbytes,
+            timings=self._policy.timings,
+            graphs=None if self._policy.graphs is None else self._policy.graphs.stats,
+        )
 
     # -- the forward -------------------------------------------------------------------------
 
@@ -232,26 +303,33 @@ class Cacher:
                 f"{type(module).__name__}: a cached tower is for inference only; call eval() "
                 "first, or detach the cacher to train"
             )
+        if self._is_rehearsal:
+            self._check_room([f"warm-up {number}" for number in range(batch or 1)])
+            return True
         names = self._active or (DEFAULT_STREAM,)
         if self._active is not None and batch is not None and batch % len(names):
             raise ValueError(
                 f"streams: the batch must have one row per stream ({len(names)}), got {batch}"
             )
+        self._check_room(names)
+        return True
+
+    def _check_room(self, names: Sequence[str]) -> None:
+        """Refuse streams beyond the limit; nobody's state is ever dropped to make room."""
         holders = {name for name, stream in self._streams.items() if stream.state is not None}
         if len(holders | set(names)) > self.config.max_streams:
             raise ValueError(
                 f"streams: at most {self.config.max_streams} streams (max_streams) can be kept at "
                 f"a time, got {len(holders | set(names))}; reset(stream) frees one"
             )
-        return True
 
     def _first_forward(self, layer: nn.Module, hidden_states: Tensor, *args: Any, **kw: Any) -> Any:
         """Forward of the first layer: encodes the frames through all layers."""
         patch = self._patches[0]
         if self._is_paused or layer is not patch.module:
-            return _stock(patch, layer, hidden_states, *args, **kw)
+            return run_stock(patch, layer, hidden_states, *args, **kw)
         with torch.no_grad(), self._packed.active():
-            self._pending = self._encode(hidden_states, _mask_of(args, kw))
+            self._pending = self._encode(hidden_states, mask_of(args, kw))
         return self._hand_out(0, hidden_states)
 
     def _later_forward(self, number: int) -> Callable[..., Any]:
@@ -260,7 +338,7 @@ class Cacher:
         def forward(layer: nn.Module, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
             patch = self._patches[number]
             if not self._pending or layer is not patch.module:
-                return _stock(patch, layer, hidden_states, *args, **kwargs)
+                return run_stock(patch, layer, hidden_states, *args, **kwargs)
             return self._hand_out(number, hidden_states)
 
         return forward
@@ -278,25 +356,28 @@ class Cacher:
         request = self._watcher.take()
         wanted = self._wanted_layers(request)
         names = self._active or (DEFAULT_STREAM,)
+        if self._is_rehearsal:
+            layout = _layout(frames, request.grids[:1])
+            self._policy.timings = self._policy.rehearse(layout, frames, key_mask(mask), wanted)
+            return {}
+        streams = [self._streams.setdefault(name, Stream(name)) for name in names]
         rows = frames.shape[0] // len(names)
-        parts: list[Outputs] = []
-        records: list[FrameRecord] = []
-        for number, name in enumerate(names):
-            part = slice(number * rows, (number + 1) * rows)
-            stream = self._streams.setdefault(name, Stream(name))
-            stream.meet(_layout(frames, request.grids[part]))
-            outputs, made = self._policy.encode(stream, frames[part], key_mask(mask, part), wanted)
-            parts.append(outputs)
-            records += made
-        self.last_frames = records
-        if len(parts) == 1:
-            return parts[0]
-        return {layer: torch.cat([part[layer] for part in parts]) for layer in wanted}
+        for number, stream in enumerate(streams):
+            grids = request.grids[number * rows : (number + 1) * rows]
+            stream.meet(_layout(frames, grids))
+        try:
+            outputs, self.last_frames = self._policy.encode(streams, frames, key_mask(mask), wanted)
+        except BaseException:
+            # Some layers may have written to the states and others not.
+            for stream in streams:
+                stream.restart("the call before failed")
+            raise
+        return outputs
 
     def _wanted_layers(self, request: TowerRequest) -> frozenset[int]:
         """Layers whose output the caller or a forward hook of somebody will look at."""
         blocks = self._tower.blocks
-        hooked = {i for i, block in enumerate(blocks) if _has_foreign_hook(block.layer)}
+        hooked = {i for i, block in enumerate(blocks) if has_foreign_hook(block.layer)}
         return request.layers(len(blocks)) | hooked
 
 
@@ -304,35 +385,3 @@ def _layout(frames: Tensor, grids: tuple[tuple[int, ...], ...]) -> Layout:
     """Layout of one stream's frames; frames of different grids make a layout of their own."""
     grid = tuple(size for shape in dict.fromkeys(grids) for size in shape)
     return Layout(frames.shape[1], frames.shape[2], frames.dtype, frames.device, grid)
-
-
-def _as_function(forward: Callable[..., Any]) -> Callable[..., Any]:
-    """Wrap a forward so that it can be marked and bound to a module."""
-
-    def patched(layer: nn.Module, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-        return forward(layer, hidden_states, *args, **kwargs)
-
-    return patched
-
-
-def _stock(patch: InstancePatch, layer: nn.Module, *args: Any, **kwargs: Any) -> Any:
-    """Run a layer as if it were not patched.
-
-    A deep copy of a patched layer carries our forward along; it has no cacher of its own.
-    """
-    if layer is patch.module:
-        return patch.stock(*args, **kwargs)
-    return type(layer).forward(layer, *args, **kwargs)
-
-
-def _mask_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Attention mask that the tower passed to its layers: by name, or first after the states."""
-    return kwargs.get("attention_mask", args[0] if args else None)
-
-
-def _has_foreign_hook(layer: nn.Module) -> bool:
-    """Whether somebody other than transformers' own capture hooks looks at a layer's output."""
-    return any(
-        "output_capturing" not in getattr(hook, "__module__", "")
-        for hook in layer._forward_hooks.values()
-    )

@@ -8,6 +8,7 @@ of a second copy of those weights, and adds the bias in the same pass.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,8 +19,6 @@ from torch import Tensor, nn
 
 from stc_video.cacher.patching import InstancePatch
 from stc_video.towers.pre_norm import PreNormBlock
-
-_DTYPES = (torch.float32, torch.bfloat16)
 
 #: rows that the packed layout is chosen for: an eighth to a half of a few hundred tokens
 _TYPICAL_ROWS = 192
@@ -63,7 +62,7 @@ class PackedLinears:
     blocks
         Blocks of the tower.
     enabled
-        Whether to use packed weights where they help: float32 and bfloat16 on a CPU.
+        Whether to use packed weights where they help: float32, and bfloat16 on a CPU with AVX-512.
     """
 
     blocks: Sequence[PreNormBlock]
@@ -119,10 +118,23 @@ class PackedLinears:
 
 
 def _has_packed_product() -> bool:
-    """Whether this build of torch has oneDNN and the two operators."""
+    """Whether this build of torch has oneDNN and the operators."""
     return torch.backends.mkldnn.is_available() and all(
-        hasattr(torch.ops.mkldnn, name) for name in ("_reorder_linear_weight", "_linear_pointwise")
+        hasattr(torch.ops.mkldnn, name)
+        for name in (
+            "_reorder_linear_weight",
+            "_linear_pointwise",
+            "_is_mkldnn_bf16_supported",
+        )
     )
+
+
+@functools.cache
+def _multiplies_packed(dtype: torch.dtype) -> bool:
+    """Whether oneDNN takes packed weights of this dtype; bfloat16 needs AVX-512 or later."""
+    if dtype == torch.bfloat16:
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return dtype == torch.float32
 
 
 def _is_eligible(linear: nn.Linear, x: Tensor) -> bool:
@@ -130,7 +142,7 @@ def _is_eligible(linear: nn.Linear, x: Tensor) -> bool:
     return (
         x.device.type == "cpu"
         and x.dtype == weight.dtype
-        and x.dtype in _DTYPES
+        and _multiplies_packed(x.dtype)
         and x.numel() > 0
         and not torch.is_grad_enabled()
         and not weight.is_inference()

@@ -12,7 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from stc_video.errors import AttachError
 
@@ -75,3 +76,26 @@ class InstancePatch:
             self.module.__dict__.pop(self.slot, None)
         else:
             setattr(self.module, self.slot, self.before)
+
+
+def as_function(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap a forward so that it can be marked and bound to a module.
+
+    A compiled tower calls it as it is: what it does depends on the frames and on the streams.
+    """
+
+    def patched(layer: nn.Module, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        return forward(layer, hidden_states, *args, **kwargs)
+
+    uncompiled: Callable[..., Any] = torch.compiler.disable(patched)
+    return uncompiled
+
+
+def run_stock(patch: InstancePatch, layer: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """Run a layer as if it were not patched.
+
+    A deep copy of a patched layer carries our forward along; it has no cacher of its own.
+    """
+    if layer is patch.module:
+        return patch.stock(*args, **kwargs)
+    return type(layer).forward(layer, *args, **kwargs)

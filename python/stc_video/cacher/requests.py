@@ -65,8 +65,9 @@ class RequestWatcher:
 
     def install(self) -> None:
         """Put a pre-hook on each module between the tower and its layers."""
+        notice = torch.compiler.disable(self._notice)
         for module in self.ancestors:
-            self._hooks.append(module.register_forward_pre_hook(self._notice, with_kwargs=True))
+            self._hooks.append(module.register_forward_pre_hook(notice, with_kwargs=True))
 
     def remove(self) -> None:
         """Take the hooks off."""
@@ -124,3 +125,16 @@ def _merge(known: bool | frozenset[int], asked: Any) -> bool | frozenset[int]:
         return True
     numbers: frozenset[int] = frozenset([asked] if isinstance(asked, int) else asked)
     return numbers if known is False else known | numbers
+
+
+def mask_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Attention mask that the tower passed to its layers: by name, or first after the states."""
+    return kwargs.get("attention_mask", args[0] if args else None)
+
+
+def has_foreign_hook(layer: nn.Module) -> bool:
+    """Whether somebody other than transformers' own capture hooks looks at a layer's output."""
+    return any(
+        "output_capturing" not in getattr(hook, "__module__", "")
+        for hook in layer._forward_hooks.values()
+    )

@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 import torch
 from torch import Tensor
 
+from stc_video.cacher.graphs import GraphStats
+from stc_video.cacher.guard import Timings
 from stc_video.towers.pre_norm import PreNormBlock
 
 DENSE, CACHED, UNCHANGED = "dense", "cached", "unchanged"
@@ -106,6 +108,7 @@ class Counters:
     cached: int = 0
     unchanged: int = 0
     nonfinite: int = 0
+    guarded: int = 0
     resets: int = 0
     tokens_encoded: int = 0
     cost: float = 0.0
@@ -119,6 +122,11 @@ class Counters:
         self.tokens_encoded += tokens_encoded
         self.cost += record.cost
 
+    def merge(self, other: Counters) -> None:
+        """Add the totals of another stream."""
+        for item in fields(self):
+            setattr(self, item.name, getattr(self, item.name) + getattr(other, item.name))
+
 
 @dataclass(frozen=True)
 class CacheStats:
@@ -130,6 +138,8 @@ class CacheStats:
         Number of frames, and how many of each kind.
     nonfinite
         Frames with NaN or Inf, which were encoded densely and not cached.
+    guarded
+        Frames encoded densely because a cached one was measured to be no faster.
     resets
         How often a stream's state was dropped: by ``reset()`` or because the input's layout
         changed.
@@ -138,10 +148,14 @@ class CacheStats:
     cost
         Mean fraction of a dense frame's operations; 1 if there was no frame.
     state_bytes
-        Memory held for reuse, in bytes.
+        Memory held for reuse, in bytes; over all streams, free slots of the pool included.
     packed_bytes
         Memory of the second copy of the weights that a tower on a CPU gets, in bytes
         (``CacheConfig.pack_weights``); 0 inside a stream's own entry.
+    timings
+        What :meth:`Cacher.warmup` measured, which the guard goes by; None without a warm-up.
+    graphs
+        What became of recorded passes (CUDA graphs); None where none are used.
     streams
         The same for each stream; empty inside a stream's own entry.
     """
@@ -156,6 +170,9 @@ class CacheStats:
     cost: float
     state_bytes: int
     packed_bytes: int = 0
+    guarded: int = 0
+    timings: Timings | None = None
+    graphs: GraphStats | None = None
     streams: dict[str, CacheStats] = field(default_factory=dict)
 
     @classmethod
@@ -171,12 +188,22 @@ class CacheStats:
             tokens_encoded=counters.tokens_encoded,
             cost=counters.cost / counters.frames if counters.frames else 1.0,
             state_bytes=state_bytes,
+            guarded=counters.guarded,
         )
 
     @classmethod
-    def total(cls, streams: dict[str, CacheStats], packed_bytes: int) -> CacheStats:
-        """Sum the totals of several streams."""
-        each = streams.values()
+    def total(
+        cls,
+        streams: dict[str, CacheStats],
+        removed: CacheStats,
+        *,
+        free_bytes: int,
+        packed_bytes: int,
+        timings: Timings | None,
+        graphs: GraphStats | None,
+    ) -> CacheStats:
+        """Sum the totals of the streams, those of removed ones included."""
+        each = [*streams.values(), removed]
         frames = sum(s.frames for s in each)
         return cls(
             frames=frames,
@@ -187,7 +214,10 @@ class CacheStats:
             resets=sum(s.resets for s in each),
             tokens_encoded=sum(s.tokens_encoded for s in each),
             cost=sum(s.cost * s.frames for s in each) / frames if frames else 1.0,
-            state_bytes=sum(s.state_bytes for s in each),
+            state_bytes=sum(s.state_bytes for s in each) + free_bytes,
             packed_bytes=packed_bytes,
+            guarded=sum(s.guarded for s in each),
+            timings=timings,
+            graphs=graphs,
             streams=streams,
         )

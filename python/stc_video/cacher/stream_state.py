@@ -3,13 +3,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from stc_video.cacher.stats import Counters
+
+if TYPE_CHECKING:
+    from stc_video.cacher.stream_pool import Slot
+
+StateT = TypeVar("StateT", bound="_Buffers")
 
 
 @dataclass(frozen=True)
@@ -41,7 +47,7 @@ class Layout:
 
 
 class _Buffers:
-    """Base of the two states: knows its size in bytes."""
+    """Base of the two states: buffers of one stream, or of many behind a leading axis of slots."""
 
     def tensors(self) -> Iterator[Tensor]:
         """Iterate over all buffers."""
@@ -56,6 +62,31 @@ class _Buffers:
     def nbytes(self) -> int:
         """Size of all buffers in bytes."""
         return sum(tensor.nbytes for tensor in self.tensors())
+
+    def slot(self: StateT, number: int) -> StateT:
+        """Return views of one slot's buffers."""
+        with torch.inference_mode(False):
+            return self._map(lambda tensor: tensor[number])
+
+    def clone(self: StateT) -> StateT:
+        """Return a copy that shares no memory with this one."""
+        with torch.inference_mode(False):
+            return self._map(torch.clone)
+
+    def copy_(self: StateT, other: StateT) -> None:
+        """Take over the values of another state of the same layout."""
+        for mine, its in zip(self.tensors(), other.tensors(), strict=True):
+            mine.copy_(its)
+
+    def _map(self: StateT, function: Callable[[Tensor], Tensor]) -> StateT:
+        changed: dict[str, Any] = {}
+        for item in fields(self):  # type: ignore[arg-type]
+            value = getattr(self, item.name)
+            if isinstance(value, Tensor):
+                changed[item.name] = function(value)
+            elif isinstance(value, dict):
+                changed[item.name] = {key: function(tensor) for key, tensor in value.items()}
+        return replace(self, **changed)  # type: ignore[type-var]
 
 
 @dataclass
@@ -91,20 +122,26 @@ class MotionState(_Buffers):
 
     @classmethod
     def empty(
-        cls, layout: Layout, layers: int, has_tail: bool, hidden: frozenset[int]
+        cls,
+        layout: Layout,
+        layers: int,
+        has_tail: bool,
+        hidden: frozenset[int],
+        slots: tuple[int, ...] = (),
     ) -> MotionState:
-        """Allocate the buffers for a tower of ``layers`` layers."""
+        """Allocate the buffers for a tower of ``layers`` layers, for one stream or for slots."""
         with torch.inference_mode(False):
-            staleness = torch.zeros(layout.tokens, dtype=torch.float32, device=layout.device)
+            shape = (*slots, layout.tokens)
+            staleness = torch.zeros(shape, dtype=torch.float32, device=layout.device)
         return cls(
-            keys=layout.empty(layers),
-            values=layout.empty(layers),
-            reference=layout.empty(),
-            last_input=layout.empty(),
-            output=layout.empty(),
+            keys=layout.empty(*slots, layers),
+            values=layout.empty(*slots, layers),
+            reference=layout.empty(*slots),
+            last_input=layout.empty(*slots),
+            output=layout.empty(*slots),
             staleness=staleness,
-            tail_input=layout.empty() if has_tail else None,
-            hidden={layer: layout.empty() for layer in sorted(hidden)},
+            tail_input=layout.empty(*slots) if has_tail else None,
+            hidden={layer: layout.empty(*slots) for layer in sorted(hidden)},
         )
 
 
@@ -127,14 +164,33 @@ class StcState(_Buffers):
     update: Tensor
 
     @classmethod
-    def empty(cls, layout: Layout, layers: int) -> StcState:
-        """Allocate the buffers for a tower of ``layers`` layers."""
-        return cls(layout.empty(layers), layout.empty(layers), layout.empty(layers))
+    def empty(cls, layout: Layout, layers: int, slots: tuple[int, ...] = ()) -> StcState:
+        """Allocate the buffers for a tower of ``layers`` layers, for one stream or for slots."""
+        return cls(*(layout.empty(*slots, layers) for _ in fields(cls)))
 
 
 @dataclass
 class Stream:
-    """One stream: its state, if any, and its totals."""
+    """One stream: its state, if any, and its totals.
+
+    Attributes
+    ----------
+    name
+        Its name.
+    layout
+        Layout of its last frame.
+    state
+        What is kept of it: views of its slot, or buffers of its own in a stream that was taken
+        out of its cacher to be saved.
+    calls
+        Calls since the state was started, for a schedule.
+    counters
+        Its totals.
+    restart_reason
+        Why the next frame is dense.
+    slot
+        The place that its state has in the cacher's pool.
+    """
 
     name: str
     layout: Layout | None = None
@@ -142,18 +198,31 @@ class Stream:
     calls: int = 0
     counters: Counters = field(default_factory=Counters)
     restart_reason: str = ""
+    slot: Slot | None = None
 
     def restart(self, reason: str) -> None:
         """Drop the state; the next frame is dense and gives this reason."""
         if self.state is not None:
             self.counters.resets += 1
-        self.state, self.layout, self.calls, self.restart_reason = None, None, 0, reason
+        self.drop_state()
+        self.layout, self.calls, self.restart_reason = None, 0, reason
+
+    def drop_state(self) -> None:
+        """Forget what was kept and give the slot back."""
+        if self.slot is not None:
+            self.slot.release()
+        self.state = self.slot = None
 
     def meet(self, layout: Layout) -> None:
         """Restart if the input no longer has the layout that the state was made for."""
         if self.layout is not None and self.layout != layout:
             self.restart(f"layout changed to {layout.describe()}")
         self.layout = layout
+
+    def detached(self) -> Stream:
+        """Return a copy that shares nothing with this stream and holds no slot."""
+        state = None if self.state is None else self.state.clone()
+        return replace(self, state=state, counters=replace(self.counters), slot=None)
 
     @property
     def nbytes(self) -> int:

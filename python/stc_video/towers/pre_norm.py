@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad, scaled_dot_product_attention
 
+from stc_kernels import sparse_query_attention
 from stc_video.errors import UnsupportedModelError
 
 _NORM1 = ("layer_norm1", "norm1")
@@ -86,17 +87,48 @@ class PreNormBlock:
         """
         return "output_attentions" in inspect.signature(type(self.layer).forward).parameters
 
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+    def project(
+        self, normed: Tensor, places: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values of normalised rows, each (B, K, C)."""
+        return self.query(normed), self.key(normed), self.value(normed)
+
+    def attend(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        places: Tensor | None = None,
+    ) -> Tensor:
         """Attention branch of some rows: query (B, K, C), key and value (B, N, C) -> (B, K, C).
 
-        ``mask`` is None or broadcastable to (B, heads, K, N).
+        ``mask`` is None or broadcastable to (B, heads, K, N). ``places`` (B, K) are the rows'
+        places in the frame, which blocks with positions of their own need.
         """
+        return self.attention_branch(self.mix(query, key, value, mask, places))
+
+    def mix(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        places: Tensor | None = None,
+    ) -> Tensor:
+        """Mix the values by attention: :meth:`attend` in front of the output projection."""
+        if _has_sparse_kernel(query, key):
+            return _sparse_attention(query, key, value, self.heads, mask)
         batch, rows, channels = query.shape
         q, k, v = (_split_heads(part, self.heads) for part in (query, key, value))
         if _is_float32_on_cpu(q) and _PADDED_FROM <= rows < _CPU_QUERIES:
             q = pad(q, (0, 0, 0, _CPU_QUERIES - rows))
         mixed = scaled_dot_product_attention(q, k, v, attn_mask=mask)[:, :, :rows]
-        branch = self.output(mixed.transpose(1, 2).reshape(batch, rows, channels))
+        return mixed.transpose(1, 2).reshape(batch, rows, channels)
+
+    def attention_branch(self, mixed: Tensor) -> Tensor:
+        """Project mixed values (B, K, C) to what is added to the residual stream."""
+        branch = self.output(mixed)
         return cast(Tensor, branch if self.scale1 is None else self.scale1(branch))
 
     def feed_forward(self, x: Tensor) -> Tensor:
@@ -243,14 +275,30 @@ def _is_float32_on_cpu(x: Tensor) -> bool:
     return x.device.type == "cpu" and x.dtype == torch.float32
 
 
+def _has_sparse_kernel(query: Tensor, key: Tensor) -> bool:
+    """Whether our kernel attends: on a GPU, for fewer queries than keys."""
+    return query.is_cuda and query.shape[1] < key.shape[1]
+
+
+def _sparse_attention(
+    query: Tensor, key: Tensor, value: Tensor, heads: int, mask: Tensor | None
+) -> Tensor:
+    """Attention of rows (B, K, C) to (B, N, C); ``mask`` is None or (B, 1, 1, N)."""
+    q, k, v = (part.unflatten(2, (heads, -1)) for part in (query, key, value))
+    bias = None if mask is None else mask[:, 0, 0, :]
+    if bias is not None and bias.dtype == torch.bool:
+        bias = torch.where(bias, 0.0, -torch.inf).to(query.dtype)
+    return sparse_query_attention(q, k, v, key_bias=bias).flatten(2)
+
+
 def _split_heads(x: Tensor, heads: int) -> Tensor:
     """(B, K, C) -> (B, heads, K, C / heads), a view."""
     batch, rows, channels = x.shape
     return x.view(batch, rows, heads, channels // heads).transpose(1, 2)
 
 
-def key_mask(mask: object, rows: slice) -> Tensor | None:
-    """Mask over the keys of some frames, for any subset of their queries.
+def key_mask(mask: object) -> Tensor | None:
+    """Mask over the keys of each frame, for any subset of its queries.
 
     SigLIP2 masks padding keys, (B, 1, N, N) with equal rows, so that one row serves all queries.
 
@@ -258,14 +306,10 @@ def key_mask(mask: object, rows: slice) -> Tensor | None:
     ----------
     mask
         What the tower passed to its layers: None or a tensor.
-    rows
-        Frames of the batch to take.
 
     Returns
     -------
     Tensor or None
-        (frames, 1, 1, N), bool or additive.
+        (B, 1, 1, N), bool or additive.
     """
-    if not isinstance(mask, torch.Tensor):
-        return None
-    return mask[rows, :, :1, :]
+    return mask[:, :, :1, :] if isinstance(mask, torch.Tensor) else None

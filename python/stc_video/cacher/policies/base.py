@@ -10,8 +10,11 @@ import torch
 from torch import Tensor
 
 from stc_video.cacher.encoder import dense_layers
-from stc_video.cacher.stats import FrameRecord, Operations
-from stc_video.cacher.stream_state import Stream
+from stc_video.cacher.graphs import GraphCache, PlainRecorder, recorder_for
+from stc_video.cacher.guard import Timings
+from stc_video.cacher.stats import DENSE, FrameRecord, Operations
+from stc_video.cacher.stream_pool import StreamPool
+from stc_video.cacher.stream_state import Layout, Stream
 from stc_video.config import CacheConfig
 from stc_video.towers.pre_norm import PreNormTower
 
@@ -24,22 +27,100 @@ NONFINITE = "NaN or Inf in the input: encoded densely and not cached"
 class Policy(Protocol):
     """What the handle asks of a policy."""
 
+    graphs: GraphCache | None
+    timings: Timings | None
+
     def encode(
-        self, stream: Stream, frames: Tensor, mask: Tensor | None, wanted: frozenset[int]
+        self,
+        streams: Sequence[Stream],
+        frames: Tensor,
+        mask: Tensor | None,
+        wanted: frozenset[int],
     ) -> tuple[Outputs, list[FrameRecord]]:
-        """Encode the next frames (F, N, C) of a stream; ``wanted`` are the layers to return."""
+        """Encode the next frames (S * F, N, C) of S streams, those of a stream one after another.
+
+        ``mask`` is None or (S * F, 1, 1, N), ``wanted`` are the layers to return. The records are
+        in the order of the rows.
+        """
+        ...
+
+    def restore(self, stream: Stream) -> None:
+        """Move the state of a saved stream into the pool."""
+        ...
+
+    def rehearse(
+        self, layout: Layout, frames: Tensor, mask: Tensor | None, wanted: frozenset[int]
+    ) -> Timings:
+        """Take the time of dense and of cached frames (S, N, C), one of each of S streams."""
         ...
 
 
 class PolicyBase:
     """What both policies share: the tower's geometry, dense frames, and the book-keeping."""
 
-    def __init__(self, tower: PreNormTower, config: CacheConfig) -> None:
+    #: how often each kind of frame is timed
+    REHEARSALS = 3
+
+    def __init__(self, tower: PreNormTower, config: CacheConfig, pool: StreamPool) -> None:
         self.blocks = tower.blocks
+        self.pool = pool
+        self.graphs: GraphCache | None = None
+        self.timings: Timings | None = None
         self.pinned = tower.prefix_tokens
         self.config = config
         channels = _channels(tower)
         self.operations = [Operations.of(block, channels) for block in tower.blocks]
+
+    def place(self, streams: Sequence[Stream], wanted: frozenset[int]) -> None:
+        """Give streams without a state an empty one for the outputs of the ``wanted`` layers."""
+        raise NotImplementedError
+
+    def restore(self, stream: Stream) -> None:
+        """Move the state of a saved stream into the pool."""
+        saved, reason = stream.state, stream.restart_reason
+        if saved is None:
+            return
+        stream.state = None
+        hidden = getattr(saved, "hidden", {})
+        self.place([stream], frozenset(hidden) | {self.last})
+        stream.restart_reason = reason
+        assert stream.state is not None
+        stream.state.copy_(saved)
+
+    def graphs_on(self, device: torch.device) -> GraphCache:
+        """Return where passes are recorded, made when it is first needed."""
+        if self.graphs is None:
+            recorder = recorder_for(device) if self.config.graphs else PlainRecorder()
+            self.graphs = GraphCache(recorder, self.config.graph_bytes)
+            self.pool.on_discard.append(self.graphs.forget)
+        return self.graphs
+
+    def pays(self, tokens: int) -> bool:
+        """Whether a cached frame of so many tokens is faster than a dense one, or not measured."""
+        return self.timings is None or not self.config.guard or self.timings.pays(tokens)
+
+    @property
+    def is_never_cached(self) -> bool:
+        """Whether no cached frame is faster than a dense one, as far as measured."""
+        return self.timings is not None and self.config.guard and self.timings.never_pays
+
+    def encode_guarded(
+        self,
+        streams: Sequence[Stream],
+        frames: Tensor,
+        mask: Tensor | None,
+        wanted: frozenset[int],
+    ) -> tuple[Outputs, list[FrameRecord]]:
+        """Encode frames (S * F, N, C) densely and keep nothing, because nothing else is faster."""
+        assert self.timings is not None
+        reason = self.timings.describe(min(self.timings.cached))
+        records = []
+        for stream in streams:
+            stream.drop_state()
+            for _ in range(frames.shape[0] // len(streams)):
+                stream.counters.guarded += 1
+                records.append(self.record(stream, DENSE, reason, frames.shape[1]))
+        return self.dense_uncached(frames, mask, wanted), records
 
     @property
     def last(self) -> int:

@@ -4,15 +4,43 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from stc_kernels import select_changed, select_changed_below
-from stc_video.cacher.encoder import dense_layers, stc_layer
+from stc_video.cacher.encoder import StcReference, dense_layers, stc_layer
+from stc_video.cacher.guard import Timings, fastest
 from stc_video.cacher.policies.base import NONFINITE, Outputs, PolicyBase, finite_frames
 from stc_video.cacher.stats import CACHED, DENSE, FrameRecord
-from stc_video.cacher.stream_state import StcState, Stream
+from stc_video.cacher.stream_state import Layout, StcState, Stream
+
+
+@dataclass(frozen=True)
+class StreamCall:
+    """One stream's part of a call of the tower.
+
+    Attributes
+    ----------
+    stream
+        The stream.
+    rows
+        Its rows in the batch.
+    finite
+        For each of them, whether it is free of NaN and Inf.
+    is_dense
+        Whether they are encoded densely.
+    reason
+        Why, in words.
+    """
+
+    stream: Stream
+    rows: slice
+    finite: list[bool]
+    is_dense: bool
+    reason: str
 
 
 class StcPolicy(PolicyBase):
@@ -26,52 +54,136 @@ class StcPolicy(PolicyBase):
     THRESHOLD_STEP = 1 / 16
 
     def encode(
-        self, stream: Stream, frames: Tensor, mask: Tensor | None, wanted: frozenset[int]
-    ) -> tuple[Outputs, list[FrameRecord]]:
-        """Encode one call's frames of a stream."""
-        finite = finite_frames(frames)
-        has_state = isinstance(stream.state, StcState)
-        if not any(finite):
-            # Nothing to learn from: the schedule waits.
-            dense, encode = True, self._encode_dense
-        else:
-            dense = not has_state or stream.calls % self.config.interval == 0
-            encode = self._encode_dense if dense else self._encode_cached
-            stream.calls += 1
-        reason = "first frame of the stream" if not has_state else "scheduled refresh"
-        if stream.restart_reason and any(finite):
-            reason, stream.restart_reason = stream.restart_reason, ""
-        return encode(stream, frames, mask, wanted, finite, reason if dense else "")
-
-    def _encode_dense(
         self,
-        stream: Stream,
+        streams: Sequence[Stream],
         frames: Tensor,
         mask: Tensor | None,
         wanted: frozenset[int],
-        finite: list[bool],
-        reason: str,
     ) -> tuple[Outputs, list[FrameRecord]]:
-        """Encode all tokens; the last finite frame becomes the reference."""
-        assert stream.layout is not None
-        state = stream.state
-        usable = [number for number, is_finite in enumerate(finite) if is_finite]
-        if not isinstance(state, StcState) and usable:
-            state = StcState.empty(stream.layout, len(self.blocks))
-        by_keys = self.config.metric == "keys"
+        """Encode one call's frames of each stream."""
+        if self.is_never_cached:
+            return self.encode_guarded(streams, frames, mask, wanted)
+        count = frames.shape[0] // len(streams)
+        finite = finite_frames(frames)
+        parts = [slice(at, at + count) for at in range(0, len(finite), count)]
+        fresh = {
+            stream.name: stream
+            for stream, rows in zip(streams, parts, strict=True)
+            if stream.state is None and any(finite[rows])
+        }
+        self.place(list(fresh.values()), wanted)
+        calls = [
+            self._schedule(stream, rows, finite[rows], stream.state and stream.name not in fresh)
+            for stream, rows in zip(streams, parts, strict=True)
+        ]
+        made = {}
+        for group in self._groups(calls):
+            whole = len(group) == len(calls)
+            part = frames if whole else torch.cat([frames[call.rows] for call in group])
+            own_mask = mask
+            if mask is not None and not whole:
+                own_mask = torch.cat([mask[call.rows] for call in group])
+            encode = self._encode_dense if group[0].is_dense else self._encode_cached
+            outputs, records = encode(group, part, own_mask, wanted)
+            if whole:
+                return outputs, records
+            for number, call in enumerate(group):
+                rows = slice(number * count, (number + 1) * count)
+                cut = {layer: output[rows] for layer, output in outputs.items()}
+                made[call.stream.name] = cut, records[rows]
+        ordered = [made[stream.name] for stream in streams]
+        together = {layer: torch.cat([cut[layer] for cut, _ in ordered]) for layer in wanted}
+        return together, [record for _, records in ordered for record in records]
+
+    def _schedule(
+        self, stream: Stream, rows: slice, finite: list[bool], has_state: object
+    ) -> StreamCall:
+        """Decide whether a call is dense."""
+        if not any(finite):
+            # Nothing to learn from: the schedule waits.
+            return StreamCall(stream, rows, finite, True, NONFINITE)
+        is_dense = not has_state or stream.calls % self.config.interval == 0
+        stream.calls += 1
+        reason = "scheduled refresh" if has_state else "first frame of the stream"
+        if stream.restart_reason:
+            reason, stream.restart_reason = stream.restart_reason, ""
+        return StreamCall(stream, rows, finite, is_dense, reason)
+
+    def _groups(self, calls: Sequence[StreamCall]) -> Iterator[list[StreamCall]]:
+        """Put together the calls that can be encoded in one pass."""
+        together: dict[bool, list[StreamCall]] = {}
+        for call in calls:
+            # With a threshold each stream has its own number of tokens in each layer.
+            if call.is_dense or (all(call.finite) and self.config.threshold is None):
+                together.setdefault(call.is_dense, []).append(call)
+            else:
+                yield [call]
+        yield from together.values()
+
+    def rehearse(
+        self, layout: Layout, frames: Tensor, mask: Tensor | None, wanted: frozenset[int]
+    ) -> Timings:
+        """Run frames (S, N, C) of made-up streams densely and cached, and take the time."""
+        streams = [Stream(f"warm-up {number}", layout) for number in range(frames.shape[0])]
+        self.place(streams, wanted)
+
+        calls = [
+            StreamCall(stream, slice(number, number + 1), [True], True, "warm-up")
+            for number, stream in enumerate(streams)
+        ]
+
+        def seconds(call: Callable[[], object]) -> float:
+            return fastest(call, frames.device, self.REHEARSALS)
+
+        try:
+            self._encode_dense(calls, frames, mask, wanted)
+            tokens = max(1, self.pinned, math.floor(self.config.ratio * frames.shape[1]))
+            cached = {tokens: seconds(lambda: self._encode_cached(calls, frames, mask, wanted))}
+            return Timings(seconds(lambda: self.dense_uncached(frames, mask, wanted)), cached)
+        finally:
+            for stream in streams:
+                stream.drop_state()
+
+    def place(self, streams: Sequence[Stream], wanted: frozenset[int]) -> None:
+        """Give streams without a state an empty one."""
+        if not streams:
+            return
+        layout = streams[0].layout
+        assert layout is not None
+        self.pool.place(
+            streams, layout, lambda slots: StcState.empty(layout, len(self.blocks), (slots,))
+        )
+
+    def _encode_dense(
+        self,
+        calls: Sequence[StreamCall],
+        frames: Tensor,
+        mask: Tensor | None,
+        wanted: frozenset[int],
+    ) -> tuple[Outputs, list[FrameRecord]]:
+        """Encode all tokens; the last finite frame of each call becomes its stream's reference."""
+        count = frames.shape[0] // len(calls)
+        kept = []
+        for number, call in enumerate(calls):
+            usable = [at for at, is_finite in enumerate(call.finite) if is_finite]
+            if usable:
+                kept.append((stc_state(call.stream), number * count + usable[-1]))
         outputs: Outputs = {}
         for layer, trace in enumerate(dense_layers(self.blocks, frames, mask)):
-            if usable and isinstance(state, StcState):
-                compared, reused = trace.key[usable[-1]], trace.value[usable[-1]]
-                if not by_keys:
-                    compared, reused = reused, compared
-                state.compared[layer].copy_(compared)
-                state.reused[layer].copy_(reused)
-                state.update[layer].copy_(trace.update[usable[-1]])
+            compared, reused = trace.key, trace.value
+            if self.config.metric == "values":
+                compared, reused = reused, compared
+            for state, row in kept:
+                state.compared[layer].copy_(compared[row])
+                state.reused[layer].copy_(reused[row])
+                state.update[layer].copy_(trace.update[row])
             if layer in wanted:
                 outputs[layer] = trace.output
-        stream.state = state
-        return outputs, [self._dense_record(stream, frames, ok, reason) for ok in finite]
+        return outputs, [
+            self._dense_record(call.stream, frames, is_finite, call.reason)
+            for call in calls
+            for is_finite in call.finite
+        ]
 
     def _dense_record(
         self, stream: Stream, frames: Tensor, finite: bool, reason: str
@@ -81,18 +193,14 @@ class StcPolicy(PolicyBase):
 
     def _encode_cached(
         self,
-        stream: Stream,
+        calls: Sequence[StreamCall],
         frames: Tensor,
         mask: Tensor | None,
         wanted: frozenset[int],
-        finite: list[bool],
-        reason: str,
     ) -> tuple[Outputs, list[FrameRecord]]:
         """Re-encode some tokens per layer; frames with NaN or Inf are encoded densely instead."""
-        if not all(finite):
-            return self._encode_mixed(stream, frames, mask, wanted, finite, reason)
-        state = stream.state
-        assert isinstance(state, StcState)
+        if not all(calls[0].finite):
+            return self._encode_mixed(calls[0], frames, mask, wanted)
         tokens = frames.shape[1]
         outputs: Outputs = {}
         selected, done, x = [], 0, frames
@@ -101,8 +209,7 @@ class StcPolicy(PolicyBase):
             x, indices, similarity = stc_layer(
                 block,
                 x,
-                state,
-                layer,
+                _references(calls, layer, frames.shape[0]),
                 select=self._select,
                 by_keys=self.config.metric == "keys",
                 mask=mask,
@@ -115,9 +222,10 @@ class StcPolicy(PolicyBase):
             done += self.operations[layer].rows_with_fresh_keys(indices.shape[1], tokens)
         encoded = round(sum(indices.shape[1] for indices in selected) / len(selected))
         assert first_similarity is not None
+        count = frames.shape[0] // len(calls)
         records = [
             self.record(
-                stream,
+                calls[number // count].stream,
                 CACHED,
                 f"{encoded} of {tokens} tokens re-encoded in each layer",
                 tokens,
@@ -132,26 +240,19 @@ class StcPolicy(PolicyBase):
         return outputs, records
 
     def _encode_mixed(
-        self,
-        stream: Stream,
-        frames: Tensor,
-        mask: Tensor | None,
-        wanted: frozenset[int],
-        finite: list[bool],
-        reason: str,
+        self, call: StreamCall, frames: Tensor, mask: Tensor | None, wanted: frozenset[int]
     ) -> tuple[Outputs, list[FrameRecord]]:
         """Encode a cached call frame by frame, those with NaN or Inf densely."""
         parts, records = [], []
-        for number, is_finite in enumerate(finite):
+        for number, is_finite in enumerate(call.finite):
             frame = frames[number, None]
             frame_mask = None if mask is None else mask[number, None]
             if is_finite:
-                outputs, made = self._encode_cached(
-                    stream, frame, frame_mask, wanted, [True], reason
-                )
+                one = replace(call, finite=[True])
+                outputs, made = self._encode_cached([one], frame, frame_mask, wanted)
             else:
                 outputs = self.dense_uncached(frame, frame_mask, wanted)
-                made = [self._dense_record(stream, frame, False, reason)]
+                made = [self._dense_record(call.stream, frame, False, call.reason)]
             parts.append(outputs)
             records += made
         return {layer: torch.cat([part[layer] for part in parts]) for layer in wanted}, records
@@ -170,3 +271,24 @@ class StcPolicy(PolicyBase):
             share = min(1.0, steps * self.THRESHOLD_STEP)
         count = min(tokens, max(1, self.pinned, math.floor(share * tokens)))
         return select_changed(fresh, cached, count, pinned=self.pinned)
+
+
+def stc_state(stream: Stream) -> StcState:
+    """Return the state of a stream that has one."""
+    assert isinstance(stream.state, StcState)
+    return stream.state
+
+
+def _references(calls: Sequence[StreamCall], layer: int, frames: int) -> StcReference:
+    """What the frames of some calls, as many of each, are compared with in a layer."""
+    states = [stc_state(call.stream) for call in calls]
+    if len(states) == 1:
+        state = states[0]
+        return StcReference(state.compared[layer], state.reused[layer], state.update[layer])
+    each = frames // len(calls)
+    return StcReference(
+        *(
+            torch.stack([planes[layer] for planes in of_states]).repeat_interleave(each, 0)
+            for of_states in zip(*(state.tensors() for state in states), strict=True)
+        )
+    )

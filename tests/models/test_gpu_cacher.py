@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The cacher on a CUDA device: graphs, many streams, and how often it waits."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+from tiny_towers import TOWERS, encode, frame, last_hidden, make_tower, noisy_walk
+
+import stc_video
+from stc_video import CacheConfig
+from stc_video.cacher import GraphWarning
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+
+
+def on_gpu(pictures):
+    return [picture.cuda() for picture in pictures]
+
+
+def assert_same(got, expected, atol=2e-4):
+    for a, b in zip(got, expected, strict=True):
+        torch.testing.assert_close(a.cpu(), b.cpu(), atol=atol, rtol=0)
+
+
+@pytest.fixture(autouse=True)
+def _exact_products():
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = False
+    yield
+    torch.backends.cuda.matmul.allow_tf32 = before
+
+
+@pytest.mark.parametrize("name", TOWERS)
+def test_graphs_agree_with_no_graphs_and_with_the_cpu(name):
+    pictures = noisy_walk(10)
+    tower = make_tower(name)
+    cacher = stc_video.attach_cacher(tower)
+    expected = encode(tower, pictures)
+    cacher.detach()
+    tower.cuda()
+    for config in (CacheConfig(), CacheConfig(graphs=False), CacheConfig(batching="ragged")):
+        cacher = stc_video.attach_cacher(tower, config)
+        assert_same(encode(tower, on_gpu(pictures)), expected)
+        assert cacher.stats().cached > 0
+        if config == CacheConfig():
+            assert cacher.stats().graphs.replayed == 10
+            assert cacher.stats().graphs.failures == ()
+        cacher.detach()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_stays_close_to_its_own_dense(dtype):
+    tower = make_tower("siglip").cuda().to(dtype)
+    pictures = [picture.to(dtype) for picture in on_gpu(noisy_walk(6))]
+    cacher = stc_video.attach_cacher(tower, CacheConfig(buckets=(1.0,), tail_layers=0))
+    got = encode(tower, pictures)
+    with cacher.paused():
+        expected = encode(tower, pictures)
+    for a, b in zip(got, expected, strict=True):
+        torch.testing.assert_close(a, b, atol=0.1, rtol=0.05)
+
+
+def test_ten_frames_are_the_callers_to_keep():
+    tower = make_tower("siglip").cuda()
+    stc_video.attach_cacher(tower)
+    pictures = on_gpu(noisy_walk(10))
+    kept = encode(tower, pictures)
+    copies = [output.clone() for output in kept]
+    encode(tower, pictures)
+    assert all(torch.equal(a, b) for a, b in zip(kept, copies, strict=True))
+
+
+def test_streams_together_get_what_each_gets_alone():
+    tower = make_tower("siglip").cuda()
+    videos = [on_gpu([picture.roll(shift, -1) for picture in noisy_walk(6)]) for shift in range(5)]
+    cacher = stc_video.attach_cacher(tower)
+    alone = []
+    for video in videos:
+        alone.append(encode(tower, video))
+        cacher.reset()
+    with cacher.streams([str(number) for number in range(5)]):
+        for step in range(6):
+            rows = last_hidden(tower, torch.cat([video[step] for video in videos]))
+            assert_same(rows, [outputs[step][0] for outputs in alone])
+
+
+def test_warmup_captures_everything_beforehand():
+    tower = make_tower("siglip").cuda()
+    cacher = stc_video.attach_cacher(tower, CacheConfig(guard=False))
+    cacher.warmup(frame(0).cuda(), output_hidden_states=True)
+    recorded = cacher.stats().graphs.recorded
+    assert recorded == 6
+    encode(tower, on_gpu(noisy_walk(8)))
+    assert cacher.stats().graphs.recorded == recorded
+    assert cacher.stats().graphs.nbytes > 0
+
+
+def test_a_tower_that_cannot_be_captured_runs_and_says_why():
+    tower = make_tower("siglip").cuda()
+    pictures = on_gpu(noisy_walk(4))
+    cacher = stc_video.attach_cacher(tower, CacheConfig(graphs=False))
+    expected = encode(tower, pictures)
+    cacher.detach()
+    cacher = stc_video.attach_cacher(tower)
+    mlp = cacher._tower.blocks[1].mlp
+    hook = mlp.register_forward_pre_hook(lambda _m, args: float(args[0].sum()) and None)
+    with pytest.warns(GraphWarning, match="recording a pass failed"):
+        got = encode(tower, pictures)
+    hook.remove()
+    assert_same(got, expected)
+    assert cacher.stats().graphs.failures
+
+
+def test_a_frame_waits_for_the_device_once():
+    """The number of changed tokens decides the shape; nothing else comes back."""
+    tower = make_tower("siglip").cuda()
+    cacher = stc_video.attach_cacher(tower, CacheConfig(guard=False))
+    pictures = on_gpu(noisy_walk(6))
+    encode(tower, pictures)
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        for picture in pictures:
+            with warnings.catch_warnings(record=True) as caught, torch.no_grad():
+                warnings.simplefilter("always")
+                tower(picture, output_hidden_states=True)
+            assert sum("synchroniz" in str(warning.message) for warning in caught) <= 1
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert cacher.stats().cached > 0
