@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-__all__ = ["byte_tokenizer"]
+__all__ = ["byte_tokenizer", "unreadable"]
 
 #: as LLaVA-OneVision's: the video before the question, turns in ChatML
 CHAT_TEMPLATE = (
@@ -62,3 +62,14 @@ def byte_tokenizer(config: Any) -> PreTrainedTokenizerFast:
     )
     tokenizer.chat_template = CHAT_TEMPLATE
     return tokenizer
+
+
+def unreadable(tokenizer: Any, config: Any) -> list[int]:
+    """Ids that are no letter, space or end, so that random answers can at least be printed."""
+    letters = set(" .abcdefghijklmnopqrstuvwxyz")
+    size = int(config.get_text_config().vocab_size)
+    kept = {
+        tokenizer.eos_token_id,
+        *tokenizer.convert_tokens_to_ids(tokenizer.tokenize("".join(letters))),
+    }
+    return [i for i in range(size) if i not in kept]

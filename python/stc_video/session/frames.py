@@ -106,7 +106,7 @@ def pushed_frames(
 ) -> list[PushedFrame]:
     """Describe frames that were encoded and pruned; the first has the number ``first``."""
     places = [tuple(i for i in row if i >= 0) for row in kept.indices.tolist()]
-    each = list(records) or [None] * len(places)
+    each: Sequence[FrameRecord | None] = list(records) or [None] * len(places)
     rows = enumerate(zip(times, places, each, strict=True), start=first)
     return [PushedFrame(number, *row) for number, row in rows]
 
