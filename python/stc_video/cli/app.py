@@ -13,6 +13,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from stc_video.cli import live
+
 __all__ = ["app", "run_app"]
 
 BAD_INPUT = 2
@@ -261,6 +263,10 @@ def run(
     )
     command = shlex.join(["stc", *sys.argv[1:]])
     raise typer.Exit(run_video(settings, out, command))
+
+
+app.command()(live.serve)
+app.command()(live.chat)
 
 
 @app.command()

@@ -95,6 +95,8 @@ class StreamingSession:
         self._handle: Acceleration = untyped.stc
         self._handle.users += 1
         self._open = True
+        self._push_lock = threading.Lock()
+        self._memory_lock = threading.RLock()
         try:
             self._placeholder = int(untyped.config.video_token_id)
             self._template = PromptTemplate(processor, self._placeholder)
@@ -110,8 +112,6 @@ class StreamingSession:
         images = getattr(processor, "image_processor", None)
         self._preprocessor = frame_preprocessor(untyped.model.vision_tower, images)
         self._timer = StageTimer(model.device)
-        self._push_lock = threading.Lock()
-        self._memory_lock = threading.RLock()
         self._waiting: list[Frame] = []
         self._turns: list[tuple[str, str]] = []
         self._start_over()
@@ -125,6 +125,11 @@ class StreamingSession:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    @property
+    def tokenizer(self) -> Any:
+        """The model's tokenizer."""
+        return self._template.tokenizer
 
     # -- the stream --------------------------------------------------------------------------
 
@@ -160,6 +165,7 @@ class StreamingSession:
         times = to_times(timestamps, len(pixels))
         pushed = []
         with self._push_lock:
+            self._check_open()
             for first in range(0, len(pixels), self._chunk):
                 part = slice(first, first + self._chunk)
                 kept = self._encode(pixels[part])
@@ -186,9 +192,9 @@ class StreamingSession:
         MemoryFullError
             As for :meth:`push`.
         """
-        self._check_open()
         times = to_times(timestamps, len(kept.tokens))
         with self._push_lock:
+            self._check_open()
             self._take(kept, times)
 
     def flush(self) -> None:
@@ -270,13 +276,14 @@ class StreamingSession:
 
     def close(self) -> None:
         """Forget the stream, and restore the model if no other session needs it."""
-        if not self._open:
-            return
-        self._open = False
-        if hasattr(self, "_memory"):
-            self._memory.clear()
-        if hasattr(self, "_name"):
-            self._handle.forget(self._name)
+        with self._push_lock, self._memory_lock:
+            if not self._open:
+                return
+            self._open = False
+            if hasattr(self, "_memory"):
+                self._memory.clear()
+            if hasattr(self, "_name"):
+                self._handle.forget(self._name)
         self._handle.users -= 1
         if self._handle.owned and self._handle.users == 0:
             self._handle.restore()
@@ -314,6 +321,7 @@ class StreamingSession:
         The folder always holds a whole save: the one before until this one is complete.
         """
         with self._push_lock, self._memory_lock:
+            self._check_open()
             saved = SavedSession(
                 frames=self._frames,
                 tokens_kept=self._tokens_kept,
