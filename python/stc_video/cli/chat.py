@@ -59,6 +59,11 @@ def run_chat(
     -------
     int
         The exit code: 0, or 1 if the video broke off.
+
+    Raises
+    ------
+    ValueError
+        For bad input, such as a video without a first frame.
     """
     import torch
 
@@ -91,7 +96,7 @@ class _Camera(threading.Thread):
 
     def __init__(self, session: StreamingSession, video: LiveVideo, console: Console) -> None:
         super().__init__(name="camera", daemon=True)
-        self.problem: str | None = None
+        self.problem: Exception | None = None
         self.seen_first = threading.Event()
         self.video = video
         self._session, self._console = session, console
@@ -102,8 +107,10 @@ class _Camera(threading.Thread):
                 self._session.push(frame.image, frame.time)
                 self.seen_first.set()
         except (VideoError, RuntimeError) as error:
-            self.problem = str(error)
-            self._console.print(f"The video broke off: {error}", style="bold red", markup=False)
+            self.problem = error
+            if self.seen_first.is_set():
+                text = f"The video broke off: {error}"
+                self._console.print(text, style="bold red", markup=False)
         finally:
             self.seen_first.set()
 
@@ -120,6 +127,8 @@ class _Conversation:
     def run(self, *, waits: bool) -> None:
         """Go on until the input ends."""
         self._camera.seen_first.wait()
+        if self._camera.problem is not None and not self._session.stats().frames:
+            raise self._camera.problem
         while (line := self._read()) is not None:
             if line in ("/quit", "/exit"):
                 return

@@ -32,7 +32,15 @@ def run_service(
     import torch
 
     from stc_video.models.chat import load_chat_model
-    from stc_video.serve.server import serve
+
+    try:
+        from stc_video.serve.server import serve
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.split(".")[0] == "stc_video":
+            raise
+        raise ModuleNotFoundError(
+            f"the package {error.name} is missing: pip install 'stc-kernels[serve]'"
+        ) from error
 
     console = Console(highlight=False, soft_wrap=True)
     if threads is not None:

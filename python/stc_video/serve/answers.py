@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
 
+from stc_video.serve.config import ServeConfig
 from stc_video.serve.errors import Refused
 from stc_video.serve.limits import TokenBucket
 from stc_video.serve.metrics import Metrics
@@ -98,22 +99,19 @@ class AnswerDesk:
     ----------
     tokenizer
         The model's.
-    most, waiting
-        Answers at a time, and questions that may wait.
-    per_minute
-        Questions of all clients together.
+    config
+        Limits.
     metrics
         Where they are counted.
     """
 
-    def __init__(
-        self, tokenizer: Any, most: int, waiting: int, per_minute: int, metrics: Metrics
-    ) -> None:
+    def __init__(self, tokenizer: Any, config: ServeConfig, metrics: Metrics) -> None:
         self._tokenizer = tokenizer
-        self._limit = most + waiting
+        self._limit = config.max_questions + config.max_waiting
         self._metrics = metrics
+        per_minute = config.questions_per_minute
         self._rate = TokenBucket(per_minute / 60, per_minute / 4)
-        self._threads = ThreadPoolExecutor(most, thread_name_prefix="answer")
+        self._threads = ThreadPoolExecutor(config.max_questions, thread_name_prefix="answer")
         self._open: set[LiveAnswer] = set()
 
     def ask(
@@ -172,8 +170,12 @@ class AnswerDesk:
         self._metrics.answers.labels(outcome).inc()
         live.finish(result)
 
-    def close(self) -> None:
-        """Stop all answers and wait for their threads."""
+    def stop(self) -> None:
+        """Let all answers end with their next tokens."""
         for live in list(self._open):
             live.stop()
+
+    def close(self) -> None:
+        """Stop all answers and wait for their threads."""
+        self.stop()
         self._threads.shutdown()

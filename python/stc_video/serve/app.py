@@ -16,15 +16,14 @@ from starlette.types import ASGIApp
 
 from stc_kernels import __version__
 from stc_video.models.chat import ChatModel
-from stc_video.serve.answers import AnswerDesk
 from stc_video.serve.cameras import camera_routes
 from stc_video.serve.chat import chat_routes
-from stc_video.serve.config import ServeConfig
 from stc_video.serve.errors import Refused, install_handlers
 from stc_video.serve.guard import Guard
 from stc_video.serve.hub import StreamHub
 from stc_video.serve.limits import BodyLimit
 from stc_video.serve.metrics import Metrics
+from stc_video.serve.service import Service
 
 __all__ = ["make_app"]
 
@@ -44,49 +43,37 @@ _PAGE_HEADERS = {
 }
 
 
-def make_app(hub: StreamHub, config: ServeConfig) -> ASGIApp:
+def make_app(service: Service) -> ASGIApp:
     """Make the app.
 
     Parameters
     ----------
-    hub
-        The streams, which are saved and closed when the app ends.
-    config
-        Limits and settings.
+    service
+        A started one; it is closed when the app ends.
 
     Returns
     -------
     ASGIApp
         For uvicorn or another server.
     """
-    chat, metrics = hub.chat, Metrics()
-    hub.on_seconds = metrics.frame_seconds.observe
-    desk = AnswerDesk(
-        chat.processor.tokenizer,
-        config.max_questions,
-        config.max_waiting,
-        config.questions_per_minute,
-        metrics,
-    )
-    metrics.watch(hub)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
-        await run_in_threadpool(desk.close)
-        await run_in_threadpool(hub.close)
+        await run_in_threadpool(service.close)
 
     app = FastAPI(
         title="stc serve", version=__version__, docs_url=None, redoc_url=None, lifespan=lifespan
     )
     install_handlers(app)
-    model = _public_name(chat.name)
-    app.include_router(chat_routes(hub, desk, config, model))
-    app.include_router(camera_routes(hub))
-    _add_streams(app, hub)
-    _add_status(app, chat, metrics, model)
-    limited = BodyLimit(app, config.max_body_bytes)
-    return Guard(limited, config.token, lambda reason: metrics.refused.labels(reason).inc())
+    metrics, model = service.metrics, _public_name(service.chat.name)
+    app.include_router(chat_routes(service, model))
+    app.include_router(camera_routes(service.hub))
+    _add_streams(app, service.hub)
+    _add_status(app, service.chat, metrics, model)
+    limited = BodyLimit(app, service.config.max_body_bytes)
+    refused = metrics.refused
+    return Guard(limited, service.config.token, lambda reason: refused.labels(reason).inc())
 
 
 def _add_streams(app: FastAPI, hub: StreamHub) -> None:

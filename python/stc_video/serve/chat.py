@@ -12,11 +12,10 @@ from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from stc_video.serve.answers import AnswerDesk, LiveAnswer
-from stc_video.serve.config import ServeConfig
+from stc_video.serve.answers import LiveAnswer
 from stc_video.serve.errors import Refused
-from stc_video.serve.hub import StreamHub
 from stc_video.serve.schema import ChatRequest, Completion
+from stc_video.serve.service import Service
 from stc_video.session import Answer
 
 __all__ = ["chat_routes"]
@@ -26,30 +25,28 @@ _KEEP_ALIVE_SECONDS = 1.0
 _CLIENT_GONE = 499
 
 
-def chat_routes(hub: StreamHub, desk: AnswerDesk, config: ServeConfig, model: str) -> APIRouter:
+def chat_routes(service: Service, model: str) -> APIRouter:
     """Return the routes, for all streams and for one.
 
     Parameters
     ----------
-    hub, desk
-        Streams and answers.
-    config
-        Limits.
+    service
+        Streams, answers and limits.
     model
         Name of the model.
     """
-    routes = APIRouter()
+    routes, hub, config = APIRouter(), service.hub, service.config
 
     async def complete(chat: ChatRequest, request: Request, name: str | None) -> Response:
         if chat.model not in (None, model):
             raise Refused(404, f"the model is {model!r}, got {chat.model!r}", "model_not_found")
-        stream = hub.the_one() if name is None else hub.get(name)
         try:
             history, question = chat.conversation()
         except ValueError as error:
             raise Refused(400, str(error), "bad_messages") from error
+        stream = hub.the_one() if name is None else hub.get(name)
         settings = chat.settings(config.max_new_tokens)
-        live = desk.ask(stream, question, history, settings)
+        live = service.desk.ask(stream, question, history, settings)
         completion = Completion(model)
         if chat.stream:
             usage = chat.stream_options.include_usage

@@ -34,19 +34,22 @@ class StreamHub:
     config
         Limits, and where to save.
 
-    Attributes
-    ----------
     on_seconds
         Called with the time that each frame took until it was seen.
+
+    Attributes
+    ----------
     saves, failed_saves
         How many there were.
     """
 
-    def __init__(self, chat: ChatModel, config: ServeConfig) -> None:
+    def __init__(
+        self, chat: ChatModel, config: ServeConfig, on_seconds: Callable[[float], None]
+    ) -> None:
         self.chat = chat
         self.saves = self.failed_saves = 0
         self._config = config
-        self.on_seconds: Callable[[float], None] = lambda seconds: None
+        self._on_seconds = on_seconds
         self._streams: dict[str, LiveStream] = {}
         self._saved: dict[str, int] = {}
         self._lock = threading.RLock()
@@ -167,9 +170,7 @@ class StreamHub:
             )  # fmt: skip
 
     def _add(self, name: str, session: StreamingSession) -> LiveStream:
-        stream = LiveStream(
-            name, session, self._handle, self._config, lambda seconds: self.on_seconds(seconds)
-        )
+        stream = LiveStream(name, session, self._handle, self._config, self._on_seconds)
         self._streams[name] = stream
         return stream
 

@@ -52,7 +52,7 @@ def decode_picture(data: bytes, max_pixels: int) -> Image.Image:
     try:
         upright = ImageOps.exif_transpose(picture)
         return upright.convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except (OSError, ValueError, SyntaxError) as error:
         raise PictureError(f"the picture is damaged ({error})") from error
 
 
@@ -64,7 +64,9 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
             picture = Image.open(io.BytesIO(data), formats=_FORMATS)
     except UnidentifiedImageError:
         raise PictureError(f"a frame must be a JPEG or PNG, got {len(data)} other bytes") from None
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except Image.DecompressionBombError as error:
+        raise PictureError(f"a frame must have at most {max_pixels} pixels ({error})") from error
+    except (OSError, ValueError, SyntaxError) as error:
         raise PictureError(f"the picture is damaged ({error})") from error
     width, height = picture.size
     if width * height > max_pixels:

@@ -14,7 +14,7 @@ import uvicorn
 from stc_video.models.chat import ChatModel
 from stc_video.serve.app import make_app
 from stc_video.serve.config import ServeConfig
-from stc_video.serve.hub import StreamHub
+from stc_video.serve.service import Service
 
 __all__ = ["serve"]
 
@@ -42,12 +42,12 @@ def serve(chat: ChatModel, config: ServeConfig, on_ready: Callable[[str], None])
         If a saved stream cannot be resumed.
     """
     listener = _listen(config)
-    hub = StreamHub(chat, config)
+    service = Service(chat, config)
     host, port = listener.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
     server = _Server(
         uvicorn.Config(
-            make_app(hub, config),
+            make_app(service),
             log_level="warning",
             server_header=False,
             limit_concurrency=config.max_connections,
@@ -58,15 +58,16 @@ def serve(chat: ChatModel, config: ServeConfig, on_ready: Callable[[str], None])
             ws_per_message_deflate=False,
             lifespan="on",
         ),
-        lambda: on_ready(f"http://{shown}:{port}"),
+        on_ready=lambda: on_ready(f"http://{shown}:{port}"),
+        on_end=service.stop_answers,
     )
     try:
-        hub.start()
+        service.start()
         with _signals_end_only_the_server():
             server.run(sockets=[listener])
     finally:
         listener.close()
-        hub.close()
+        service.close()
 
 
 @contextmanager
@@ -101,14 +102,21 @@ def _listen(config: ServeConfig) -> socket.socket:
 
 
 class _Server(uvicorn.Server):
-    """A server that says when it has started."""
+    """A server that says when it has started, and when it is about to end."""
 
-    def __init__(self, config: uvicorn.Config, on_ready: Callable[[], None]) -> None:
+    def __init__(
+        self, config: uvicorn.Config, on_ready: Callable[[], None], on_end: Callable[[], None]
+    ) -> None:
         super().__init__(config)
-        self._on_ready = on_ready
+        self._on_ready, self._on_end = on_ready, on_end
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start, and say so."""
         await super().startup(sockets)
         if self.started and not self.should_exit:
             self._on_ready()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Say so, and shut down; uvicorn waits for the requests under way."""
+        self._on_end()
+        await super().shutdown(sockets)
