@@ -119,8 +119,8 @@ class Acceleration:
         The pruner in front of its language model.
     positions
         ``"repacked"`` or ``"original"``.
-    grid, tower_grid
-        (H, W) of the tokens of a frame before pruning, and of the tower's patch tokens.
+    grid
+        (H, W) of the tokens of a frame before pruning.
     users
         How many sessions use it.
     owned
@@ -144,8 +144,7 @@ class Acceleration:
         self._side = side
         config: Any = side.tower.config
         size = config.image_size // config.patch_size
-        self.tower_grid = (size, size)
-        self.grid = side.feature_grid(self.tower_grid)
+        self.grid = side.feature_grid((size, size))
         self._batcher = TowerBatcher(self._run_tower)
         self._records: dict[str, list[FrameRecord]] = {}
         self._exit = ExitStack()

@@ -168,7 +168,10 @@ def test_a_slow_model_drops_the_oldest_and_every_frame_is_counted(service) -> No
         socket.receive_json()
         stream = hub.get("door")
         with stream.session._push_lock:  # the model is busy
-            for seed in range(1, 8):
+            push(socket, jpeg(1), timestamp=1)
+            while not (stream.received == 2 and stream.waiting == 0):  # under way
+                time.sleep(0.01)
+            for seed in range(2, 8):
                 push(socket, jpeg(seed), timestamp=seed)
             told = [socket.receive_json() for _ in range(3)]
             assert stream.waiting == 3

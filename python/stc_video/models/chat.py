@@ -126,7 +126,8 @@ def _load_tokenizer(name: str) -> Any:
     auto: Any = AutoTokenizer  # has no types
     try:
         tokenizer = auto.from_pretrained(name)
-    except (OSError, ValueError, KeyError) as error:
+    # transformers 4.57 stumbles over what is missing.
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = str(error).strip().split("\n")[0].rstrip(".")
         raise ModelError(f"model {name}: the tokenizer cannot be loaded: {reason}") from error
     # The tokenizer's own one knows text only.

@@ -53,15 +53,17 @@ def camera_routes(hub: StreamHub) -> APIRouter:
 
     @routes.websocket("/v1/streams/{name}/watch")
     async def watch(socket: WebSocket, name: str) -> None:
-        await _accept(socket)
         try:
             stream = hub.get(name)
         except Refused as refused:
+            await _accept(socket)
             await _refuse(socket, refused)
             return
         pictures = Outbox(socket, _PICTURES)
+        # Before it is accepted, so that its client misses nothing from then on.
         stop = stream.watch(pictures.put)
         try:
+            await _accept(socket)
             async with pictures.sending():
                 await _until_gone(socket)
         except WebSocketDisconnect:

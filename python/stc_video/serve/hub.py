@@ -170,7 +170,8 @@ class StreamHub:
             )  # fmt: skip
 
     def _add(self, name: str, session: StreamingSession) -> LiveStream:
-        stream = LiveStream(name, session, self._handle, self._config, self._on_seconds)
+        grid = _tower_grid(self.chat.model)
+        stream = LiveStream(name, session, grid, self._config, self._on_seconds)
         self._streams[name] = stream
         return stream
 
@@ -219,3 +220,12 @@ class StreamHub:
             stream.session.close()
         self._streams.clear()
         self._handle.restore()
+
+
+def _tower_grid(model: Any) -> tuple[int, int] | None:
+    """Rows and columns of the tower's patch tokens, if they are the same for all videos."""
+    config = model.config.vision_config
+    if not hasattr(config, "image_size"):
+        return None
+    side = config.image_size // config.patch_size
+    return side, side

@@ -12,7 +12,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from stc_video.acceleration import Acceleration
 from stc_video.errors import MemoryFullError
 from stc_video.serve.config import ServeConfig
 from stc_video.serve.limits import TokenBucket
@@ -55,8 +54,8 @@ class LiveStream:
         Of the stream.
     session
         Its session.
-    handle
-        The accelerated model's handle.
+    grid
+        (H, W) of the tower's patch tokens, or None if it differs from video to video.
     config
         Limits.
     on_seconds
@@ -76,7 +75,7 @@ class LiveStream:
         self,
         name: str,
         session: StreamingSession,
-        handle: Acceleration,
+        grid: tuple[int, int] | None,
         config: ServeConfig,
         on_seconds: Callable[[float], None],
     ) -> None:
@@ -85,7 +84,7 @@ class LiveStream:
         self.received = self.seen = self.dropped = 0
         self.rejected: Counter[str] = Counter()
         self.pushing = False
-        self._handle = handle
+        self._grid = grid
         self._config = config
         self._on_seconds = on_seconds
         self._queue = FrameQueue(config.queue_frames)
@@ -154,7 +153,7 @@ class LiveStream:
         while (frame := self._queue.get()) is not None:
             try:
                 picture = decode_picture(frame.data, self._config.max_frame_pixels)
-                (pushed,) = self.session.push(picture, frame.time)
+                pushed = self.session.push(picture, frame.time)
             except PictureError as error:
                 self._reject(frame, "malformed", str(error))
             except MemoryFullError as error:
@@ -164,10 +163,13 @@ class LiveStream:
                 _LOG.exception("stream %s: a frame failed", self.name)
                 self._reject(frame, "failed", "the model failed on this frame; see the log")
             else:
-                self._tell(frame, pushed)
+                self._tell(frame, pushed[-1] if pushed else None)
 
-    def _tell(self, frame: QueuedFrame, pushed: PushedFrame) -> None:
-        """Count a frame that was seen, and tell its sender and who watches."""
+    def _tell(self, frame: QueuedFrame, pushed: PushedFrame | None) -> None:
+        """Count a frame that was seen, and tell its sender and who watches.
+
+        None stands for a picture that waits for others to make a frame.
+        """
         with self._counting:
             self.seen += 1
         took = time.perf_counter() - frame.arrived
@@ -175,30 +177,30 @@ class LiveStream:
         facts = {
             "event": "seen",
             "frame": frame.id,
-            "number": pushed.number,
-            "time": pushed.time,
+            "number": None if pushed is None else pushed.number,
+            "time": frame.time,
             "seconds": took,
-            "tokens_kept": len(pushed.kept),
+            "tokens_kept": 0 if pushed is None else len(pushed.kept),
             **self.counts(),
         }
-        frame.reply(facts)
         watchers = list(self._watchers)
-        if watchers:
+        if watchers and pushed is not None:
             seen = SeenFrame(frame.data, facts | self._tokens(pushed))
             for watcher in watchers:
                 watcher(seen)
+        frame.reply(facts)
 
     def _tokens(self, pushed: PushedFrame) -> dict[str, Any]:
         """Which tokens were encoded anew (one byte each, as base64) and which were kept."""
-        made: dict[str, Any] = {"kept": pushed.kept, "feature_grid": self._handle.grid}
+        made: dict[str, Any] = {"kept": pushed.kept, "feature_grid": pushed.grid}
         record = pushed.record
-        if record is not None:
+        if record is not None and self._grid is not None:
             heat = (255 * record.encoded[record.prefix_tokens :]).round().byte()
             made |= {
                 "kind": record.kind,
                 "reason": record.reason,
                 "cost": record.cost,
-                "grid": self._handle.tower_grid,
+                "grid": self._grid,
                 "encoded": base64.b64encode(bytes(heat.tolist())).decode(),
             }
         return made

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from stc_video.session.frames import PushedFrame
+from stc_video.session.pushed import PushedFrame
 from stc_video.session.session import Answer, StreamingSession
 from stc_video.session.stats import SessionStats, StageStats
 

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -12,37 +11,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from stc_video.cacher import FrameRecord
 from stc_video.models.preprocess import Preprocessor
-from stc_video.pruners import PrunedTokens
 
-__all__ = ["FrameLike", "PushedFrame", "pushed_frames", "to_pixels", "to_times"]
+__all__ = ["FrameLike", "to_pixels", "to_times"]
 
 #: a PIL image, a NumPy array, a tensor, or a sequence of these
 FrameLike: TypeAlias = Any
 _Picture: TypeAlias = npt.NDArray[np.uint8]
-
-
-@dataclass(frozen=True, eq=False)
-class PushedFrame:
-    """What became of a frame.
-
-    Attributes
-    ----------
-    number
-        Running number in the stream, from 0.
-    time
-        When it was taken, in seconds, or None.
-    kept
-        Places of the tokens that entered the language model, ascending, on its grid.
-    record
-        What the cacher did, such as which tokens of the tower were encoded anew; None without one.
-    """
-
-    number: int
-    time: float | None
-    kept: tuple[int, ...]
-    record: FrameRecord | None
 
 
 def to_pixels(frames: FrameLike, preprocessor: Preprocessor, size: int) -> Tensor:
@@ -96,19 +71,6 @@ def to_times(timestamps: Sequence[float] | float | None, frames: int) -> list[fl
             f"push: timestamps must be one for each of {frames} frames, got {len(times)}"
         )
     return [float(time) for time in times]
-
-
-def pushed_frames(
-    first: int,
-    times: Sequence[float | None],
-    kept: PrunedTokens,
-    records: Sequence[FrameRecord],
-) -> list[PushedFrame]:
-    """Describe frames that were encoded and pruned; the first has the number ``first``."""
-    places = [tuple(i for i in row if i >= 0) for row in kept.indices.tolist()]
-    each: Sequence[FrameRecord | None] = list(records) or [None] * len(places)
-    rows = enumerate(zip(times, places, each, strict=True), start=first)
-    return [PushedFrame(number, *row) for number, row in rows]
 
 
 def _prepared(frames: Tensor, size: int) -> Tensor:

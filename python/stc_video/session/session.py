@@ -20,8 +20,9 @@ from stc_video.models.llava_onevision import frame_preprocessor
 from stc_video.pruners import PrunedTokens, Pruner
 from stc_video.session.answer import Answer, generate_answer, next_logits
 from stc_video.session.fingerprint import describe_settings, model_fingerprint
-from stc_video.session.frames import FrameLike, PushedFrame, pushed_frames, to_pixels, to_times
+from stc_video.session.frames import FrameLike, to_pixels, to_times
 from stc_video.session.prompt import Prompt, PromptTemplate
+from stc_video.session.pushed import PushedFrame, pushed_frames
 from stc_video.session.saving import SavedSession, check_same, describe, take_over
 from stc_video.session.stats import SessionStats, StageTimer
 from stc_video.session.storage import read_save, write_save
@@ -169,9 +170,9 @@ class StreamingSession:
             for first in range(0, len(pixels), self._chunk):
                 part = slice(first, first + self._chunk)
                 kept = self._encode(pixels[part])
-                pushed += pushed_frames(
-                    self._frames, times[part], kept, self._handle.records(self._name)
-                )
+                handle, first_number = self._handle, self._frames
+                records = handle.records(self._name)
+                pushed += pushed_frames(first_number, times[part], handle.grid, kept, records)
                 self._take(kept, times[part])
         return pushed
 
