@@ -270,7 +270,7 @@ def test_streams_are_saved_and_resumed(service, tmp_path: Path) -> None:
         assert hub.saves == 2
         hub.save()  # nothing has changed
         assert hub.saves == 2
-    with service(save_folder=tmp_path) as (client, hub):
+    with service(save_folder=tmp_path, max_streams=3) as (client, hub):
         assert [stream.name for stream in hub.streams()] == ["door", "roof"]
         assert torch.equal(hub.get("door").session.logits("what?"), before)
         client.delete("/v1/streams/roof")

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from stc_video.acceleration import Acceleration, accelerate
+from stc_video.config import CacheConfig
 from stc_video.models.chat import ChatModel
 from stc_video.serve.config import ServeConfig
 from stc_video.serve.errors import Refused
@@ -55,7 +56,10 @@ class StreamHub:
         self._lock = threading.RLock()
         self._saving = threading.Lock()
         self._ending = threading.Event()
-        accelerate(chat.model, config.cache, config.prune, config.tokens_per_frame)
+        cache = None
+        if config.cache is not None:
+            cache = CacheConfig(policy=config.cache, max_streams=config.max_streams)
+        accelerate(chat.model, cache, config.prune, config.tokens_per_frame)
         untyped: Any = chat.model
         self._handle: Acceleration = untyped.stc
         self._saver = threading.Thread(target=self._autosave, name="autosave", daemon=True)
