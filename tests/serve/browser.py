@@ -80,6 +80,12 @@ class Browser:
             time.sleep(0.1)
         return value
 
+    def choose_file(self, selector: str, path: Path) -> None:
+        """Put a file into a file input."""
+        wish = {"using": "css selector", "value": selector}
+        (element,) = self._call("POST", "/element", wish).values()
+        self._call("POST", f"/element/{element}/value", {"text": str(path)})
+
     def text(self, selector: str) -> str:
         return self.run(f"return document.querySelector({json.dumps(selector)}).innerText")
 

@@ -4,10 +4,16 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+
+sys.path.append(str(Path(__file__).parents[1] / "video"))  # clip_maker
+
 from browser import CHROMIUM, DRIVER, Browser
+from clip_maker import write_clip
 from pictures import jpeg
 from websockets.sync.client import connect
 
@@ -100,6 +106,16 @@ def test_the_token_is_asked_for_and_another_camera_can_be_watched(start, browser
     assert browser.run('return document.getElementById("picture").width') == 64
     # The refusal before the token was given is all that the console tells.
     assert all("401" in line for line in browser.log())
+
+
+def test_a_file_is_pushed(start, browser: Browser, tmp_path: Path) -> None:
+    service = start()
+    browser.open(f"http://{service.address}/")
+    clip = write_clip(tmp_path / "clip.mp4", 12, rate=4, codec="libx264")
+    browser.choose_file("#file", clip)
+    browser.wait_for('document.getElementById("facts").textContent.includes("seen")')
+    browser.wait_for('document.getElementById("status").textContent === "clip.mp4 has ended."')
+    assert browser.log() == []
 
 
 def test_a_stream_that_is_not_there_is_said(start, browser: Browser) -> None:

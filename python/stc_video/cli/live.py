@@ -94,7 +94,7 @@ def serve(
             min=1,
             help="Frames of a stream that may wait; one more pushes the oldest out.",
         ),
-    ] = 8,
+    ] = 4,
     max_fps: Annotated[
         float, typer.Option(rich_help_panel=LIMITS, help="Frames per second of a stream.")
     ] = 30.0,

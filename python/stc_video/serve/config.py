@@ -60,7 +60,7 @@ class ServeConfig:
     port: int = 8077
     token: str | None = field(default=None, repr=False)
     max_streams: int = 16
-    queue_frames: int = 8
+    queue_frames: int = 4
     max_frame_bytes: int = 8 << 20
     max_frame_pixels: int = 1 << 24
     max_fps: float = 30.0
