@@ -14,8 +14,9 @@ import torch
 
 from stc_video.errors import UnsupportedModelError
 from stc_video.models.byte_tokenizer import byte_tokenizer, unreadable
+from stc_video.models.checkpoint import load_checkpoint
 from stc_video.models.geometries import GEOMETRIES, build_random
-from stc_video.models.load import LoadedModel, ModelError, load_checkpoint, wrap_model
+from stc_video.models.load import LoadedModel, ModelError, wrap_model
 from stc_video.models.placement import find_device, find_dtype
 
 if TYPE_CHECKING:
