@@ -16,7 +16,6 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("fastapi")
 sys.path.append(str(Path(__file__).parents[1] / "session"))  # tiny_llava
 
 from fastapi.testclient import TestClient
