@@ -19,7 +19,7 @@ BIN := $(VENV)/bin
 OUT ?= out
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-gpu test-oldest test-hub lint format static bench bench-gpu clean
+.PHONY: help install demo test test-gpu test-oldest test-hub lint format static bench bench-gpu bench-service clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -75,6 +75,10 @@ format: install
 bench: install
 	$(BIN)/python benchmarks/cpu_ops.py --out benchmarks/results/cpu_ops.csv
 	$(BIN)/python benchmarks/cpu_cacher.py --out benchmarks/results/cpu_cacher.csv
+
+# Five minutes of cameras and questions against a service.
+bench-service: install
+	$(BIN)/python benchmarks/service.py --out benchmarks/results/service.csv
 
 # Registers, spills and shared memory of every GPU kernel; fails on a spill.
 static: install

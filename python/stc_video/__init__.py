@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from stc_video.errors import AttachError, MemoryFullError, UnsupportedModelError
     from stc_video.memory import PlainConfig, RekvConfig
     from stc_video.pruners import PrunedTokens, Pruner, make_pruner
-    from stc_video.session import Answer, SessionStats, StreamingSession
+    from stc_video.session import Answer, PushedFrame, SessionStats, StreamingSession
 
 _HOMES = {
     "Acceleration": "stc_video.acceleration",
@@ -34,6 +34,7 @@ _HOMES = {
     "PlainConfig": "stc_video.memory",
     "PrunedTokens": "stc_video.pruners",
     "Pruner": "stc_video.pruners",
+    "PushedFrame": "stc_video.session",
     "RekvConfig": "stc_video.memory",
     "SessionStats": "stc_video.session",
     "StreamingSession": "stc_video.session",
@@ -57,6 +58,7 @@ __all__ = [
     "PlainConfig",
     "PrunedTokens",
     "Pruner",
+    "PushedFrame",
     "RekvConfig",
     "SessionStats",
     "StreamingSession",

@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from records import record
+from records import answer, record
 
 from stc_video.report import write_html
 
@@ -66,6 +66,12 @@ addEventListener("load", async () => {
     by("play").click(); await pause(600);
     seen.played = by("position").textContent;
     by("play").click();
+    const thumb = document.querySelector(".thumbnail:last-child");
+    if (thumb) {
+      seen.thumbs = [...document.querySelectorAll(".thumbnail img")].map((i) => i.naturalWidth);
+      thumb.click();
+      seen.retrieved = by("position").textContent;
+    }
     seen.traces = by("curves").data.map((t) => t.name);
     seen.stages = by("stages").data.map((t) => [t.name, t.type || "scatter"]);
     seen.wide = document.documentElement.scrollWidth - document.documentElement.clientWidth;
@@ -131,6 +137,16 @@ def test_page_works_and_loads_nothing(tmp_path: Path) -> None:
     assert set(seen["traces"]) == {"encoded anew", "work", "tokens kept", "similarity"}
     assert ["tower", "bar"] in seen["stages"]
     assert ["dense reference of the tower (separate)", "scatter"] in seen["stages"]
+    assert seen["wide"] <= 0
+
+
+def test_answers_show_their_frames_and_lead_to_them(tmp_path: Path) -> None:
+    run = record(6, answers=(answer(4, 0, 1, 3), answer(6)))
+    seen = browse(write_html(run, tmp_path / "report.html"), tmp_path)
+    assert seen["errors"] == []
+    assert seen["requests"] == []
+    assert seen["thumbs"] == [112, 112, 112]
+    assert seen["retrieved"].startswith("4 / 6")
     assert seen["wide"] <= 0
 
 

@@ -316,7 +316,8 @@ class Cacher:
 
     def _check_room(self, names: Sequence[str]) -> None:
         """Refuse streams beyond the limit; nobody's state is ever dropped to make room."""
-        holders = {name for name, stream in self._streams.items() if stream.state is not None}
+        streams = list(self._streams.items())  # other threads may add some
+        holders = {name for name, stream in streams if stream.state is not None}
         if len(holders | set(names)) > self.config.max_streams:
             raise ValueError(
                 f"streams: at most {self.config.max_streams} streams (max_streams) can be kept at "

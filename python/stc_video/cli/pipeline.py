@@ -17,8 +17,10 @@ import torch
 from torch import Tensor
 
 import stc_video
+from stc_video.cli.questions import Interview
 from stc_video.cli.settings import RunSettings
 from stc_video.models.load import LoadedModel
+from stc_video.pruners import PrunedTokens, make_pruner
 from stc_video.report import FrameRecord
 from stc_video.video import VideoError, VideoFrame, VideoSource
 
@@ -65,6 +67,8 @@ class Pipeline:
         The tower; a cacher is attached to it until `close`.
     settings : RunSettings
         Options of the run.
+    interview : Interview, optional
+        Gets the kept tokens, and asks between the frames.
 
     Attributes
     ----------
@@ -72,8 +76,11 @@ class Pipeline:
         Channels of the tokens that are pruned, known from the first frame on.
     """
 
-    def __init__(self, model: LoadedModel, settings: RunSettings) -> None:
+    def __init__(
+        self, model: LoadedModel, settings: RunSettings, interview: Interview | None = None
+    ) -> None:
         self.model = model
+        self._interview = interview
         self.feature_width = 0
         self._settings = settings
         self._start()
@@ -122,6 +129,8 @@ class Pipeline:
         try:
             with torch.inference_mode(), stop:
                 for frame, decoding in _timed(iter(video)):
+                    if self._interview is not None:
+                        self._interview.ask_before(frame.time)
                     outcome.frames.append(self._encode(frame, decoding))
                     on_frame(outcome)
                     if stop.wanted:
@@ -135,6 +144,9 @@ class Pipeline:
         if stop.wanted:
             outcome.status = "interrupted"
             outcome.problem = f"stopped by hand after {len(outcome.frames)} frames"
+        elif self._interview is not None:
+            with torch.inference_mode():
+                self._interview.finish()
         stats = self.cacher.stats()
         outcome.state_bytes, outcome.resets = stats.state_bytes, stats.resets
         return outcome
@@ -153,6 +165,7 @@ class Pipeline:
         projecting = clock.lap()
         kept = self._prune(features)
         pruning = clock.lap()
+        prefilling = self._remember(kept, features, frame.time, clock)
         record = self.cacher.last_frames[0]
         dense_seconds, mean, worst = self._compare(frame.index, inputs, tokens)
         self.feature_width = features.shape[-1]
@@ -165,7 +178,7 @@ class Pipeline:
             cost=float(record.cost),
             changed=int(record.changed),
             encoded=tuple(record.encoded[record.prefix_tokens :].tolist()),
-            kept=kept,
+            kept=None if kept is None else _places(kept),
             similarity=mean,
             similarity_worst=worst,
             seconds={
@@ -174,6 +187,7 @@ class Pipeline:
                 "tower": encoding,
                 "project": projecting if model.side is not None else 0.0,
                 "prune": pruning if kept is not None else 0.0,
+                "prefill": prefilling,
             },
             dense_seconds=dense_seconds,
             picture=_webp(model.display(inputs)[0]),
@@ -192,11 +206,20 @@ class Pipeline:
         self.cacher.detach()
         self._start()
 
-    def _prune(self, features: Tensor) -> tuple[int, ...] | None:
+    def _prune(self, features: Tensor) -> PrunedTokens | None:
         if self._pruner is None:
             return None
-        kept = self._pruner(features, grid=self.model.feature_grid)
-        return tuple(int(index) for index in kept.indices[0].tolist() if index >= 0)
+        kept: PrunedTokens = self._pruner(features, grid=self.model.feature_grid)
+        return kept
+
+    def _remember(
+        self, kept: PrunedTokens | None, features: Tensor, time: float, clock: _Clock
+    ) -> float:
+        """Let a frame into the memory; a chunk of frames passes the language model at once."""
+        if self._interview is None:
+            return 0.0
+        self._interview.take(make_pruner("none")(features) if kept is None else kept, time)
+        return clock.lap()
 
     def _compare(
         self, index: int, inputs: dict[str, Tensor], tokens: Tensor
@@ -213,6 +236,11 @@ class Pipeline:
             tokens[:, start:].float(), dense[:, start:].float(), dim=-1
         )
         return seconds, float(cosine.mean()), float(cosine.min())
+
+
+def _places(kept: PrunedTokens) -> tuple[int, ...]:
+    """Places of the tokens kept of the only frame."""
+    return tuple(int(index) for index in kept.indices[0].tolist() if index >= 0)
 
 
 def measures(index: int, every: int) -> bool:

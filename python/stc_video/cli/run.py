@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+import math
 import os
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,10 +28,11 @@ from stc_video.report import (
     write_html,
     write_json,
 )
-from stc_video.report.tables import totals_table
+from stc_video.report.tables import answer_cards, totals_table
 
 if TYPE_CHECKING:
     from stc_video.cli.pipeline import Outcome, Pipeline
+    from stc_video.cli.questions import Interview, Question
     from stc_video.models.load import LoadedModel
     from stc_video.video import VideoSource
 
@@ -97,10 +100,11 @@ def encode_video(settings: RunSettings, command: str, console: Console) -> RunRe
 
     from stc_kernels import use_backend
     from stc_video.cli.pipeline import Pipeline
-    from stc_video.models.load import load_model
     from stc_video.video import default_clip, open_video
 
-    settings.cache_config()  # a wrong option should not wait for the model
+    # A wrong option should not wait for the model.
+    settings.cache_config()
+    questions = settings.questions()
     path = settings.video or default_clip()
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
@@ -115,23 +119,70 @@ def encode_video(settings: RunSettings, command: str, console: Console) -> RunRe
         ) as video,
         use_backend(settings.backend) if settings.backend else nullcontext(),
     ):
+        _check_times(questions, video)
         with console.status("Loading the model ..."):
-            model = load_model(
-                settings.model,
-                random_weights=settings.random_weights,
-                device=settings.device,
-                dtype=settings.dtype,
-            )
+            model, interview = _load(settings, questions)
             backends = chosen_backends(model.device.type, settings.backend)
         if model.notice:
             console.print(f"Note: {model.notice}", style="yellow")
-        pipeline = Pipeline(model, settings)
+        pipeline = Pipeline(model, settings, interview)
         try:
             with _progress(console, video.expected_frames) as show:
                 outcome = pipeline.run(video, show)
         finally:
             pipeline.close()
-    return make_record(settings, command, video, pipeline, outcome, backends, notes)
+            if interview is not None:
+                interview.close()
+    record = make_record(settings, command, video, pipeline, outcome, backends, notes)
+    return record if interview is None else _with_answers(record, interview, questions)
+
+
+def _check_times(questions: Sequence[Question], video: VideoSource) -> None:
+    for question in questions:
+        if video.duration is not None and video.duration < question.time < math.inf:
+            raise ValueError(
+                f"--at must be within the video, which lasts {video.duration:.2f} s, "
+                f"got {question.time:g} s"
+            )
+
+
+def _load(
+    settings: RunSettings, questions: Sequence[Question]
+) -> tuple[LoadedModel, Interview | None]:
+    """Load the tower; for questions, as a part of its whole model."""
+    from stc_video.cli.questions import Interview
+    from stc_video.models.chat import load_chat_model
+    from stc_video.models.load import load_model
+
+    place = {"device": settings.device, "dtype": settings.dtype}
+    if not questions:
+        return load_model(settings.model, random_weights=settings.random_weights, **place), None
+    if settings.model is not None and settings.random_weights is not None:
+        raise ValueError("--model and --random-weights: give one of them, not both")
+    name = settings.model or settings.random_weights
+    assert name is not None
+    chat = load_chat_model(name, **place)
+    interview = Interview(
+        chat,
+        questions,
+        retrieve_tokens=settings.retrieve_tokens,
+        max_new_tokens=settings.max_new_tokens,
+    )
+    return chat.vision(), interview
+
+
+def _with_answers(
+    record: RunRecord, interview: Interview, questions: Sequence[Question]
+) -> RunRecord:
+    from stc_video.models.chat import ANSWERS_NOTICE
+
+    notes = list(record.warnings)
+    if record.model.random:
+        notes.append(ANSWERS_NOTICE)
+    left = len(questions) - len(interview.answers)
+    if left:
+        notes.append(f"the run ended before {left} of {len(questions)} questions were asked")
+    return replace(record, answers=tuple(interview.answers), warnings=tuple(notes))
 
 
 def make_record(
@@ -261,6 +312,11 @@ def _close(record: RunRecord, console: Console) -> None:
     console.print(headline(record, totals), style="bold")
     for warning in record.warnings:
         console.print(f"Note: {warning}", style="yellow", markup=False)
+    for card in answer_cards(record):
+        console.print(f"\n{card.question}", style="bold", markup=False)
+        console.print(card.answer or "(empty)", markup=False)
+        console.print(card.facts, style="dim", markup=False)
+    console.print()
     table = Table(box=None, pad_edge=False, header_style="dim")
     for title in ("", "this run", "every frame dense", "ratio"):
         table.add_column(title, justify="left" if not title else "right")

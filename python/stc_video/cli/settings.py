@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from stc_video import CacheConfig
+    from stc_video.cli.questions import Question
 
 __all__ = ["RunSettings"]
 
@@ -36,6 +37,29 @@ class RunSettings:
     dtype: str = "auto"
     backend: str | None = None
     threads: int | None = None
+    ask: tuple[str, ...] = ()
+    at: tuple[str, ...] = ()
+    retrieve_tokens: int = 4096
+    max_new_tokens: int = 256
+
+    def questions(self) -> list[Question]:
+        """Return the questions in the order of their times.
+
+        Raises
+        ------
+        ValueError
+            If one is empty, a time cannot be read, or there is no model to ask.
+        """
+        from stc_video.cli.questions import pair_questions
+
+        made = pair_questions(self.ask, self.at)
+        if made and self.model is None and self.random_weights is None:
+            raise ValueError(
+                "--ask needs a language model: give --model with a LLaVA-OneVision, such as "
+                "llava-hf/llava-onevision-qwen2-0.5b-ov-hf, or llava-onevision-tiny to try it with "
+                "random weights"
+            )
+        return made
 
     def cache_config(self) -> CacheConfig:
         """Return the cacher's settings.
@@ -67,5 +91,8 @@ class RunSettings:
             del own[name]
         if self.prune == "none":
             del own["tokens_per_frame"], own["prune_method"]
+        if not self.ask:
+            del own["retrieve_tokens"], own["max_new_tokens"]
+        del own["ask"], own["at"]
         cache = {f"cache {name}": value for name, value in asdict(self.cache_config()).items()}
         return {**own, **cache}

@@ -138,7 +138,9 @@ class NoveltyPruner(Pruner):
     @property
     def state_bytes(self) -> int:
         """Memory held for all streams, in bytes."""
-        return sum(s.anchor.nbytes for s in self._streams.values() if s.anchor is not None)
+        # Other threads may add some.
+        anchors = [state.anchor for state in list(self._streams.values())]
+        return sum(anchor.nbytes for anchor in anchors if anchor is not None)
 
 
 def change_from_previous(current: Tensor, state: StreamState) -> Tensor:

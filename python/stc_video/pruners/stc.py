@@ -143,4 +143,5 @@ class StcPruner(Pruner):
     @property
     def state_bytes(self) -> int:
         """Memory held for all streams, in bytes."""
-        return sum(memory.means.nbytes for memory in self._streams.values())
+        # Other threads may add some.
+        return sum(memory.means.nbytes for memory in list(self._streams.values()))

@@ -16,7 +16,7 @@ from typing import IO, Any
 
 from stc_video.report.record import SCHEMA_VERSION, FrameRecord, RunRecord
 from stc_video.report.summary import headline, summarise
-from stc_video.report.tables import detail_tables, tiles, totals_table
+from stc_video.report.tables import answer_cards, detail_tables, tiles, totals_table
 
 __all__ = ["MOST_PICTURES", "to_dict", "write_html", "write_json"]
 
@@ -112,8 +112,14 @@ def write_html(record: RunRecord, path: str | os.PathLike[str]) -> Path:
         tiles=tiles(record, totals),
         totals=totals_table(record, totals),
         details=detail_tables(record),
+        answers=(answers := answer_cards(record)),
         css=_asset("report.css"),
-        scripts=[plotly.get_plotlyjs(), _asset("viewer.js"), _asset("charts.js")],
+        scripts=[
+            plotly.get_plotlyjs(),
+            _asset("viewer.js"),
+            _asset("charts.js"),
+            *([_asset("answers.js")] if answers else []),
+        ],
         data=_for_script(_page_data(record)),
     )
     with _atomic(Path(path)) as file:
@@ -157,7 +163,11 @@ def _thin(record: RunRecord) -> tuple[RunRecord, list[str]]:
     every = math.ceil(len(record.frames) / MOST_PICTURES)
     if every <= 1:
         return record, []
-    frames = tuple(f if f.index % every == 0 else replace(f, picture=b"") for f in record.frames)
+    shown = {thumb.frame for card in answer_cards(record) for thumb in card.thumbnails}
+    frames = tuple(
+        f if f.index % every == 0 or f.index in shown else replace(f, picture=b"")
+        for f in record.frames
+    )
     note = f"To keep this file small it has the picture of one frame in {every}; all data is here."
     return replace(record, frames=frames), [note]
 

@@ -68,7 +68,7 @@
   function stages() {
     const { axis, layout } = base();
     const names = Object.keys(frames[0].seconds).filter((s) => frames.some((f) => f.seconds[s] > 0));
-    const colours = ["--soft", "--fourth", "--accent", "--third", "--kept"];
+    const colours = ["--soft", "--fourth", "--accent", "--third", "--kept", "--encoded"];
     const order = Object.keys(frames[0].seconds);
     const traces = names.map((stage) => ({
       type: "bar", name: stage, x, y: frames.map((f) => 1000 * f.seconds[stage]),
