@@ -8,7 +8,7 @@ and the module or method behind which tokens may be dropped. Everything is put o
 
 from __future__ import annotations
 
-import inspect
+import functools
 import types
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -65,8 +65,7 @@ def pruner_of(prune: str | Pruner, settings: dict[str, Any]) -> Pruner:
         return make_pruner(prune, **settings)
     if given := [name for name in settings if name != "tokens_per_frame"]:
         raise ValueError(
-            "apply: settings of a pruner go with its name, "
-            f"got a pruner and {', '.join(given)}"
+            f"apply: settings of a pruner go with its name, got a pruner and {', '.join(given)}"
         )
     return prune
 
@@ -121,11 +120,10 @@ class Patches:
         """Put a method on an instance; ``around`` gets the stock one in front of the arguments."""
         stock = getattr(owner, name)
 
+        @functools.wraps(getattr(type(owner), name))
         def method(self: Any, *args: Any, **kwargs: Any) -> Any:
             return around(stock, *args, **kwargs)
 
-        method.__name__, method.__doc__ = name, stock.__doc__
-        method.__signature__ = inspect.signature(getattr(type(owner), name))  # type: ignore[attr-defined]
         self.set(owner, name, types.MethodType(method, owner))
 
     def after(self, module: nn.Module, change: Callable[[Any], Any]) -> None:
@@ -208,21 +206,27 @@ class Integration:
     pruner: Pruner
     cacher: Cacher | None = None
     _patches: Patches = field(default_factory=Patches, repr=False)
-    _check: Callable[[], None] = field(default=lambda: None, repr=False)
+    _may_restore: Callable[[], None] = field(default=lambda: None, repr=False)
     _before: int = field(default=0, repr=False)
     _after: int = field(default=0, repr=False)
     _in_video: bool = field(default=False, repr=False)
 
     @classmethod
     @contextmanager
-    def on(cls, model: Any, prune: str | Pruner, settings: dict[str, Any]) -> Iterator[Integration]:
+    def on(
+        cls,
+        model: Any,
+        prune: str | Pruner,
+        settings: dict[str, Any],
+        may_restore: Callable[[], None] = lambda: None,
+    ) -> Iterator[Integration]:
         """Make a handle; the block puts its patches on, and an error in it takes them off."""
         if getattr(model, HANDLE, None) is not None:
             raise AttachError(
                 "apply: this model has a cacher and a pruner already; call model.stc.restore() "
                 "first"
             )
-        handle = cls(model, pruner_of(prune, settings))
+        handle = cls(model, pruner_of(prune, settings), _may_restore=may_restore)
         with handle._patches as patches:
             yield handle
             patches.set(model, HANDLE, handle)
@@ -244,7 +248,7 @@ class Integration:
         """
         if getattr(self.model, HANDLE, None) is not self:
             return
-        self._check()
+        self._may_restore()
         self._patches.undo()
         self.pruner.reset()
 
