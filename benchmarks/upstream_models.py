@@ -212,6 +212,7 @@ def _llava(name: str, projector: Callable[[Source, Any], nn.Module], **settings:
         config = theirs.LlavaQwenConfig(
             **LANGUAGE.settings(), mm_vision_tower="none", mm_hidden_size=48, **settings
         )
+        config.transformers_version = transformers.__version__
         yield randomise(theirs.LlavaQwenForCausalLM(config))
 
 

@@ -22,10 +22,9 @@ def traces(model: nn.Module) -> list[object]:
     found: list[object] = []
     for name, module in model.named_modules():
         hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
-        ours = {k: id(v) for k, v in vars(module).items() if not k.startswith("_")}
+        ours = {k: id(v) for k, v in vars(module).items() if callable(v) or k == "stc"}
         forward = module.__dict__.get("forward")
         ours["forward"] = id(getattr(forward, "__func__", None))
-        ours.pop("n_frame_tokens", None), ours.pop("kv_cache", None)
         found.append((name, len(hooks), ours, getattr(module, "n_frame_tokens", None)))
     return found
 
@@ -43,13 +42,14 @@ def test_re_encoding_every_token_gives_the_stock_result(project):
     stock = project.run(project.model, project.frames())
     project.apply(project.model, cache=ALL_TOKENS, prune="none")
     for got, expected in zip(project.run(project.model, project.frames()), stock, strict=True):
-        torch.testing.assert_close(got, expected, atol=2e-4, rtol=1e-4)
+        largest = float(expected.abs().max())
+        torch.testing.assert_close(got, expected, atol=1e-5 * max(1.0, largest), rtol=1e-4)
 
 
 @pytest.mark.parametrize("policy", ["motion", "stc"])
 def test_the_tower_works_less_and_restore_is_bit_identical(project, policy):
-    before = traces(project.model)
     stock = project.run(project.model, project.frames())
+    before = traces(project.model)
     handle = project.apply(project.model, cache=policy)
     assert project.model.stc is handle
     cached = project.run(project.model, project.frames())
@@ -87,10 +87,10 @@ def test_outside_of_the_video_path_the_tower_is_stock(project):
     tower = handle.cacher._tower.root
     picture = project.frames()[:1]
     seen = tower(picture, output_hidden_states=True).hidden_states
+    assert handle.stats().cache.frames == frames
     handle.restore()
     stock = tower(picture, output_hidden_states=True).hidden_states
     assert equal(list(seen), list(stock))
-    assert handle.stats().cache.frames == frames
 
 
 @pytest.mark.parametrize("step", range(1, 8))
@@ -120,12 +120,11 @@ def test_a_failure_at_any_step_leaves_nothing(project, step, monkeypatch):
     assert getattr(project.model, "stc", None) is None
 
 
-def test_a_failing_tower_leaves_nothing(project, monkeypatch):
+def test_a_tower_that_fails_in_the_middle_leaves_nothing(project):
+    lists = (m for m in project.model.modules() if isinstance(m, nn.ModuleList))
+    layers = next(layers for layers in lists if hasattr(layers[0], "layer_norm1"))
+    del layers[2].mlp
     before = traces(project.model)
-    tower = next(
-        m for m in project.model.modules() if isinstance(m, nn.ModuleList) and hasattr(m[0], "mlp")
-    )
-    monkeypatch.delattr(tower[2], "mlp")
     with pytest.raises(UnsupportedModelError, match="mlp"):
         project.apply(project.model)
     assert traces(project.model) == before

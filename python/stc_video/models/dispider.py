@@ -96,6 +96,8 @@ def _pruned(handle: Integration, clips: Tensor, tokens: int) -> Tensor:
             f"{_WHAT}: clip_projector must return whole frames of {tokens} tokens, "
             f"got shape {tuple(clips.shape)}"
         )
+    if handle.keeps_all:
+        return handle.pass_all(clips)
     side = round(tokens**0.5)
     grid = (side, side) if side * side == tokens else None
     handle.pruner.reset()

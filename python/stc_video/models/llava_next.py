@@ -144,6 +144,8 @@ def _in_frames(handle: Integration) -> Callable[..., Tensor]:
 
     def pool(stock: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
         features = stock(*args, **kwargs)
+        if handle.keeps_all:
+            return handle.pass_all(features)
         handle.pruner.tokens_kept(features.shape[1])
         handle.pruner.reset()
         return handle.prune(features, _grid(features)).tokens
@@ -155,13 +157,13 @@ def _in_grid(handle: Integration) -> Callable[[Callable[[Tensor], Tensor], Tenso
     """Their rows with newlines (F, N, D) -> (F * H * (W + 1), D), and the choice among them."""
 
     def add_token_per_grid(stock: Callable[[Tensor], Tensor], image_feature: Tensor) -> Tensor:
+        if handle.keeps_all:
+            return handle.pass_all(stock(image_feature))
         grid = _grid(image_feature)
         handle.pruner.reset()
         kept = handle.pruner(image_feature, grid=grid)
         exact = handle.pruner.exact
         budget = handle.pruner.tokens_kept(image_feature.shape[1]) if exact else None
-        if budget == image_feature.shape[1]:
-            budget = None  # Every token and every newline.
         rows = stock(image_feature)
         places = keep_with_newlines(kept, grid, budget).flatten()
         handle.count(len(rows), int(places.sum()))

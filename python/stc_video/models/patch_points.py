@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from stc_video.cacher import Cacher, CacheStats, attach_cacher
 from stc_video.config import CacheConfig
 from stc_video.errors import AttachError, UnsupportedModelError
-from stc_video.pruners import PrunedTokens, Pruner, make_pruner
+from stc_video.pruners import KeepAll, PrunedTokens, Pruner, make_pruner
 
 __all__ = ["Integration", "IntegrationStats", "Patches", "part_of", "pruner_of"]
 
@@ -315,6 +315,11 @@ class Integration:
             return encode(frames)
         return torch.cat([encode(frames[i : i + 1]) for i in range(len(frames))])
 
+    @property
+    def keeps_all(self) -> bool:
+        """Whether there is nothing to choose; features then go on as they are, bit for bit."""
+        return isinstance(self.pruner, KeepAll)
+
     def prune(self, features: Tensor, grid: tuple[int, int] | None = None) -> PrunedTokens:
         """Choose the tokens of frames (F, N, D) that go on."""
         kept = self.pruner(features, grid=grid, stream=STREAM)
@@ -325,3 +330,8 @@ class Integration:
         """Count tokens."""
         self._before += before
         self._after += after
+
+    def pass_all(self, tokens: Tensor) -> Tensor:
+        """Count tokens (..., N, D) that go on as they are."""
+        self.count(tokens.shape[:-1].numel(), tokens.shape[:-1].numel())
+        return tokens

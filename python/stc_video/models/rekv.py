@@ -107,6 +107,8 @@ def _encoded(handle: Integration, tokens: int) -> Callable[..., Tensor]:
         batch, frames = pixel_values_videos.shape[:2]
         if batch != 1:
             raise ValueError(f"{_WHAT}: one video at a time, got a batch of {batch}")
+        if handle.keeps_all and handle.cacher is None:
+            return handle.pass_all(stock(pixel_values_videos))
         with handle.video():
             features = handle.in_time_order(
                 lambda part: stock(part[None]).view(len(part), tokens, -1), pixel_values_videos[0]

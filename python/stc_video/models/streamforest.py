@@ -119,6 +119,8 @@ def _pruned(handle: Integration, tokens: Tensor) -> Tensor:
     """Tokens (1, N, D) of the whole memory, fewer of them on the video path."""
     if not handle.in_video:
         return tokens
+    if handle.keeps_all:
+        return handle.pass_all(tokens)
     # The memory is another set of tokens each time: nothing of the last one is of use.
     handle.pruner.reset()
     return handle.prune(tokens).packed()[None]
