@@ -73,6 +73,7 @@ class Source(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     stubs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
+        """Say whether the module is one of ours (the protocol of finders)."""
         if name in self.stubs:
             inside = any(stub.startswith(f"{name}.") for stub in self.stubs)
             return importlib.util.spec_from_loader(name, self, is_package=inside)
@@ -86,6 +87,7 @@ class Source(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         return None
 
     def exec_module(self, module: types.ModuleType) -> None:
+        """Fill a module (the protocol of loaders)."""
         name = module.__name__
         if name in self.stubs:
             vars(module).update(self.stubs[name])

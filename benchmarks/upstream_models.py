@@ -80,16 +80,20 @@ class ByteProcessor:
 
     @property
     def tokenizer(self) -> ByteProcessor:
+        """It is its own tokenizer."""
         return self
 
     def __call__(self, text: str) -> Any:
+        """Ids of a text."""
         return types.SimpleNamespace(input_ids=[ord(letter) % 100 for letter in text])
 
     def video_processor(self, video: Tensor, return_tensors: str) -> Any:
+        """Pixels of frames (F, H, W, 3)."""
         pixels = video.permute(0, 3, 1, 2).float() / 127.5 - 1.0
         return types.SimpleNamespace(pixel_values_videos=pixels[None])
 
     def decode(self, ids: list[int], **_: Any) -> list[int]:
+        """The ids themselves."""
         return ids
 
 
@@ -258,7 +262,9 @@ def run_llava(model: Any, *items: Tensor, kinds: tuple[str, ...] = ("video",)) -
 @contextlib.contextmanager
 def dispider(size: int = 112) -> Iterator[Any]:
     """Their ``LongQwen2ForCausalLM`` with their compressor in it."""
-    source = Source(checkout("DISPIDER", needs=["4.41", "4.45", "4.46"]), "dispider", replace=_DISPIDER)
+    source = Source(
+        checkout("DISPIDER", needs=["4.41", "4.45", "4.46"]), "dispider", replace=_DISPIDER
+    )
     with source.importable():
         clip = source.load("dispider.model.multimodal_encoder.clip_encoder")
         stream = source.load("dispider.model.language_model.stream_grounding_qwen")

@@ -30,7 +30,7 @@ def _siglip() -> nn.Module:
     return transformers.SiglipVisionModel(transformers.SiglipVisionConfig(**VISION))
 
 
-# -- ReKV: an attention forward that closes over the settings of a memory in blocks -----------------
+# -- ReKV: an attention forward that closes over the settings of a memory in blocks ---------------
 
 
 class ContextManager:
@@ -58,8 +58,9 @@ def rekv_attention_forward(
 ):  # fmt: skip
     def forward(self, hidden, past):
         if past is None:
-            assert topk % chunk_size == 0 and max_cached_block >= topk
-            assert not (fattn or async_global_stream or pin_memory)
+            assert topk % chunk_size == 0
+            assert max_cached_block >= topk
+            assert (fattn, async_global_stream, pin_memory) == (False, False, False)
             past = ContextManager(n_init, n_local, block_size, exc_block_size)
         keys = past.append(self.k_proj(hidden))
         mixed = scaled_dot_product_attention(self.q_proj(hidden), keys, keys)
@@ -97,7 +98,7 @@ class LanguageModel(nn.Module):
         return types.SimpleNamespace(last_hidden_state=x, past_key_values=tuple(kept))
 
 
-class LlavaOneVision_ReKV(nn.Module):  # noqa: N801
+class LlavaOneVision_ReKV(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.config = types.SimpleNamespace(vision_feature_layer=-1)
@@ -139,7 +140,7 @@ class LlavaOneVision_ReKV(nn.Module):  # noqa: N801
         return [int((layer.local_k @ query[0]).argmax()) for layer in self.kv_cache]
 
 
-# -- LLaVA-NeXT and StreamForest --------------------------------------------------------------------
+# -- LLaVA-NeXT and StreamForest ------------------------------------------------------------------
 
 
 class SigLipVisionTower(nn.Module):
@@ -201,7 +202,7 @@ class LlavaNext(_Llava):
     def encode_images(self, images: Tensor) -> Tensor:
         return self.model.mm_projector(self.get_vision_tower()(images))
 
-    def get_2dPool(self, image_feature: Tensor, stride: int = 2) -> Tensor:  # noqa: N802
+    def get_2dPool(self, image_feature: Tensor, stride: int = 2) -> Tensor:
         image = image_feature.unflatten(1, (SIDE, SIDE)).permute(0, 3, 1, 2)
         return nn.functional.avg_pool2d(image, stride).flatten(2).transpose(1, 2)
 
@@ -259,7 +260,7 @@ class StreamForest(_Llava):
         return [x.flatten(0, 1) for x in self.encode_image_video_memory_batch(images, videos)]
 
 
-# -- Dispider ---------------------------------------------------------------------------------------
+# -- Dispider -------------------------------------------------------------------------------------
 
 
 class CLIPVisionTower(nn.Module):

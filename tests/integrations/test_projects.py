@@ -7,7 +7,7 @@ import types
 
 import pytest
 import torch
-from conftest import Project, walk
+from projects import Project, walk
 from stand_ins import SIZE, LlavaNext, stand_in
 from upstream_models import randomise, run_llava
 
@@ -121,7 +121,7 @@ def test_streamforest_s_online_loop_is_pruned():
 def test_streamforest_refuses_other_encoders():
     model = stand_in("streamforest")
     model.config.vision_encode_type = "video"
-    with pytest.raises(UnsupportedModelError, match="vision_encode_type must be .*, got 'video'"):
+    with pytest.raises(UnsupportedModelError, match="got 'video'"):
         streamforest.apply(model)
 
 
