@@ -5,7 +5,7 @@ Runs every project whose files are at hand (``STC_UPSTREAM_<NAME>`` names a fold
 weights: small towers at the real number of tokens. What a trained tower would see changes the work
 of the tower somewhat; the numbers of tokens do not depend on the weights.
 
-    python benchmarks/integrations.py CLIP.mp4 --fps 2 --frames 32
+    python benchmarks/integrations.py CLIP.mp4 --fps 2 --frames 16
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from upstream import NotAtHandError
 from stc_video.models import dispider, llava_next, rekv, streamforest
 from stc_video.video import open_video
 
+CLIP = upstream_models.FRAMES_PER_CLIP
 Run = Callable[[Any, Tensor], object]
 
 PROJECTS: dict[str, tuple[Callable[[], AbstractContextManager[Any]], Any, Run, int]] = {
@@ -49,7 +50,9 @@ PROJECTS: dict[str, tuple[Callable[[], AbstractContextManager[Any]], Any, Run, i
     "Dispider": (
         lambda: upstream_models.dispider(336),
         dispider.apply,
-        upstream_models.run_dispider,
+        lambda model, frames: upstream_models.run_dispider(
+            model, frames[: len(frames) // CLIP * CLIP]
+        ),
         336,
     ),
     "LLaVA-NeXT": (upstream_models.llava_next, llava_next.apply, upstream_models.run_llava, 384),
@@ -91,7 +94,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("clips", nargs="+", type=Path)
     parser.add_argument("--fps", type=float, default=2.0)
-    parser.add_argument("--frames", type=int, default=32)
+    parser.add_argument("--frames", type=int, default=16)
     parser.add_argument("--out", type=Path)
     settings = parser.parse_args()
     console, table, rows = Console(), Table("project", "clip", "tokens", "work of the tower"), []
