@@ -9,7 +9,9 @@ import pytest
 import torch
 from projects import Project, walk
 from stand_ins import SIZE, LlavaNext, stand_in
-from upstream_models import randomise, run_llava
+from upstream import NotAtHandError
+from upstream_models import IMAGE, randomise, run_llava
+from upstream_models import llava_next as llava_next_model
 
 from stc_video import AttachError, UnsupportedModelError, make_pruner
 from stc_video.models import dispider, llava_next, rekv, streamforest
@@ -108,14 +110,23 @@ def test_streamforest_s_images_pass_unchanged(project: Project, monkeypatch):
     assert handle.stats().cache.frames == handle.stats().tokens_before == 0
 
 
-def test_streamforest_s_online_loop_is_pruned():
-    model = stand_in("streamforest")
-    frames = walk(5, SIZE)
-    stock = model.generate_online(None, [frames])
-    handle = streamforest.apply(model, retention_ratio=0.5)
-    online = model.generate_online(None, [frames])
-    assert [len(x[0]) for x in online] == [len(x[0]) // 2 for x in stock]
-    assert handle.stats().cache.frames == 5
+@only("streamforest")
+def test_streamforest_s_online_loop_is_pruned(project: Project):
+    def answer() -> list[torch.Tensor]:
+        prompt = torch.tensor([[1, 2, IMAGE, 3]])
+        settings = {"modalities": ["video"], "max_new_tokens": 3, "do_sample": False}
+        return list(project.model.generate_online(prompt, images=[frames], **settings))
+
+    frames = walk(4, project.size)
+    stock = answer()
+    with streamforest.apply(project.model, retention_ratio=0.5) as handle:
+        pruned = answer()
+        stats = handle.stats()
+    assert stats.cache.frames == 4
+    assert stats.tokens_after == stats.tokens_before // 2
+    assert [x.shape for x in answer()] == [x.shape for x in stock]
+    assert all(torch.equal(x, y) for x, y in zip(answer(), stock, strict=True))
+    assert not all(torch.equal(x, y) for x, y in zip(pruned, stock, strict=True))
 
 
 def test_streamforest_refuses_other_encoders():
@@ -176,6 +187,19 @@ def test_llava_next_without_newlines_keeps_frames_rectangular():
     llava_next.apply(model, cache=None, prune="dtd", tokens_per_frame=None)
     with pytest.raises(ValueError, match="same for each frame"):
         run_llava(model, frames)
+
+
+@pytest.mark.parametrize("newlines", ["frame", "one_token", "no_token"])
+def test_llava_next_s_other_layouts(newlines):
+    try:
+        with llava_next_model(newlines) as model:
+            frames = walk(3, 384)
+            stock = run_llava(model, frames)[0].shape[1]
+            with llava_next.apply(model, cache=None, tokens_per_frame=20):
+                pruned = run_llava(model, frames)[0].shape[1]
+    except NotAtHandError as reason:
+        pytest.skip(str(reason))
+    assert stock - pruned == 3 * (169 - 20)
 
 
 def test_llava_next_keeps_items_of_a_prompt_apart():
