@@ -14,12 +14,16 @@
 PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch==2.13.0
-TRANSFORMERS_OLDEST ?= transformers==4.57.6
+# Releases of transformers to test the adapters with, besides the newest, which is what `install`
+# gets. The video language models need 4.57.
+TRANSFORMERS ?= 4.45.2 4.57.6 5.0.0
+TESTS_4.45.2 := tests/models tests/integrations
+TESTS_BY_DEFAULT := tests/models tests/integrations tests/session
 BIN := $(VENV)/bin
 OUT ?= out
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-gpu test-oldest test-hub lint format static bench bench-gpu bench-service clean
+.PHONY: help install demo test test-gpu test-versions test-hub lint format static bench bench-gpu bench-service clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -48,12 +52,14 @@ test: install
 test-gpu: install
 	$(BIN)/python -m pytest -m gpu
 
-# The model adapters once more, with the oldest transformers that is supported.
-test-oldest: install
-	$(BIN)/python -m pip install --quiet --upgrade --target build/transformers-oldest \
-	    --no-deps "$(TRANSFORMERS_OLDEST)" "huggingface-hub<1" "tokenizers>=0.22,<0.23" \
-	    requests urllib3 idna certifi charset-normalizer
-	OMP_NUM_THREADS=1 PYTHONPATH=build/transformers-oldest $(BIN)/python -m pytest -n auto tests/models tests/session tests/cli
+# The model adapters once more, each release of transformers in a folder of its own.
+test-versions: $(addprefix test-transformers-,$(TRANSFORMERS))
+
+test-transformers-%: install
+	test -d build/transformers-$* || $(BIN)/python -m pip install --quiet \
+	    --target build/transformers-$* "transformers==$*"
+	OMP_NUM_THREADS=1 PYTHONPATH=build/transformers-$* $(BIN)/python -m pytest -n auto \
+	    -m "not gpu" $(or $(TESTS_$*),$(TESTS_BY_DEFAULT))
 
 # The layout for the Hugging Face `kernels` package, which is kept apart from the environment: with
 # it there, transformers 4.57 cannot be imported.

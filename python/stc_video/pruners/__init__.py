@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from stc_video.pruners.base import Attention, KeepAll, PrunedTokens, Pruner
+from stc_video.pruners.budget import retained_count
 from stc_video.pruners.controls import RandomPruner, UniformPruner
 from stc_video.pruners.dtd import DtdPruner
 from stc_video.pruners.evs import EvsPruner
@@ -86,4 +87,5 @@ __all__ = [
     "VidCom2Pruner",
     "VisionZipPruner",
     "make_pruner",
+    "retained_count",
 ]

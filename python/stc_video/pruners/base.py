@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from stc_kernels import gather_rows
+from stc_video.pruners.budget import Budget
 
 DEFAULT_STREAM = "default"
 
@@ -184,6 +185,23 @@ class Pruner(ABC):
         kept = gather_rows(frames.features, indices)
         counts = (indices >= 0).sum(1, dtype=torch.int32)
         return PrunedTokens(kept, indices, counts, scores, trace=trace)
+
+    def tokens_kept(self, tokens: int) -> int:
+        """Return how many of a frame's tokens are kept, for models that must know beforehand.
+
+        Raises
+        ------
+        ValueError
+            If the number varies from frame to frame, or is above that of the frame's tokens.
+        """
+        if not self.exact:
+            raise ValueError(
+                f"{type(self).__name__}: the number of tokens must be the same for each frame; "
+                "with these settings it varies (give tokens_per_frame and no window)"
+            )
+        budget = getattr(self, "budget", None)
+        floor: int = getattr(self, "floor", 0)
+        return max(budget.count(tokens), floor) if isinstance(budget, Budget) else tokens
 
     @abstractmethod
     def _choose(self, frames: Frames) -> Chosen:

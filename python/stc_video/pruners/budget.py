@@ -87,6 +87,48 @@ class Budget:
             raise ValueError("pruner: no number of tokens per frame was given")
         return min(tokens, max(1, int(self.retention_ratio * tokens + 0.5)))
 
+    def clip_count(self, frames: int, tokens: int) -> int:
+        """Return the number for a whole clip whose first frame is kept whole.
+
+        A ratio is taken of the whole clip and rounded down: see :func:`retained_count`.
+        """
+        if self.retention_ratio is None:
+            return max(tokens, frames * self.count(tokens))
+        return max(tokens, int(frames * tokens * self.retention_ratio))
+
+
+def retained_count(grid: tuple[int, int, int], rate: float) -> int:
+    """How many tokens of a clip are kept, known from its grid alone.
+
+    This is the number that vLLM makes room for before the vision tower has run: the fraction
+    ``1 - rate`` of the clip, rounded down, and never less than one frame.
+
+    Parameters
+    ----------
+    grid
+        (T, H, W) tokens of the clip, after any merging of patches, each at least 1.
+    rate
+        Fraction that is dropped (``video_pruning_rate``), 0 to below 1.
+
+    Raises
+    ------
+    ValueError
+        If the grid or the rate is out of range.
+
+    Examples
+    --------
+    >>> retained_count((8, 14, 14), 0.75)
+    392
+    """
+    if len(grid) != 3 or min(grid) < 1:
+        raise ValueError(
+            f"retained_count: grid must be (frames, rows, columns), each at least 1, got {grid}"
+        )
+    if not 0.0 <= rate < 1.0:
+        raise ValueError(f"retained_count: rate must be at least 0 and below 1, got {rate}")
+    frames, height, width = grid
+    return Budget(video_pruning_rate=rate).clip_count(frames, height * width)
+
 
 def ranks(scores: Tensor) -> Tensor:
     """Rank (F, N) of each token by score, 0 the highest; ties to the lower index, NaN first."""

@@ -18,6 +18,7 @@ from torch.nn.functional import pad, scaled_dot_product_attention
 
 from stc_kernels import sparse_query_attention
 from stc_video.errors import UnsupportedModelError
+from stc_video.versions import TOWERS_FROM, require_transformers
 
 _NORM1 = ("layer_norm1", "norm1")
 _NORM2 = ("layer_norm2", "norm2")
@@ -173,12 +174,15 @@ class PreNormTower:
         Raises
         ------
         UnsupportedModelError
-            If there is no list of pre-norm blocks in it, or more than one.
+            If there is no list of pre-norm blocks in it, or more than one, or if it is a model of
+            a release of transformers that is not supported.
         """
         if not isinstance(root, nn.Module):
             raise UnsupportedModelError(
                 f"attach_cacher: tower must be a torch.nn.Module, got {type(root).__name__}"
             )
+        if type(root).__module__.startswith("transformers."):
+            require_transformers(TOWERS_FROM, "attach_cacher")
         found = list(_block_lists(root))
         if len(found) != 1:
             raise UnsupportedModelError(_not_one_tower(root, [path for path, _ in found]))
