@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from stc_video.config import CacheConfig
     from stc_video.errors import AttachError, MemoryFullError, UnsupportedModelError
     from stc_video.memory import PlainConfig, RekvConfig
-    from stc_video.pruners import PrunedTokens, Pruner, make_pruner
+    from stc_video.pruners import PrunedTokens, Pruner, attach_tome, make_pruner
     from stc_video.session import Answer, SessionStats, StreamingSession
 
 _HOMES = {
@@ -41,6 +41,7 @@ _HOMES = {
     "__version__": "stc_kernels",
     "accelerate": "stc_video.acceleration",
     "attach_cacher": "stc_video.cacher",
+    "attach_tome": "stc_video.pruners",
     "make_pruner": "stc_video.pruners",
 }
 
@@ -64,6 +65,7 @@ __all__ = [
     "__version__",
     "accelerate",
     "attach_cacher",
+    "attach_tome",
     "make_pruner",
 ]
 

@@ -13,6 +13,7 @@ from stc_video.pruners.evs import EvsPruner
 from stc_video.pruners.stc import StcPruner
 from stc_video.pruners.streaming_assistant import StreamingAssistantPruner
 from stc_video.pruners.tome import TomePruner
+from stc_video.pruners.tower_merging import TowerMerge, TowerMerger, attach_tome
 from stc_video.pruners.vidcom2 import VidCom2Pruner
 from stc_video.pruners.visionzip import VisionZipPruner
 
@@ -82,8 +83,11 @@ __all__ = [
     "StcPruner",
     "StreamingAssistantPruner",
     "TomePruner",
+    "TowerMerge",
+    "TowerMerger",
     "UniformPruner",
     "VidCom2Pruner",
     "VisionZipPruner",
+    "attach_tome",
     "make_pruner",
 ]

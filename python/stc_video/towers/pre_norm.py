@@ -166,6 +166,15 @@ class PreNormTower:
         )
 
 
+def find_tower(root: nn.Module, caller: str) -> PreNormTower:
+    """Find the blocks of a tower for another function than ``attach_cacher``, named in errors."""
+    try:
+        return PreNormTower.of(root)
+    except UnsupportedModelError as error:
+        reason = str(error).removeprefix("attach_cacher: ")
+        raise UnsupportedModelError(f"{caller}: {reason}") from None
+
+
 def _block_lists(root: nn.Module) -> Iterator[tuple[str, nn.ModuleList]]:
     for name, module in root.named_modules():
         if isinstance(module, nn.ModuleList) and len(module) and _is_pre_norm(module[0]):
