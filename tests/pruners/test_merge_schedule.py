@@ -38,5 +38,5 @@ def test_where_halving_allows_it_the_steps_are_even():
 
 
 def test_too_few_are_refused():
-    with pytest.raises(ValueError, match="2 blocks .* leave at least 5 of 17, got 4"):
+    with pytest.raises(ValueError, match=r"2 blocks .* leave at least 5 of 17, got 4"):
         steps(2, 17, tokens_per_frame=4)

@@ -17,7 +17,6 @@ from stc_video.cacher.requests import RequestWatcher, TowerRequest
 from stc_video.cacher.stats import CacheStats, FrameRecord
 from stc_video.cacher.stream_state import Layout, Stream
 from stc_video.config import CacheConfig
-from stc_video.errors import AttachError
 from stc_video.towers.pre_norm import PreNormTower, key_mask
 
 DEFAULT_STREAM = "default"

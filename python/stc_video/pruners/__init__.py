@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from stc_video.pruners.attention_capture import AttentionCapture, capture_attention
 from stc_video.pruners.base import Attention, KeepAll, PrunedTokens, Pruner
 from stc_video.pruners.controls import RandomPruner, UniformPruner
 from stc_video.pruners.dtd import DtdPruner
@@ -74,6 +75,7 @@ def make_pruner(name: str, **settings: Any) -> Pruner:
 __all__ = [
     "PRUNERS",
     "Attention",
+    "AttentionCapture",
     "DtdPruner",
     "EvsPruner",
     "KeepAll",
@@ -89,5 +91,6 @@ __all__ = [
     "VidCom2Pruner",
     "VisionZipPruner",
     "attach_tome",
+    "capture_attention",
     "make_pruner",
 ]

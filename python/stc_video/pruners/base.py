@@ -26,7 +26,8 @@ class Attention:
     ----------
     query, key
         (F, P + N, H, d) as they enter the attention, where the first ``prefix`` tokens are class
-        token and registers and the other N those of the frame.
+        token and registers and the other N those of the frame. With a class token its query is
+        enough, (F, 1, H, d).
     prefix
         P; with at least one, the first token is taken for the class token.
     scale

@@ -18,8 +18,8 @@ class VisionZipPruner(Pruner):
     Importance is the attention of the class token where the tower has one, else the mean over all
     queries; of one layer (the paper: the last but one), given as ``attention``. It is computed
     without the attention matrix. The other tokens go to the most similar (by keys) of evenly
-    spaced targets. Under a cacher the tower has queries of re-encoded tokens only, so ``attention``
-    must come from a dense encode.
+    spaced targets. :func:`stc_video.capture_attention` gives the attention of a tower's layer, also
+    under a cacher.
 
     The authors' code puts the class token in front and the merged tokens last, without places;
     here all are tokens of the frame in raster order (a merged one at the place of its target), and
@@ -117,11 +117,15 @@ def _checked(frames: Frames) -> Attention:
     attention, features = frames.attention, frames.features
     if attention is None:
         raise ValueError(
-            "pruner: visionzip needs attention=Attention(query, key, prefix), of a dense encode"
+            "pruner: visionzip needs attention=Attention(query, key, prefix), such as from "
+            "capture_attention(tower)"
         )
     expected = (features.shape[0], attention.prefix + features.shape[1])
     for name, tensor in (("query", attention.query), ("key", attention.key)):
-        if tensor.dim() != 4 or tuple(tensor.shape[:2]) != expected:
+        # The class token is the only query that is looked at.
+        enough = name == "query" and attention.prefix > 0 and tensor.shape[1:2] == (1,)
+        shape = (expected[0], 1) if enough else expected
+        if tensor.dim() != 4 or tuple(tensor.shape[:2]) != shape:
             raise ValueError(
                 f"pruner: {name} of the attention must have shape {expected} + (heads, channels), "
                 f"got {tuple(tensor.shape)}"

@@ -8,9 +8,10 @@ releases of transformers (``vision_model.encoder.layers``, ``encoder.layers``, `
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import cast
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +34,11 @@ _PADDED_FROM = 168
 SUPPORTED = (
     "vision towers of transformers' SigLIP, SigLIP2, CLIP and DINOv2 (with or without registers) "
     "and LLaVA-NeXT's SigLIP"
+)
+
+#: by layer, who looks at the queries (B, K, C) and keys (B, N, C) of :meth:`PreNormBlock.attend`
+attention_observers: WeakKeyDictionary[nn.Module, list[Callable[[Tensor, Tensor], None]]] = (
+    WeakKeyDictionary()
 )
 
 
@@ -91,6 +97,8 @@ class PreNormBlock:
 
         ``mask`` is None or broadcastable to (B, heads, K, N).
         """
+        for observer in attention_observers.get(self.layer, ()):
+            observer(query, key)
         batch, rows, channels = query.shape
         q, k, v = (_split_heads(part, self.heads) for part in (query, key, value))
         if _is_float32_on_cpu(q) and _PADDED_FROM <= rows < _CPU_QUERIES:
