@@ -117,9 +117,9 @@ def test_an_unchanged_frame_has_the_attention_of_the_one_before(name):
     assert torch.equal(received(capture.take()), torch.cat([first, first]))
 
 
-def test_streams_and_calls_in_between(policy="motion"):
+def test_streams_and_calls_in_between():
     tower = make_tower("clip")
-    cacher = stc_video.attach_cacher(tower, policy)
+    cacher = stc_video.attach_cacher(tower)
     capture = stc_video.capture_attention(tower)
     with cacher.streams(["a", "b"]):
         last_hidden(tower, PICTURES[:2])

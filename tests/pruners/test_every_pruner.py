@@ -17,6 +17,7 @@ TOKENS = GRID[0] * GRID[1]
 #: a name and settings, of each mode that looks at no later frame
 CASES = [
     ("stc", {"tokens_per_frame": 7}),
+    ("stc", {"tokens_per_frame": 7, "method": "gaussian", "memory": 3}),
     ("dtd", {}),
     ("dtd", {"tokens_per_frame": 7}),
     ("dtd", {"anchor": "last_kept", "threshold": 0.9}),
@@ -39,8 +40,6 @@ CASES = [
     ("none", {}),
 ]
 IDS = [f"{name}-{settings}" for name, settings in CASES]
-# STC-Pruner's memory holds one mean per call, so that how a stream is cut is part of its input.
-BY_FRAME = [case for case in CASES if case[0] != "stc"]
 
 
 def video(frames: int, seed: int = 0) -> dict[str, Tensor]:
@@ -92,7 +91,7 @@ def test_result_is_consistent(name, settings):
     assert pruned.counts.min() >= settings.get("floor", 0)
 
 
-@pytest.mark.parametrize(("name", "settings"), BY_FRAME)
+@pytest.mark.parametrize(("name", "settings"), CASES, ids=IDS)
 def test_feeding_in_pieces_equals_feeding_at_once(name, settings):
     data = video(9)
     whole = chosen(prune(make_pruner(name, **settings), data, slice(0, 9)))
@@ -127,8 +126,6 @@ def test_two_streams_do_not_touch_each_other(name, settings):
 def test_no_frame_depends_on_a_later_one(name, settings):
     """Cut the future off, frame by frame."""
     data = video(5)
-    if name == "stc":  # a call of several frames is one piece of its memory
-        return
     whole = chosen(prune(make_pruner(name, **settings), data, slice(0, 5)))
     for end in range(1, 5):
         past = chosen(prune(make_pruner(name, **settings), data, slice(0, end)))
