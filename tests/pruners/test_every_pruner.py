@@ -34,6 +34,7 @@ CASES = [
     ("visionzip", {"tokens_per_frame": 7}),
     ("visionzip", {"tokens_per_frame": 7, "merge": "mean"}),
     ("tome", {"tokens_per_frame": 7}),
+    ("tome", {"tokens_per_frame": 7, "window": 8}),
     ("evs", {"video_pruning_rate": 0.6}),
     ("uniform", {"tokens_per_frame": 7}),
     ("random", {"tokens_per_frame": 7}),
@@ -84,6 +85,7 @@ def test_result_is_consistent(name, settings):
         assert pruned.tokens[f, len(row) :].eq(0).all()
         if pruned.source_map is None:
             assert torch.equal(pruned.tokens[f, : len(row)], data["features"][f, row])
+    assert torch.equal(pruned.packed(), pruned.tokens[pruned.indices >= 0])
     if pruner.exact:
         assert pruned.counts.unique().numel() == 1
         expected = settings.get("tokens_per_frame")
@@ -224,6 +226,7 @@ def test_a_bucket_is_exact_over_each_window(name, rate):
         ("streaming_assistant", {"passes": 0}, "passes must be at least 1"),
         ("streaming_assistant", {"pattern": "dots"}, "pattern must be one of"),
         ("tome", {"threshold": 0.5}, "does not take these settings"),
+        ("tome", {"window": 1}, "window must be at least 2 tokens, got 1"),
         ("best", {}, "name must be one of"),
     ],
 )

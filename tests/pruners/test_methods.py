@@ -141,6 +141,28 @@ class TestTome:
         kept = make_pruner("tome", tokens_per_frame=20)(VIDEO)
         assert torch.equal(kept.tokens, VIDEO)
 
+    @pytest.mark.parametrize("count", [4, 7, 13, 20])
+    @pytest.mark.parametrize("window", [5, 6, 8, 19, 20, 100])
+    def test_bands_are_merged_each_by_itself(self, window, count):
+        kept = make_pruner("tome", tokens_per_frame=count, window=window, trace=True)(VIDEO)
+        bands = -(-20 // window)
+        sizes = [len(part) for part in torch.arange(20).tensor_split(bands)]
+        left = [len(part) for part in torch.arange(count).tensor_split(bands)]
+        place = row = 0
+        for size, number in zip(sizes, left, strict=True):
+            part = VIDEO[:, place : place + size]
+            alone = make_pruner("tome", tokens_per_frame=number, trace=True)(part)
+            rows = slice(row, row + number)
+            torch.testing.assert_close(kept.tokens[:, rows], alone.tokens)
+            assert torch.equal(kept.indices[:, rows] - place, alone.indices)
+            assert torch.equal(kept.source_map[:, place : place + size] - row, alone.source_map)
+            assert torch.equal(kept.trace["sizes"][:, rows], alone.trace["sizes"])
+            place, row = place + size, row + number
+
+    def test_a_band_keeps_at_least_one(self):
+        with pytest.raises(ValueError, match=r"at least 4, one for each band of 5 tokens .* got 3"):
+            make_pruner("tome", tokens_per_frame=3, window=5)(VIDEO)
+
 
 class TestVisionZip:
     QUERY = torch.randn(6, 21, 4, 8, generator=GENERATOR)

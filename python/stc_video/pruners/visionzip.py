@@ -86,9 +86,13 @@ class VisionZipPruner(Pruner):
     def _merge(self, features: Tensor, source: Tensor, keep: Tensor, total: int) -> Tensor:
         if self.merge == "mean":
             return merge_tokens(features, source, total)[0]
-        own, _ = merge_tokens(features, torch.where(keep, source, -1), total)
-        added, _ = merge_tokens(features, torch.where(keep, -1, source), total)
-        return own + added
+        # A target counts once, and all that was assigned to it once together.
+        added = (~keep).float()
+        row = source.clamp_min(0).long()
+        others = added.new_zeros((len(added), total)).scatter_add_(1, row, added)
+        weight = torch.where(keep, 1.0, 1.0 / torch.gather(others, 1, row))
+        mean, sums = merge_tokens(features, source, total, sizes=weight)
+        return mean * sums[..., None].to(mean.dtype)
 
     def _choose(self, frames: Frames) -> Chosen:
         """Return the kept places and the attention received."""
