@@ -75,6 +75,7 @@ format: install
 bench: install
 	$(BIN)/python benchmarks/cpu_ops.py --out benchmarks/results/cpu_ops.csv
 	$(BIN)/python benchmarks/cpu_cacher.py --out benchmarks/results/cpu_cacher.csv
+	$(BIN)/python benchmarks/cpu_pruners.py --out benchmarks/results/cpu_pruners.csv
 
 # Registers, spills and shared memory of every GPU kernel; fails on a spill.
 static: install
@@ -83,6 +84,7 @@ static: install
 bench-gpu: install
 	$(BIN)/python benchmarks/gpu_ops.py
 	$(BIN)/python benchmarks/plot_gpu_ops.py
+	$(BIN)/python benchmarks/gpu_pruners.py
 
 clean:
 	rm -rf build dist out .pytest_cache .mypy_cache .ruff_cache stc_kernels/_C*.so

@@ -210,6 +210,24 @@ class TestVisionZip:
         assert torch.equal(permuted.source_map, self.kept(1).source_map)
 
 
+class TestRandom:
+    def test_every_place_is_as_likely_in_every_frame(self):
+        frames = torch.zeros(2000, 20, 1)
+        kept = make_pruner("random", tokens_per_frame=5)(frames).indices
+        share = torch.bincount(kept.flatten().long(), minlength=20) / 2000
+        torch.testing.assert_close(share, torch.full((20,), 0.25), atol=0.04, rtol=0)
+        assert len({tuple(row) for row in kept.tolist()}) > 1500
+
+    def test_the_seed_decides(self):
+        frames = torch.zeros(3, 20, 1)
+
+        def chosen(seed):
+            return make_pruner("random", tokens_per_frame=5, seed=seed)(frames).indices.tolist()
+
+        assert chosen(1) == chosen(1)
+        assert len({str(chosen(seed)) for seed in (0, 1, 2, 10**30)}) == 4
+
+
 class TestStc:
     def test_all_of_the_tokens_come_back_unchanged(self):
         assert torch.equal(make_pruner("stc", retention_ratio=1.0)(VIDEO).tokens, VIDEO)

@@ -70,7 +70,7 @@ class EvsPruner(NoveltyPruner):
         if self.scope == "frame":
             return super()._choose(frames)
         count, tokens = frames.features.shape[:2]
-        change = change_from_previous(frames.features, StreamState())
+        change = change_from_previous(frames.features, StreamState.on(frames.features.device))
         budget = max(tokens, count * self.budget.count(tokens)) if count else 0
         keep = (ranks(change.reshape(1, -1)) < budget).view(count, tokens)
         return listed(keep), change, {"change": change} if self.trace else {}

@@ -18,11 +18,28 @@ MODES = ("count", "threshold", "budget")
 
 @dataclass
 class StreamState:
-    """What is kept of a stream: the frame to compare with, and its token bucket."""
+    """What is kept of a stream.
 
+    Attributes
+    ----------
+    seen
+        () int64, how many frames there were; on the device, so that the replay of a graph counts.
+    anchor
+        What the next frame is compared with, or None before the first.
+    bucket
+        Its token bucket, if there is a budget.
+    """
+
+    seen: Tensor
     anchor: Tensor | None = None
     bucket: TokenBucket | None = None
-    seen: int = 0
+
+    @classmethod
+    def on(cls, device: torch.device) -> StreamState:
+        """Return the state of a stream without frames."""
+        # An inference tensor could later not be written to outside of inference mode.
+        with torch.inference_mode(False):
+            return cls(torch.zeros((), dtype=torch.int64, device=device))
 
 
 class NoveltyPruner(Pruner):
@@ -121,7 +138,7 @@ class NoveltyPruner(Pruner):
             if not same or anchor.device != like.device:
                 state = None
         if state is None:
-            state = self._streams[frames.stream] = StreamState()
+            state = self._streams[frames.stream] = StreamState.on(like.device)
         return state
 
     def _compared(self, frames: Frames) -> Tensor:

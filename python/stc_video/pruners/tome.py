@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -112,7 +113,7 @@ def _equal_bands(places: int, count: int, bands: int) -> Iterator[tuple[int, int
     size, larger = divmod(places, bands)
     left, fuller = divmod(count, bands)
     cuts = sorted({0, larger, fuller, bands})
-    for start, end in zip(cuts, cuts[1:], strict=False):
+    for start, end in pairwise(cuts):
         yield end - start, size + (start < larger), left + (start < fuller)
 
 
