@@ -30,6 +30,8 @@ class EvsPruner(NoveltyPruner):
         spends the number over several frames where the change is.
     """
 
+    by_change_alone = True
+
     def __init__(
         self,
         tokens_per_frame: int | None = None,
@@ -70,7 +72,8 @@ class EvsPruner(NoveltyPruner):
         if self.scope == "frame":
             return super()._choose(frames)
         count, tokens = frames.features.shape[:2]
-        change = change_from_previous(frames.features, StreamState.on(frames.features.device))
+        state = StreamState.on(frames.features.device, tokens)
+        change = change_from_previous(frames.features, state)
         budget = max(tokens, count * self.budget.count(tokens)) if count else 0
         keep = (ranks(change.reshape(1, -1)) < budget).view(count, tokens)
         return listed(keep), change, {"change": change} if self.trace else {}
