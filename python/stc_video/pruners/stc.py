@@ -28,8 +28,14 @@ class _Memory:
     def append(self, frame: Tensor) -> None:
         """Remember a frame (N, D) by the mean of its tokens, those with NaN or Inf left out."""
         rows = frame.float()
-        finite = torch.isfinite(rows.sum(-1, keepdim=True))
-        mean = torch.where(finite, rows, 0.0).sum(0) / finite.sum().clamp_min(1)
+        total = rows.sum(0)
+        count: Tensor | int = max(1, len(rows))
+        # On a GPU, looking would wait.
+        if total.device.type != "cpu" or not total.isfinite().all():
+            finite = torch.isfinite(rows.sum(-1, keepdim=True))
+            total = torch.where(finite, rows, 0.0).sum(0)
+            count = finite.sum().clamp_min(1)
+        mean = total / count
         self.means.index_copy_(0, self.slot, mean[None])
         self.slot.add_(1).remainder_(len(self.means))
         self.is_empty = False
