@@ -123,9 +123,9 @@ def plain_dtd(features: Tensor) -> Tensor:
 
 
 def video(frames: int, tokens: int, width: int) -> Tensor:
-    """Tokens of which 40 % change from frame to frame, and neighbours resemble each other."""
+    """Tokens of which nearly half change between frames, and neighbours resemble each other."""
     base = torch.randn(1, 1, width) + torch.randn(1, tokens, width)
-    change = torch.where(torch.rand(frames, tokens, 1) < 0.4, 2.0, 0.3)
+    change = torch.where(torch.rand(frames, tokens, 1) < 0.25, 4.0, 0.3)
     return base + change * torch.randn(frames, tokens, width)
 
 
