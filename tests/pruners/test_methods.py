@@ -91,8 +91,12 @@ class TestStreamingAssistant:
         frame = VIDEO[:1].clone()
         star = [2, 6, 8, 12]  # of the even half, around one of the odd half
         frame[0, star] = frame[0, 7] + 0.5 * VIDEO[1, star]
-        assert self.dropped(frame, parity="adaptive", spatial_threshold=0.6) == [star]
-        assert self.dropped(frame, parity="fixed", spatial_threshold=0.6) == [[7]]
+        adaptive, fixed = (
+            set(self.dropped(frame, parity=parity, spatial_threshold=0.6)[0]) & {7, *star}
+            for parity in ("adaptive", "fixed")
+        )
+        assert adaptive == set(star)
+        assert fixed == {7}
 
     def test_every_pattern_takes_half_of_the_places(self):
         ones = torch.ones(2, 20, 4)
