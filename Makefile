@@ -81,6 +81,7 @@ format: install
 bench: install
 	$(BIN)/python benchmarks/cpu_ops.py --out benchmarks/results/cpu_ops.csv
 	$(BIN)/python benchmarks/cpu_cacher.py --out benchmarks/results/cpu_cacher.csv
+	$(BIN)/python benchmarks/cpu_pruners.py --out benchmarks/results/cpu_pruners.csv
 
 # Five minutes of cameras and questions against a service.
 bench-service: install
@@ -93,6 +94,7 @@ static: install
 bench-gpu: install
 	$(BIN)/python benchmarks/gpu_ops.py
 	$(BIN)/python benchmarks/plot_gpu_ops.py
+	$(BIN)/python benchmarks/gpu_pruners.py
 
 clean:
 	rm -rf build dist out .pytest_cache .mypy_cache .ruff_cache stc_kernels/_C*.so

@@ -141,7 +141,9 @@ def _reason_against(op: str, backend: str, device: str) -> str | None:
 def _is_compiled(op: str, device: str) -> bool:
     """Whether the loaded library has a kernel of ``op`` for ``device``."""
     name = f"{NAMESPACE}::{native_name(op)}"
-    return torch._C._dispatch_has_kernel_for_dispatch_key(name, device.upper())
+    return torch._C._dispatch_has_kernel_for_dispatch_key(
+        name, torch._C._dispatch_key_for_device(device)
+    )
 
 
 def _not_compiled(device: str) -> str:

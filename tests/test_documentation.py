@@ -29,6 +29,8 @@ def test_the_readme_has_examples():
         "stc_kernels.ops.select_changed",
         "stc_video.cacher.handle",
         "stc_video.pruners",
+        "stc_video.pruners.attention_capture",
+        "stc_video.pruners.tower_merging",
     ],
 )
 def test_doctests(name):

@@ -18,7 +18,13 @@ if TYPE_CHECKING:
     from stc_video.config import CacheConfig
     from stc_video.errors import AttachError, MemoryFullError, UnsupportedModelError
     from stc_video.memory import PlainConfig, RekvConfig
-    from stc_video.pruners import PrunedTokens, Pruner, make_pruner
+    from stc_video.pruners import (
+        PrunedTokens,
+        Pruner,
+        attach_tome,
+        capture_attention,
+        make_pruner,
+    )
     from stc_video.session import Answer, PushedFrame, SessionStats, StreamingSession
 
 _HOMES = {
@@ -42,6 +48,8 @@ _HOMES = {
     "__version__": "stc_kernels",
     "accelerate": "stc_video.acceleration",
     "attach_cacher": "stc_video.cacher",
+    "attach_tome": "stc_video.pruners",
+    "capture_attention": "stc_video.pruners",
     "make_pruner": "stc_video.pruners",
 }
 
@@ -66,6 +74,8 @@ __all__ = [
     "__version__",
     "accelerate",
     "attach_cacher",
+    "attach_tome",
+    "capture_attention",
     "make_pruner",
 ]
 

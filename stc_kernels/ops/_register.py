@@ -41,7 +41,7 @@ def register(op: str, reference: Callable[..., Any], fake: Callable[..., Any]) -
         if not op.endswith("_"):  # torch refuses autograd formulas for mutating operators
             torch.library.register_autograd(qualified, _raise_in_backward(op), lib=LIBRARY)
     register_implementation(op, "reference", reference)
-    register_implementation(op, "native", _overload(native_name(op)))
+    register_implementation(op, "native", _native(op))
 
 
 def call(op: str, *args: Any, backend: str | None = None) -> Any:
@@ -56,6 +56,22 @@ def call(op: str, *args: Any, backend: str | None = None) -> Any:
         # Through the dispatcher, whose autograd formula makes a later backward raise.
         return _overload(op)(*args, backend=backend)
     return implementation(op, _device_type(args), backend)(*args)
+
+
+def _native(op: str) -> Callable[..., Any]:
+    """Return the compiled implementation, whose refusals become ValueErrors like everyone's."""
+    overload = _overload(native_name(op))
+
+    def run(*args: Any) -> Any:
+        try:
+            return overload(*args)
+        except RuntimeError as error:
+            sentence = str(error).partition("\n")[0]
+            if f"`{op}`: " not in sentence:
+                raise
+            raise ValueError(sentence[sentence.index(f"`{op}`: ") :]) from None
+
+    return run
 
 
 def _overload(name: str) -> Any:

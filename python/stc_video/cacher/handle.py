@@ -12,14 +12,19 @@ from torch import Tensor, nn
 
 from stc_video.cacher.guard import Timings
 from stc_video.cacher.packed_linear import PackedLinears
-from stc_video.cacher.patching import InstancePatch, as_function, run_stock
+from stc_video.cacher.patching import (
+    CACHER_TITLE,
+    InstancePatch,
+    as_function,
+    check_in_place,
+    run_stock,
+)
 from stc_video.cacher.policies import Outputs, make_policy
 from stc_video.cacher.requests import RequestWatcher, TowerRequest, has_foreign_hook, mask_of
 from stc_video.cacher.stats import CacheStats, Counters, FrameRecord
 from stc_video.cacher.stream_pool import StreamPool
 from stc_video.cacher.stream_state import Layout, Stream
 from stc_video.config import CacheConfig
-from stc_video.errors import AttachError
 from stc_video.towers.pre_norm import PreNormTower, key_mask
 
 DEFAULT_STREAM = "default"
@@ -83,6 +88,9 @@ class Cacher:
         What happened to each row of the last call of the tower.
     """
 
+    #: what `attach_...` functions say that a tower with a cacher already has
+    title = CACHER_TITLE
+
     def __init__(self, tower: PreNormTower, config: CacheConfig) -> None:
         self.config = config
         self.last_frames: list[FrameRecord] = []
@@ -111,14 +119,12 @@ class Cacher:
 
     def _install(self) -> None:
         forwards = [self._first_forward, *[self._later_forward(i) for i in self._later_layers()]]
-        try:
-            for block, forward in zip(self._tower.blocks, forwards, strict=True):
-                self._patches.append(InstancePatch.install(block.layer, as_function(forward)))
-        except AttachError:
-            for patch in self._patches:
-                patch.remove()
-            self._patches.clear()
-            raise
+        self._patches = InstancePatch.install_all(
+            (block.layer for block in self._tower.blocks),
+            map(as_function, forwards),
+            owner=self,
+            caller="attach_cacher",
+        )
         self._watcher.install()
         self._packed.install()
 
@@ -138,13 +144,8 @@ class Cacher:
         AttachError
             If another forward was put on a layer after ours; nothing is changed then.
         """
-        foreign = [i for i, patch in enumerate(self._patches) if not patch.in_place]
-        if foreign and not force:
-            raise AttachError(
-                f"detach: something else patched layer {', '.join(map(str, foreign))} of "
-                f"{type(self._tower.root).__name__} after the cacher; undo that first, or call "
-                "detach(force=True) to put the original forwards back"
-            )
+        if not force:
+            check_in_place(self._patches, self._tower.root, owner="cacher", undo="detach")
         for patch in self._patches:
             patch.remove()
         self._patches.clear()

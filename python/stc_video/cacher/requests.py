@@ -56,10 +56,16 @@ class RequestWatcher:
     check
         Called with the tower and the batch size when a call begins; raises to refuse the call,
         returns False if the call is none of ours.
+    no_attentions
+        Why attention matrices cannot be had, as the end of a sentence.
     """
 
     ancestors: Sequence[nn.Module]
     check: Callable[[nn.Module, int | None], bool]
+    no_attentions: str = (
+        "is not available from a cached tower, because cached tokens have no attention row; "
+        "detach the cacher first"
+    )
     _request: TowerRequest = field(default_factory=TowerRequest)
     _hooks: list[RemovableHandle] = field(default_factory=list)
 
@@ -86,10 +92,7 @@ class RequestWatcher:
             return
         for name in ("output_attentions", "head_mask"):
             if _asks(module, arguments, name):
-                raise ValueError(
-                    f"{type(module).__name__}: {name} is not available from a cached tower, "
-                    "because cached tokens have no attention row; detach the cacher first"
-                )
+                raise ValueError(f"{type(module).__name__}: {name} {self.no_attentions}")
         hidden = _asks(module, arguments, "output_hidden_states")
         self._request.hidden = _merge(self._request.hidden, hidden)
         if isinstance(shapes := arguments.get("spatial_shapes"), torch.Tensor):

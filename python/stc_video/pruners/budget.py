@@ -26,6 +26,8 @@ class Budget:
         Fraction that is dropped, 0 to below 1: what vLLM and SGLang call it.
     otherwise
         ``tokens_per_frame`` if none of the three is given; None to have no number then.
+    caller
+        Function that errors name.
     """
 
     def __init__(
@@ -35,18 +37,19 @@ class Budget:
         video_pruning_rate: float | None = None,
         *,
         otherwise: int | None = None,
+        caller: str = "make_pruner",
     ) -> None:
         given = [tokens_per_frame, retention_ratio, video_pruning_rate]
         if sum(value is not None for value in given) > 1:
             raise ValueError(
-                "make_pruner: give one of tokens_per_frame, retention_ratio and "
+                f"{caller}: give one of tokens_per_frame, retention_ratio and "
                 f"video_pruning_rate, got {tokens_per_frame}, {retention_ratio}, "
                 f"{video_pruning_rate}"
             )
         if video_pruning_rate is not None:
             if not 0.0 <= video_pruning_rate < 1.0:
                 raise ValueError(
-                    "make_pruner: video_pruning_rate must be at least 0 and below 1, "
+                    f"{caller}: video_pruning_rate must be at least 0 and below 1, "
                     f"got {video_pruning_rate}"
                 )
             retention_ratio = 1.0 - video_pruning_rate
@@ -54,14 +57,19 @@ class Budget:
             tokens_per_frame = otherwise
         if retention_ratio is not None and not 0.0 < retention_ratio <= 1.0:
             raise ValueError(
-                f"make_pruner: retention_ratio must be above 0 and at most 1, got {retention_ratio}"
+                f"{caller}: retention_ratio must be above 0 and at most 1, got {retention_ratio}"
             )
         if tokens_per_frame is not None and tokens_per_frame < 1:
             raise ValueError(
-                f"make_pruner: tokens_per_frame must be at least 1, got {tokens_per_frame}"
+                f"{caller}: tokens_per_frame must be at least 1, got {tokens_per_frame}"
             )
         self.tokens_per_frame = tokens_per_frame
         self.retention_ratio = retention_ratio
+
+    def __repr__(self) -> str:
+        if self.tokens_per_frame is not None:
+            return f"{self.tokens_per_frame} tokens per frame"
+        return f"{self.retention_ratio:g} of the tokens" if self.retention_ratio else "no number"
 
     @property
     def given(self) -> bool:

@@ -30,6 +30,8 @@ class EvsPruner(NoveltyPruner):
         spends the number over several frames where the change is.
     """
 
+    by_change_alone = True
+
     def __init__(
         self,
         tokens_per_frame: int | None = None,
@@ -76,7 +78,8 @@ class EvsPruner(NoveltyPruner):
         if self.scope == "frame":
             return super()._choose(frames)
         count, tokens = frames.features.shape[:2]
-        change = change_from_previous(frames.features, StreamState())
+        state = StreamState.on(frames.features.device, tokens)
+        change = change_from_previous(frames.features, state)
         budget = self.budget.clip_count(count, tokens) if count else 0
         keep = (ranks(change.reshape(1, -1)) < budget).view(count, tokens)
         return listed(keep), change, {"change": change} if self.trace else {}

@@ -8,9 +8,10 @@ releases of transformers (``vision_model.encoder.layers``, ``encoder.layers``, `
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import cast
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +36,11 @@ _PADDED_FROM = 168
 SUPPORTED = (
     "vision towers of transformers' SigLIP, SigLIP2, CLIP and DINOv2 (with or without registers) "
     "and LLaVA-NeXT's SigLIP"
+)
+
+#: by layer, who looks at the queries (B, K, C) and keys (B, N, C) of :meth:`PreNormBlock.attend`
+attention_observers: WeakKeyDictionary[nn.Module, list[Callable[[Tensor, Tensor], None]]] = (
+    WeakKeyDictionary()
 )
 
 
@@ -118,6 +124,8 @@ class PreNormBlock:
         places: Tensor | None = None,
     ) -> Tensor:
         """Mix the values by attention: :meth:`attend` in front of the output projection."""
+        for observer in attention_observers.get(self.layer, ()):
+            observer(query, key)
         if _has_sparse_kernel(query, key):
             return _sparse_attention(query, key, value, self.heads, mask)
         batch, rows, channels = query.shape
@@ -200,6 +208,15 @@ class PreNormTower:
             path=path,
             prefix_tokens=_prefix_tokens(root),
         )
+
+
+def find_tower(root: nn.Module, caller: str) -> PreNormTower:
+    """Find the blocks of a tower for another function than ``attach_cacher``, named in errors."""
+    try:
+        return PreNormTower.of(root)
+    except UnsupportedModelError as error:
+        reason = str(error).removeprefix("attach_cacher: ")
+        raise UnsupportedModelError(f"{caller}: {reason}") from None
 
 
 def _block_lists(root: nn.Module) -> Iterator[tuple[str, nn.ModuleList]]:
