@@ -7,7 +7,6 @@ import random
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -79,13 +78,7 @@ class Pipeline:
         settings = self._settings
         config = settings.cache_config()
         self.cacher = stc_video.attach_cacher(self.model.tower, policy=config)
-        self._pruner: Any = None
-        if settings.prune != "none":
-            self._pruner = stc_video.make_pruner(
-                settings.prune,
-                tokens_per_frame=settings.tokens_per_frame,
-                method=settings.prune_method,
-            )
+        self._pruner = settings.pruner()
 
     def close(self) -> None:
         """Take the cacher off the tower, which is ours alone.

