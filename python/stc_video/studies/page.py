@@ -177,7 +177,7 @@ def _number(value: float) -> str:
 
 
 def _page_data(study: PruneStudy) -> dict[str, Any]:
-    """Return what the page's script draws from."""
+    """Return what the page's script draws from; lists over budgets are in their order."""
     names = [ALL, *(clip.name for clip in study.clips)]
     return {
         "all": ALL,
@@ -188,7 +188,7 @@ def _page_data(study: PruneStudy) -> dict[str, Any]:
         "budgets": study.budgets,
         "rows": [asdict(row) for row in study.rows],
         "fronts": {
-            name: {str(b): _fronts(study.at(b, name)) for b in study.budgets} for name in names
+            name: [_fronts(study.at(budget, name)) for budget in study.budgets] for name in names
         },
         "clips": [_page_clip(study, clip) for clip in study.clips],
     }
@@ -214,13 +214,13 @@ def _page_clip(study: PruneStudy, clip: EncodedClip) -> dict[str, Any]:
         "pictures": [data_url(picture) for picture in clip.pictures],
         "moved": _bits(clip.moved),
         "salient": _bits(clip.salient),
-        "keep": {
-            str(budget): {
+        "keep": [
+            {
                 method.name: _bits(study.keeps[method.name, budget, clip.name])
                 for method in study.methods
             }
             for budget in study.budgets
-        },
+        ],
     }
 
 

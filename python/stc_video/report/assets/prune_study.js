@@ -30,7 +30,7 @@
 
   function pareto() {
     const { axis, layout } = page.chart();
-    const front = data.fronts[clipName()][String(budget())][measure()];
+    const front = data.fronts[clipName()][choice.budget.value][measure()];
     const points = data.methods.map((m) => row(m.name, budget())).filter((r) => r[measure()] !== null);
     const steps = front.map((name) => row(name, budget()));
     const traces = [{
@@ -88,7 +88,7 @@
         page.outline(pen, grid, has(moved[index]), 2 * ratio, "#ff7a1a");
         page.outline(pen, grid, has(salient[index]), 2 * ratio, "#c77dff");
       } else {
-        const kept = has(keep[String(budget())][method][index]);
+        const kept = has(keep[choice.budget.value][method][index]);
         page.dim(pen, grid, (i) => !kept(i));
         let count = 0;
         for (let i = 0; i < tokens; i++) count += kept(i);
