@@ -11,6 +11,9 @@ from torch.nn.functional import normalize
 
 __all__ = ["explained", "keep_mask", "overlap", "pareto_front", "share"]
 
+#: Dropped tokens that are compared at once, which bounds memory for large frames.
+_ROWS = 2048
+
 
 def keep_mask(indices: Tensor, tokens: int) -> Tensor:
     """Turn the places of kept tokens, (F, K) padded with -1, into a mask (F, tokens)."""
@@ -46,7 +49,8 @@ def explained(features: Tensor, keep: Tensor, kept: Sequence[Tensor]) -> Tensor:
         if len(seen) == 0:
             best[frame, ~mask] = -1.0
         elif len(dropped):
-            best[frame, ~mask] = (dropped @ seen.T).amax(1)
+            rows = [(part @ seen.T).amax(1) for part in dropped.split(_ROWS)]
+            best[frame, ~mask] = torch.cat(rows)
     return best
 
 
