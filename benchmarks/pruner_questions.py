@@ -178,9 +178,9 @@ SCALED: dict[str, tuple[str, dict[str, object]]] = {
 
 
 def scale(model: LoadedModel, marker: SaliencyMarker, paths: list[Path]) -> Iterator[Row]:
-    """Kept quality of two frames, enlarged to ever more tokens."""
-    for name, path in zip(clip_names(paths), paths, strict=True):
-        for grid in track(GRIDS, f"{name}, larger and larger", transient=True):
+    """Kept quality of two frames, enlarged to ever more tokens; the largest take minutes each."""
+    for grid in GRIDS:
+        for name, path in zip(clip_names(paths), paths, strict=True):
             [(_, source)] = open_clips([path], fps=2.0, max_frames=2)
             with source:
                 pictures = [Image.fromarray(frame.image) for frame in source]
@@ -233,19 +233,29 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     model = load_model()
     marker = SaliencyMarker(model.tower)
-    with torch.inference_mode():
-        if arguments.question == "scale":
-            rows = list(scale(model, marker, arguments.clips))
-        else:
-            clips = [
-                encode_clip(name, source, model, marker)
-                for name, source in open_clips(arguments.clips, fps=2.0, max_frames=32)
-            ]
-            measure = {"thresholds": thresholds, "masks": masks}[arguments.question]
-            rows = list(measure(clips))
     out = arguments.out or RESULTS / f"pruner_{arguments.question}.csv"
-    write_rows(out, [row | environment() for row in rows])
+    where = environment()
+    rows: list[Row] = []
+    with torch.inference_mode():
+        for row in answer(arguments.question, arguments.clips, model, marker):
+            rows.append(row | where)
+            if arguments.question == "scale":  # what there is so far, because it takes long
+                write_rows(out, rows)
+    write_rows(out, rows)
     print(out)
+
+
+def answer(
+    question: str, paths: list[Path], model: LoadedModel, marker: SaliencyMarker
+) -> Iterator[Row]:
+    """Measure one question."""
+    if question == "scale":
+        return scale(model, marker, paths)
+    clips = [
+        encode_clip(name, source, model, marker)
+        for name, source in open_clips(paths, fps=2.0, max_frames=32)
+    ]
+    return thresholds(clips) if question == "thresholds" else masks(clips)
 
 
 if __name__ == "__main__":

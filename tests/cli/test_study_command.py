@@ -147,14 +147,17 @@ def test_ctrl_c_leaves_no_report_and_the_earlier_one(
         text=True,
         env={**os.environ, "FORCE_COLOR": "1"},  # so that the bar is drawn while it moves
     )  # fmt: skip
-    assert process.stdout is not None
-    seen = ""
-    started = time.monotonic()
-    while moment not in seen:
-        assert time.monotonic() - started < 120, seen[-500:]
-        seen += process.stdout.read(40)
-    process.send_signal(signal.SIGINT)
-    printed, errors = process.communicate(timeout=60)
+    try:
+        assert process.stdout is not None
+        seen = ""
+        started = time.monotonic()
+        while moment not in seen:
+            assert time.monotonic() - started < 120, seen[-500:]
+            seen += process.stdout.read(40)
+        process.send_signal(signal.SIGINT)
+        printed, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode == 130, errors
     assert "no report was written" in printed
     assert "Traceback" not in errors
