@@ -170,7 +170,7 @@ class Pruner(ABC):
                 "pruner: features must have 3 dimensions (frames, tokens, channels), "
                 f"got shape {tuple(features.shape)}"
             )
-        if grid is not None and grid[0] * grid[1] != features.shape[1]:
+        if grid is not None and (min(grid) < 0 or grid[0] * grid[1] != features.shape[1]):
             raise ValueError(
                 f"pruner: grid must have {features.shape[1]} places (tokens), "
                 f"got {grid[0]}x{grid[1]}"

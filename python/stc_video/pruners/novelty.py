@@ -18,8 +18,9 @@ MODES = ("count", "threshold", "budget")
 
 @dataclass
 class StreamState:
-    """What is kept of a stream: the frame to compare with, and its token bucket."""
+    """What is kept of a stream: its tokens per frame, what to compare with, its token bucket."""
 
+    tokens: int = 0
     anchor: Tensor | None = None
     bucket: TokenBucket | None = None
     seen: int = 0
@@ -115,13 +116,14 @@ class NoveltyPruner(Pruner):
         """State of the stream; a frame of another shape, dtype or device starts it afresh."""
         state = self._streams.get(frames.stream)
         like = self._compared(frames)
+        tokens = frames.features.shape[1]
         if state is not None and state.anchor is not None:
             anchor = state.anchor
             same = anchor.shape == like.shape[1:] and anchor.dtype == like.dtype
-            if not same or anchor.device != like.device:
+            if not same or anchor.device != like.device or state.tokens != tokens:
                 state = None
         if state is None:
-            state = self._streams[frames.stream] = StreamState()
+            state = self._streams[frames.stream] = StreamState(tokens)
         return state
 
     def _compared(self, frames: Frames) -> Tensor:
