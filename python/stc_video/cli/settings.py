@@ -86,6 +86,8 @@ class RunSettings:
             del own[name]
         if self.prune == "none":
             del own["tokens_per_frame"]
+        elif self.prune == "stc":
+            own["prune_method"] = getattr(self.pruner(), "method", None)
         cache = {f"cache {name}": value for name, value in asdict(self.cache_config()).items()}
         return {**own, **cache}
 
