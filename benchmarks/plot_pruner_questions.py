@@ -107,12 +107,12 @@ def scale(rows: list[Row]) -> Figure:
         own = [row for row in rows if row["method"] == method]
         line = "--" if method.startswith(("uniform", "random")) else "-"
         colour = plt.colormaps["tab10"](number)
-        steps, low, kept = over(own, "tokens", "explained_p5", "kept_percent")
+        steps, low, found = over(own, "tokens", "explained_p5", "recall_moved")
         axes[0].plot(steps, low, line, marker=".", color=colour, label=method)
-        axes[1].plot(steps, kept, line, marker=".", color=colour)
+        axes[1].plot(steps, found, line, marker=".", color=colour)
     axes[0].set(ylabel="5th percentile of cosine of a\ndropped token to a kept one")
     axes[0].legend(fontsize=7)
-    axes[1].set(ylabel="tokens kept of the second frame, %", yscale="log")
+    axes[1].set(ylabel="of what moved, kept", ylim=(0, 1.03))
     if timed:
         time_panel(axes[2], timed)
     for axis in axes:
