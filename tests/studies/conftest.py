@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the browser of the report's tests is."""
+"""Where the helpers of other tests are: the browser, the maker of clips."""
 
 from __future__ import annotations
 
@@ -7,3 +7,4 @@ import sys
 from pathlib import Path
 
 sys.path.append(str(Path(__file__).parents[1] / "report"))  # browser
+sys.path.append(str(Path(__file__).parents[1] / "video"))  # clip_maker

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from stc_video.pruners import Attention
 from stc_video.towers.pre_norm import PreNormTower
 
-__all__ = ["LayerProbe", "probe_layer"]
+__all__ = ["LayerProbe", "joined", "probe_layer"]
 
 
 class LayerProbe:
