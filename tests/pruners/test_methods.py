@@ -31,6 +31,13 @@ class TestDtd:
         sent = make_pruner("dtd", threshold=0.9, anchor="last_kept")(drift).counts
         assert 3 <= int(sent.sum()) <= 5
 
+    def test_a_bucket_spends_evenly_on_even_change(self):
+        """All of a first frame is new: that must not make the frames after it look still."""
+        angle = torch.linspace(0.0, 2.0, 17)[:, None] + torch.rand(20, generator=GENERATOR)
+        turning = torch.stack([angle.cos(), angle.sin()], -1)
+        counts = make_pruner("dtd", tokens_per_frame=5, window=8)(turning).counts
+        assert counts[:16].tolist() == [5] * 16
+
     def test_pixels(self):
         pixels = torch.zeros(2, 3, 8, 10)
         pixels[1, :, 2:4, 4:6] = 1.0  # row 1, column 2 of the grid

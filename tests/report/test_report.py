@@ -112,7 +112,7 @@ def test_html_loads_nothing_and_says_what_matters(tmp_path: Path) -> None:
     assert "default-src &#39;none&#39;" in html or "default-src 'none'" in html
     markup = re.sub(r"<script>.*?</script>", "", html, flags=re.DOTALL)
     assert not re.search(r"""(src|href|url)\s*[=(]\s*["']?\s*(https?:)?//""", markup)
-    assert html.count("<script") == 4  # the data, plotly once, and two of our own
+    assert html.count("<script") == 5  # the data, plotly once, and three of our own
 
 
 def test_html_escapes_what_it_did_not_write(tmp_path: Path) -> None:

@@ -12,8 +12,8 @@ import pytest
 
 sys.path.append(str(Path(__file__).parents[1] / "video"))  # clip_maker
 
-from browser import CHROMIUM, DRIVER, Browser
 from clip_maker import write_clip
+from live_browser import CHROMIUM, DRIVER, Browser
 from pictures import jpeg
 from websockets.sync.client import connect
 

@@ -3,15 +3,10 @@
 
 from __future__ import annotations
 
-import io
 import random
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from types import FrameType
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,15 +14,15 @@ from torch import Tensor
 import stc_video
 from stc_video.cli.questions import Interview
 from stc_video.cli.settings import RunSettings
+from stc_video.cli.stop import Stop
+from stc_video.clock import Clock
 from stc_video.models.load import LoadedModel
 from stc_video.pruners import PrunedTokens, make_pruner
 from stc_video.report import FrameRecord
+from stc_video.report.pictures import webp
 from stc_video.video import VideoError, VideoFrame, VideoSource
 
 __all__ = ["Outcome", "Pipeline"]
-
-_PICTURE_SIDE = 448
-_PICTURE_QUALITY = 80
 
 
 @dataclass
@@ -90,13 +85,7 @@ class Pipeline:
         settings = self._settings
         config = settings.cache_config()
         self.cacher = stc_video.attach_cacher(self.model.tower, policy=config)
-        self._pruner: Any = None
-        if settings.prune != "none":
-            self._pruner = stc_video.make_pruner(
-                settings.prune,
-                tokens_per_frame=settings.tokens_per_frame,
-                method=settings.prune_method,
-            )
+        self._pruner = settings.pruner()
 
     def close(self) -> None:
         """Take the cacher off the tower, which is ours alone.
@@ -125,7 +114,7 @@ class Pipeline:
         VideoError
             If not even the first frame can be decoded.
         """
-        outcome, stop = Outcome(), _Stop()
+        outcome, stop = Outcome(), Stop()
         try:
             with torch.inference_mode(), stop:
                 for frame, decoding in _timed(iter(video)):
@@ -156,7 +145,7 @@ class Pipeline:
         model = self.model
         if frame.index == 0:
             self._warm_up(frame)
-        clock = _Clock(model.device)
+        clock = Clock(model.device)
         inputs = model.pixels([frame.image])
         preprocessing = clock.lap()
         tokens = model.encode(inputs)
@@ -190,7 +179,7 @@ class Pipeline:
                 "prefill": prefilling,
             },
             dense_seconds=dense_seconds,
-            picture=_webp(model.display(inputs)[0]),
+            picture=webp(model.display(inputs)[0]),
         )
 
     def _warm_up(self, frame: VideoFrame) -> None:
@@ -227,7 +216,7 @@ class Pipeline:
         """Encode a frame densely beside the run; (seconds, mean cosine, smallest cosine)."""
         if not measures(index, self._settings.dense_every):
             return None, None, None
-        clock = _Clock(self.model.device)
+        clock = Clock(self.model.device)
         with self.cacher.paused():
             dense = self.model.encode(inputs)
         seconds = clock.lap()
@@ -257,53 +246,6 @@ def measures(index: int, every: int) -> bool:
     return place == (choice.randrange(1, every) if block == 0 else choice.randrange(every))
 
 
-class _Stop:
-    """Turns the first Ctrl-C into a wish to stop after the frame under way.
-
-    Raised in the middle of a frame it would meet code that takes it for an error of its own:
-    transformers' image processors do. A second Ctrl-C is raised at once.
-
-    Attributes
-    ----------
-    wanted : bool
-        Whether Ctrl-C was pressed.
-    """
-
-    def __init__(self) -> None:
-        self.wanted = False
-        self._before: Any = None
-
-    def __enter__(self) -> None:
-        if threading.current_thread() is threading.main_thread():
-            self._before = signal.signal(signal.SIGINT, self._note)
-
-    def __exit__(self, *error: object) -> None:
-        if self._before is not None:
-            signal.signal(signal.SIGINT, self._before)
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.wanted:
-            raise KeyboardInterrupt
-        self.wanted = True
-
-
-class _Clock:
-    """Wall-clock laps; on CUDA the queue is drained first."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._last = 0.0
-        self.lap()
-
-    def lap(self) -> float:
-        """Return the seconds since the last call."""
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
-        now = time.perf_counter()
-        passed, self._last = now - self._last, now
-        return passed
-
-
 def _timed(frames: Iterator[VideoFrame]) -> Iterator[tuple[VideoFrame, float]]:
     """Yield each frame with the seconds that decoding up to it took."""
     while True:
@@ -312,11 +254,3 @@ def _timed(frames: Iterator[VideoFrame]) -> Iterator[tuple[VideoFrame, float]]:
         if frame is None:
             return
         yield frame, time.perf_counter() - start
-
-
-def _webp(picture: Any) -> bytes:
-    """Encode a picture for the report, at a modest size."""
-    picture.thumbnail((_PICTURE_SIDE, _PICTURE_SIDE))
-    buffer = io.BytesIO()
-    picture.save(buffer, "WEBP", quality=_PICTURE_QUALITY)
-    return buffer.getvalue()

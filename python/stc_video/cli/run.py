@@ -4,8 +4,6 @@
 from __future__ import annotations
 
 import math
-import os
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -17,7 +15,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
 from rich.table import Table
 
-from stc_video.cli.environment import chosen_backends, devices, versions
+from stc_video.cli.environment import chosen_backends, environment
+from stc_video.cli.output import collected_warnings, prepare_folder
 from stc_video.cli.settings import RunSettings
 from stc_video.report import (
     ModelFacts,
@@ -64,7 +63,7 @@ def run_video(settings: RunSettings, out: Path, command: str) -> int:
         For bad input, before anything is written.
     """
     console = Console(highlight=False)
-    _prepare_folder(out)
+    prepare_folder(out)
     record = encode_video(settings, command, console)
     if not record.frames:
         console.print("Stopped before the first frame; no report was written.")
@@ -104,12 +103,13 @@ def encode_video(settings: RunSettings, command: str, console: Console) -> RunRe
 
     # A wrong option should not wait for the model.
     settings.cache_config()
+    settings.pruner()
     questions = settings.questions()
     path = settings.video or default_clip()
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     with (
-        _collected_warnings() as notes,
+        collected_warnings() as notes,
         open_video(
             path,
             fps=settings.fps,
@@ -231,22 +231,12 @@ def make_record(
         ),
         model=_model_facts(model, pipeline.feature_width if outcome.frames else None),
         settings=settings.shown(),
-        environment=_environment(),
+        environment=environment(),
         backends=backends,
         state_bytes=outcome.state_bytes,
         resets=outcome.resets,
         frames=tuple(outcome.frames),
     )
-
-
-def _prepare_folder(out: Path) -> None:
-    """Make the folder, so that a long run does not end without a place for its report."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError):
-        raise ValueError(f"--out {out}: this is a file, not a folder") from None
-    if not os.access(out, os.W_OK | os.X_OK):
-        raise ValueError(f"--out {out}: the folder cannot be written to")
 
 
 def _model_facts(model: LoadedModel, feature_width: int | None) -> ModelFacts:
@@ -262,23 +252,6 @@ def _model_facts(model: LoadedModel, feature_width: int | None) -> ModelFacts:
         device=str(model.device),
         dtype=str(model.dtype).removeprefix("torch."),
     )
-
-
-def _environment() -> dict[str, str]:
-    found = {name: version for name, version in versions().items() if version is not None}
-    return {**found, **{d.partition(":")[0]: d.partition(": ")[2] for d in reversed(devices())}}
-
-
-@contextmanager
-def _collected_warnings() -> Iterator[list[str]]:
-    """Collect this package's warnings for the report instead of printing them over the bar."""
-    notes: list[str] = []
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        yield notes
-    for warning in caught:
-        if warning.category.__module__.startswith("stc_") and str(warning.message) not in notes:
-            notes.append(str(warning.message))
 
 
 @contextmanager

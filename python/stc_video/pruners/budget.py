@@ -177,9 +177,9 @@ def spread(tokens: int, device: torch.device) -> Tensor:
 class TokenBucket:
     """Spends a fixed number of tokens per window of frames where the content changes.
 
-    A frame is granted its share of the mean change so far. What it may have lies between what
-    must be spent for the window to come out exactly and what must be left for the frames to come.
-    Windows follow each other from the first frame of a stream.
+    The first frame is granted the rate, every other its share of the mean change so far. What it
+    may have lies between what must be spent for the window to come out exactly and what must be
+    left for the frames to come. Windows follow each other from the first frame of a stream.
 
     Parameters
     ----------
@@ -212,14 +212,15 @@ class TokenBucket:
         if within == 0 or self._spent is None:
             self._spent = torch.zeros((), dtype=torch.int64, device=change.device)
         change = change.nan_to_num(nan=0.0, posinf=0.0).clamp_min(0.0)
-        mean = change if self._mean is None else 0.9 * self._mean + 0.1 * change
-        wanted = (self.rate * change / mean.clamp_min(1e-6)).round().long()
+        wanted = torch.full_like(self._spent, self.rate)
+        if self._frame > 0:  # in a first frame everything is new, which says nothing of the rest
+            self._mean = change if self._mean is None else 0.9 * self._mean + 0.1 * change
+            wanted = (self.rate * change / self._mean.clamp_min(1e-6)).round().long()
         left = self.window - 1 - within
         remaining = self.rate * self.window - self._spent
         least = (remaining - tokens * left).clamp_min(min(self.floor, tokens))
         most = (remaining - self.floor * left).clamp_max(tokens)
         granted = torch.minimum(torch.maximum(wanted, least), most)
         self._spent = self._spent + granted
-        self._mean = mean
         self._frame += 1
         return granted
