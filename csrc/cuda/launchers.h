@@ -24,8 +24,8 @@ cudaError_t bias_gelu(const BiasGeluParams& p, cudaStream_t stream);
 // Merges what p.blocks blocks of p.block_rows rows have found.
 cudaError_t channel_variance(const VarianceParams& p, cudaStream_t stream);
 // `slices` is saliency_slices(p).
-cudaError_t saliency_topk(const SaliencyParams& p, cudaStream_t stream);
-int64_t saliency_slices(const SaliencyParams& p);
+cudaError_t saliency_topk(const SaliencyTopkParams& p, cudaStream_t stream);
+int64_t saliency_slices(const SaliencyTopkParams& p);
 cudaError_t spatial_redundancy(const RedundancyParams& p, cudaStream_t stream);
 cudaError_t compact_tokens(const CompactionParams& p, cudaStream_t stream);
 cudaError_t bipartite_match(const MatchingParams& p, cudaStream_t stream);

@@ -26,7 +26,7 @@ namespace {
 
 // Calls f with a null pointer of the element type and how many of them a load takes.
 template <typename F>
-cudaError_t visit_width(const SaliencyParams& p, const F& f) {
+cudaError_t visit_width(const SaliencyTopkParams& p, const F& f) {
   return visit(p.dtype, [&](auto* type) {
     constexpr int V = kVector<ElementOf<decltype(type)>>;
     const bool wide = vectorises(p.tokens, p.channels, V) && vectorises(p.memory);
@@ -37,7 +37,7 @@ cudaError_t visit_width(const SaliencyParams& p, const F& f) {
 
 }  // namespace
 
-int64_t saliency_slices(const SaliencyParams& p) {
+int64_t saliency_slices(const SaliencyTopkParams& p) {
   int64_t slices = 0;
   visit_width(p, [&](auto*, auto width) {
     slices = ceil_div(p.channels, kSliceChannels<width()>);
@@ -46,7 +46,7 @@ int64_t saliency_slices(const SaliencyParams& p) {
   return slices > 0 ? slices : 1;  // tokens without channels have scores, too
 }
 
-cudaError_t saliency_topk(const SaliencyParams& p, cudaStream_t stream) {
+cudaError_t saliency_topk(const SaliencyTopkParams& p, cudaStream_t stream) {
   const int64_t rows = p.frames * p.tokens_per_frame;
   if (rows == 0) return cudaSuccess;
   return visit_width(p, [&](auto* type, auto width) {

@@ -38,7 +38,7 @@ std::tuple<Tensor, Tensor> saliency_topk(const Tensor& tokens, std::optional<Ten
   const char* op = "saliency_topk";
   const OnDevice on(op, tokens);
   check_dim(op, "tokens", tokens, 3);
-  stc::cuda::SaliencyParams p = {};
+  stc::cuda::SaliencyTopkParams p = {};
   p.dtype = dtype_of(op, "tokens", tokens);
   p.tokens = view_of(tokens);
   p.frames = tokens.size(0);

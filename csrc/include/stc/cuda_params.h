@@ -79,7 +79,7 @@ struct ScatterResidualParams {
   void* out;  // (batch, tokens, channels)
 };
 
-struct SaliencyParams {
+struct SaliencyTopkParams {
   DType dtype;
   TokenView tokens;
   int64_t frames;

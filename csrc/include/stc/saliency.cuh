@@ -29,7 +29,7 @@ STC_DEVICE float inverse_norm(float squares) { return 1.0f / at_least(sqrtf(squa
 
 // Which of V channels take part, one bit each.
 template <int V>
-STC_DEVICE unsigned used_channels(const SaliencyParams& p, int64_t c) {
+STC_DEVICE unsigned used_channels(const SaliencyTopkParams& p, int64_t c) {
   unsigned used = 0;
 #pragma unroll
   for (int v = 0; v < V; ++v) {
@@ -50,7 +50,7 @@ STC_DEVICE float sum_of_squares(const float (&x)[V], unsigned used) {
 
 // Warp: inverse norm of a token, and behind the last token of the memory.
 template <typename T, int V>
-__global__ void __launch_bounds__(kRowThreads) token_norms_kernel(const SaliencyParams p) {
+__global__ void __launch_bounds__(kRowThreads) token_norms_kernel(const SaliencyTopkParams p) {
   const int64_t thread = static_cast<int64_t>(blockIdx.x) * kRowThreads + threadIdx.x;
   if (thread < p.frames) p.arrivals[thread] = 0;
   const int64_t row = row_of_warp(), tokens = p.frames * p.tokens_per_frame;
@@ -95,12 +95,12 @@ STC_DEVICE float anchor_score(bool gaussian, float sum) {
 template <typename T, int V>
 struct Slice {
   static constexpr int kTokens = kSelectThreads / kSliceLanes<V>;
-  const SaliencyParams& p;
+  const SaliencyTopkParams& p;
   const int64_t frame, place, channel;
   const int lane, first;
   const unsigned used;
 
-  STC_DEVICE Slice(const SaliencyParams& params, const Position& block)
+  STC_DEVICE Slice(const SaliencyTopkParams& params, const Position& block)
       : p(params),
         frame(block.frame),
         place(block.place),
@@ -187,7 +187,7 @@ STC_DEVICE float slice_sum(float x) {
 // What this slice adds to the squared distances to (or dot products with) frame and memory.
 template <typename T, int V>
 STC_DEVICE void leave_shares(const Slice<T, V>& slice) {
-  const SaliencyParams& p = slice.p;
+  const SaliencyTopkParams& p = slice.p;
   const int64_t tokens = p.tokens_per_frame, block = slice.frame * p.slices + slice.place;
   const bool temporal = p.memory.data != nullptr;
   float anchor[V], past[V] = {};
@@ -219,7 +219,7 @@ STC_DEVICE void leave_shares(const Slice<T, V>& slice) {
 }
 
 // Scores of a frame from the shares of its slices, added in order.
-STC_DEVICE void add_shares(const SaliencyParams& p, int64_t frame) {
+STC_DEVICE void add_shares(const SaliencyTopkParams& p, int64_t frame) {
   const int64_t tokens = p.tokens_per_frame;
   const bool temporal = p.memory.data != nullptr;
   float anchor_inverse = 1.0f;  // of the mean itself
@@ -245,7 +245,7 @@ STC_DEVICE void add_shares(const SaliencyParams& p, int64_t frame) {
 }
 
 template <typename T, int V>
-__global__ void __launch_bounds__(kSelectThreads, 1) score_kernel(const SaliencyParams p) {
+__global__ void __launch_bounds__(kSelectThreads, 1) score_kernel(const SaliencyTopkParams p) {
   const Position block(blockIdx.x, p.slices);
   leave_shares<T, V>(Slice<T, V>(p, block));
   if (!is_last_block(p.arrivals + block.frame, static_cast<uint32_t>(p.slices))) return;
