@@ -72,8 +72,10 @@ def load() -> str | None:
 @functools.cache
 def why_not_on(device: str) -> str | None:
     """Return None if the loaded library can run on a device type, else the reason."""
-    if device != "cuda":
+    if device == "cpu":
         return None
+    if device != "cuda":
+        return f"the compiled library has kernels for CPUs and NVIDIA GPUs, not for {device!r}"
     info = build_info()
     if info["cuda_archs"] is None:
         return f"the compiled library was built without CUDA kernels ({info['build_reason']})"

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 
@@ -97,6 +99,8 @@ class StreamingAssistantPruner(NoveltyPruner):
         self.parity = parity
         self.passes = passes
 
+    # A frame costs a GPU its share of three operators (cosines, redundancy, gathering) and some
+    # elementwise launches; nothing is asked of it, so that all of it can be captured in a graph.
     def _novelty(
         self, frames: Frames, state: StreamState
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
@@ -120,27 +124,33 @@ class StreamingAssistantPruner(NoveltyPruner):
         return novelty, keep.flatten(1), trace
 
     def _candidates(self, redundancy: Tensor, seen: int, step: int) -> Tensor:
-        """Mask (F, H, W) of the tokens that this pass may drop."""
+        """Mask (F or 1, H, W) of the tokens that this pass may drop."""
         frames, height, width = redundancy.shape
-        device = redundancy.device
-        half = self._half(height, width, device)
-        frame = torch.arange(seen, seen + frames, device=device)[:, None, None]
-        odd = torch.ones_like(frame)
-        if self.parity == "alternating":
-            odd = (frame + 1) % 2
-        elif self.parity == "adaptive":
+        halves = _halves(self.pattern, height, width, redundancy.device)
+        if self.parity == "adaptive":
             finite = redundancy.clamp_min(-1.0)
-            weight = finite.masked_fill(half == 0, 0.0).sum((1, 2), keepdim=True)
-            odd = (weight >= finite.sum((1, 2), keepdim=True) - weight).long()
-        return (half + odd + step) % 2 == 0
+            sums = [finite.where(half, 0.0).sum((1, 2), keepdim=True) for half in halves]
+            return torch.where(sums[1] >= sums[0], halves[1 - step % 2], halves[step % 2])
+        if self.parity == "fixed":
+            return halves[1 - step % 2][None]
+        turns = [halves[(frame + 1 + step) % 2] for frame in range(seen, seen + frames)]
+        return turns[0][None] if frames == 1 else torch.stack(turns or [halves[0]])[:frames]
 
-    def _half(self, height: int, width: int, device: torch.device) -> Tensor:
-        """One half of the places as 1, the other as 0, (H, W)."""
-        row = torch.arange(height, device=device)[:, None]
-        column = torch.arange(width, device=device)[None, :]
-        if self.pattern == "checkerboard":
-            return (row + column) % 2
-        if self.pattern == "stripes":
-            return (column % 2).expand(height, width)
+
+@functools.lru_cache(maxsize=32)
+@torch.inference_mode(False)
+def _halves(pattern: str, height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Masks (H, W) of both halves of the places; the second is the one that goes first.
+
+    Kept, because making them takes more launches than the rest of the pruner.
+    """
+    row = torch.arange(height)[:, None]
+    column = torch.arange(width)[None, :]
+    if pattern == "checkerboard":
+        half = (row + column) % 2 == 1
+    elif pattern == "stripes":
+        half = (column % 2 == 1).expand(height, width)
+    else:
         order = torch.randperm(height * width, generator=torch.Generator().manual_seed(0))
-        return (order < height * width // 2).long().view(height, width).to(device)
+        half = (order < height * width // 2).view(height, width)
+    return (~half).to(device), half.to(device)
