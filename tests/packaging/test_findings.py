@@ -43,7 +43,8 @@ def package(tmp_path: Path) -> Path:
 def found_in(package: Path) -> tuple[str, str]:
     """Problem and remedy that a fresh interpreter finds with this copy of the package."""
     path = os.pathsep.join([str(package.parent), str(ROOT / "python"), *filter(None, sys.path)])
-    command = [sys.executable, "-W", "ignore", "-c", CODE]
+    # Without site, whose finder of an editable installation would find that one's library.
+    command = [sys.executable, "-S", "-W", "ignore", "-c", CODE]
     environment = {**os.environ, "PYTHONPATH": path}
     done = subprocess.run(
         command, env=environment, cwd=package.parent, capture_output=True, text=True
