@@ -166,17 +166,19 @@ constexpr int kPlainChannels = 32;  // of a tile
 
 // Block: kPlainWarps * kPlainRows rows of one head of any width. Lane: one column of each tile.
 template <typename T, ColumnMeanPass kPass>
-__global__ void __launch_bounds__(kPlainThreads) plain_sums_kernel(const ColumnMeanKernelParams p) {
+__global__ void __launch_bounds__(kPlainThreads, 1)
+    plain_sums_kernel(const ColumnMeanKernelParams p) {
   constexpr int kRows = kPlainWarps * kPlainRows;
   __shared__ float rows[kRows][kPlainChannels];
   __shared__ float others[kPlainChannels][kWarp + 1];  // odd pitch: no conflicts in writing
   const ColumnTile at(p, kPass, kRows);
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
-  const auto value = [&](const HeadView& view, int64_t head, int64_t token, int64_t count,
+  const T* own = head_of<T>(at.rows, at.batch, 0, at.row_head);
+  const T* other = head_of<T>(at.others, at.batch, 0, at.other_head);
+  const auto value = [&](const T* head, const HeadView& view, int64_t token, int64_t count,
                          int64_t c) {
     const bool inside = token < count && c < p.width;
-    return inside ? to_float(head_of<T>(view, at.batch, token, head)[c * view.channel_stride])
-                  : 0.0f;
+    return inside ? to_float(head[token * view.token_stride + c * view.channel_stride]) : 0.0f;
   };
   RowTotal total[kPlainRows];
   for (int64_t first = 0; first < at.other_count; first += kWarp) {
@@ -186,19 +188,19 @@ __global__ void __launch_bounds__(kPlainThreads) plain_sums_kernel(const ColumnM
 #pragma unroll
       for (int r = 0; r < kPlainRows; ++r) {
         const int i = r * kPlainWarps + warp;
-        rows[i][lane] = value(at.rows, at.row_head, at.first + i, at.row_count, c + lane);
+        rows[i][lane] = value(own, at.rows, at.first + i, at.row_count, c + lane);
       }
 #pragma unroll
       for (int r = 0; r < kWarp / kPlainWarps; ++r) {
         const int i = r * kPlainWarps + warp;
-        others[lane][i] = value(at.others, at.other_head, first + i, at.other_count, c + lane);
+        others[lane][i] = value(other, at.others, first + i, at.other_count, c + lane);
       }
       __syncthreads();
 #pragma unroll 8
       for (int i = 0; i < kPlainChannels; ++i) {
-        const float other = others[i][lane];
+        const float theirs = others[i][lane];
 #pragma unroll
-        for (int r = 0; r < kPlainRows; ++r) logit[r] += rows[warp * kPlainRows + r][i] * other;
+        for (int r = 0; r < kPlainRows; ++r) logit[r] += rows[warp * kPlainRows + r][i] * theirs;
       }
     }
     const bool inside = first + lane < at.other_count;

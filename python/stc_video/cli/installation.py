@@ -26,6 +26,7 @@ REMEDIES: dict[str, str] = {
     "nvcc was not found": f"install the CUDA toolkit, or set CUDA_HOME, {_AGAIN}",
     "CUDACXX is": f"let CUDACXX name an nvcc, or unset it, {_AGAIN}",
     "knows no GPU from sm_80": f"update the CUDA toolkit, {_AGAIN}",
+    "names no GPU from sm_80 on": f"unset TORCH_CUDA_ARCH_LIST, {_AGAIN}",
     "cannot compile for": f"set CXX to a C++ compiler that this nvcc takes, {_AGAIN}",
     "built without CUDA kernels": "install stc-kernels again with STC_KERNELS_BUILD=cuda",
     "was built by CUDA": f"update the driver, or set CUDA_HOME to an older toolkit, {_AGAIN}",
