@@ -12,7 +12,7 @@ _AGAIN = "then install stc-kernels again"
 
 #: part of a reason -> what to do about it; the first that occurs counts
 REMEDIES: dict[str, str] = {
-    "torch is not installed for": f"pip install torch, {_AGAIN}, with --no-build-isolation under uv",
+    "torch is not installed for": f"pip install torch, {_AGAIN} (uv: --no-build-isolation)",
     "is too old to compile against": f'pip install "torch>=2.10", {_AGAIN}',
     "no C++ compiler was found": f"install g++ or clang++, or set CXX, {_AGAIN}",
     "cannot compile against Python and torch": f"install the Python headers, {_AGAIN}",
