@@ -202,7 +202,7 @@ class Pipeline:
         return kept
 
     def _remember(
-        self, kept: PrunedTokens | None, features: Tensor, time: float, clock: _Clock
+        self, kept: PrunedTokens | None, features: Tensor, time: float, clock: Clock
     ) -> float:
         """Let a frame into the memory; a chunk of frames passes the language model at once."""
         if self._interview is None:

@@ -159,9 +159,9 @@ def listed(keep: Tensor) -> Tensor:
     K is the largest count on a CPU, and N on a GPU, where asking for the count would wait.
     """
     tokens = keep.shape[-1]
-    place = torch.arange(tokens, device=keep.device)
+    place = torch.arange(tokens, dtype=torch.int32, device=keep.device)
     ascending = torch.where(keep, place, tokens).sort(dim=-1).values
-    indices = torch.where(ascending == tokens, -1, ascending).int()
+    indices = torch.where(ascending == tokens, -1, ascending)
     if keep.device.type != "cpu" or keep.numel() == 0:
         return indices
     return indices[:, : int(keep.sum(-1).max())].contiguous()

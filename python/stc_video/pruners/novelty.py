@@ -182,9 +182,10 @@ def change_from_previous(current: Tensor, state: StreamState) -> Tensor:
         return current.new_zeros(current.shape[:2], dtype=torch.float32)
     first = state.anchor is None
     before = current[:1] if state.anchor is None else state.anchor[None]
-    # Two calls rather than one on a concatenated copy of the previous frames.
-    parts = [token_cosine(current[:1], before), token_cosine(current[1:], current[:-1])]
-    change = 1.0 - torch.cat(parts)
+    similarity = token_cosine(current[:1], before)
+    if len(current) > 1:  # rather than one call on a concatenated copy of the previous frames
+        similarity = torch.cat([similarity, token_cosine(current[1:], current[:-1])])
+    change = 1.0 - similarity
     if first:
         change[0] = 2.0 + spread(current.shape[1], current.device)
     remember(state, current[-1])
