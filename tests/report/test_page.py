@@ -73,7 +73,7 @@ def test_page_works_and_loads_nothing(tmp_path: Path) -> None:
 
 def test_answers_show_their_frames_and_lead_to_them(tmp_path: Path) -> None:
     run = record(6, answers=(answer(4, 0, 1, 3), answer(6)))
-    seen = browse(write_html(run, tmp_path / "report.html"), tmp_path)
+    seen = browse(write_html(run, tmp_path / "report.html"), USE, tmp_path)
     assert seen["errors"] == []
     assert seen["requests"] == []
     assert seen["thumbs"] == [112, 112, 112]
