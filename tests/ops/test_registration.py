@@ -254,5 +254,6 @@ assert not logging.getLogger("stc_kernels").handlers
 assert set(os.listdir(".")) == files
 print(spent)
 """
-    spent = min(float(run(code).stdout) for _ in range(3))
+    # With bytecode, as an installed package has it; the first of the runs writes it.
+    spent = min(float(run(code, PYTHONDONTWRITEBYTECODE="").stdout) for _ in range(4))
     assert spent < 0.05
