@@ -14,12 +14,16 @@
 PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch==2.13.0
-TRANSFORMERS_OLDEST ?= transformers==4.57.6
+# Releases of transformers to test the adapters with, besides the newest, which is what `install`
+# gets. The video language models need 4.57.
+TRANSFORMERS ?= 4.45.2 4.57.6 5.0.0
+TESTS_4.45.2 := tests/models tests/integrations
+TESTS_BY_DEFAULT := tests/models tests/integrations tests/session
 BIN := $(VENV)/bin
 OUT ?= out
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-gpu test-oldest test-hub lint format static bench bench-gpu clean
+.PHONY: help install demo test test-gpu test-versions test-hub lint format static bench bench-gpu bench-service clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -48,12 +52,14 @@ test: install
 test-gpu: install
 	$(BIN)/python -m pytest -m gpu
 
-# The model adapters once more, with the oldest transformers that is supported.
-test-oldest: install
-	$(BIN)/python -m pip install --quiet --upgrade --target build/transformers-oldest \
-	    --no-deps "$(TRANSFORMERS_OLDEST)" "huggingface-hub<1" "tokenizers>=0.22,<0.23" \
-	    requests urllib3 idna certifi charset-normalizer
-	OMP_NUM_THREADS=1 PYTHONPATH=build/transformers-oldest $(BIN)/python -m pytest -n auto tests/models tests/session tests/cli
+# The model adapters once more, each release of transformers in a folder of its own.
+test-versions: $(addprefix test-transformers-,$(TRANSFORMERS))
+
+test-transformers-%: install
+	test -d build/transformers-$* || $(BIN)/python -m pip install --quiet \
+	    --target build/transformers-$* "transformers==$*"
+	OMP_NUM_THREADS=1 PYTHONPATH=build/transformers-$* $(BIN)/python -m pytest -n auto \
+	    -m "not gpu" $(or $(TESTS_$*),$(TESTS_BY_DEFAULT))
 
 # The layout for the Hugging Face `kernels` package, which is kept apart from the environment: with
 # it there, transformers 4.57 cannot be imported.
@@ -75,6 +81,11 @@ format: install
 bench: install
 	$(BIN)/python benchmarks/cpu_ops.py --out benchmarks/results/cpu_ops.csv
 	$(BIN)/python benchmarks/cpu_cacher.py --out benchmarks/results/cpu_cacher.csv
+	$(BIN)/python benchmarks/cpu_pruners.py --out benchmarks/results/cpu_pruners.csv
+
+# Five minutes of cameras and questions against a service.
+bench-service: install
+	$(BIN)/python benchmarks/service.py --out benchmarks/results/service.csv
 
 # Registers, spills and shared memory of every GPU kernel; fails on a spill.
 static: install
@@ -83,6 +94,7 @@ static: install
 bench-gpu: install
 	$(BIN)/python benchmarks/gpu_ops.py
 	$(BIN)/python benchmarks/plot_gpu_ops.py
+	$(BIN)/python benchmarks/gpu_pruners.py
 
 clean:
 	rm -rf build dist out .pytest_cache .mypy_cache .ruff_cache stc_kernels/_C*.so

@@ -35,6 +35,8 @@ MODES = ("auto", "cpu", "cuda", "none")
 OLDEST_TORCH = (2, 10)
 #: GPUs compiled for by default, as far as nvcc knows them; later ones compile PTX of the last
 CUDA_ARCHS = ("80", "86", "89", "90", "100", "120")
+#: the first with bfloat16 and asynchronous copies; TORCH_CUDA_ARCH_LIST may well hold older ones
+OLDEST_ARCH = "sm_80"
 #: commands that produce something to install; the others (metadata, sdist) need no decision
 BUILDING = {"bdist_wheel", "build", "build_ext", "build_py", "develop", "editable_wheel", "install"}
 
@@ -180,6 +182,12 @@ def find_nvcc() -> str:
     )
 
 
+def is_new_enough(arch: tuple[str, str, str]) -> bool:
+    """Whether the kernels compile for a GPU, given as ("8", "0", "+PTX") or ("9", "0a", "")."""
+    number = int(arch[0] + arch[1].rstrip("af"))
+    return number >= int(OLDEST_ARCH.removeprefix("sm_"))
+
+
 def find_cuda_archs(nvcc: str) -> str:
     """Return the architectures to compile for, such as "80,90+PTX", or exit with one sentence."""
     for variable in ("STC_KERNELS_CUDA_ARCHS", "TORCH_CUDA_ARCH_LIST"):
@@ -188,12 +196,18 @@ def find_cuda_archs(nvcc: str) -> str:
         matches = [re.fullmatch(r"(\d+)\.?(\d[af]?)(\+PTX)?", name) for name in names]
         if not all(matches):
             raise SystemExit(f"{variable} must be a list such as 80,90+PTX, got {wanted!r}")
-        if matches:
-            return ",".join("".join(match.groups("")) for match in matches)
+        found = [match.groups("") for match in matches]
+        fit = ["".join(arch) for arch in found if is_new_enough(arch)]
+        if len(fit) < len(found) and variable.startswith("STC_"):
+            raise SystemExit(f"{variable} must name GPUs from {OLDEST_ARCH} on, got {wanted!r}")
+        if found and not fit:
+            raise CannotCompileError(f"{variable}={wanted} names no GPU from {OLDEST_ARCH} on")
+        if fit:
+            return ",".join(fit)
     done = subprocess.run([nvcc, "--list-gpu-code"], capture_output=True, text=True)
     known = [arch for arch in CUDA_ARCHS if f"sm_{arch}" in done.stdout.split()]
     if not known:
-        raise CannotCompileError(f"{nvcc} knows no GPU from sm_{CUDA_ARCHS[0]} on: update it")
+        raise CannotCompileError(f"{nvcc} knows no GPU from {OLDEST_ARCH} on: update it")
     return ",".join(known) + "+PTX"
 
 
@@ -246,6 +260,16 @@ def decide() -> Decision:
     return Decision(mode, True, f"{reason}; {tools.nvcc} for {tools.cuda_archs}", tools)
 
 
+def find_jobs() -> int:
+    """Return how many files to compile at once: MAX_JOBS, or one per core."""
+    wanted = os.environ.get("MAX_JOBS", "").strip()
+    if not wanted:
+        return os.cpu_count() or 1
+    if not wanted.isdecimal() or int(wanted) < 1:
+        raise SystemExit(f"MAX_JOBS must be at least 1 (files compiled at once), got {wanted!r}")
+    return int(wanted)
+
+
 class BuildPython(build_py):
     """Records the decision beside the Python files, for stc_kernels._native to read."""
 
@@ -269,6 +293,7 @@ class BuildNative(build_ext):
 
     def build_extension(self, ext: Extension) -> None:
         """Configure, build, and leave the module where setuptools expects it."""
+        jobs = find_jobs()
         tools = DECISION.tools
         output = Path(self.get_ext_fullpath(ext.name)).resolve().parent
         build = Path(self.build_temp).resolve()
@@ -293,8 +318,7 @@ class BuildNative(build_ext):
         configure += [f"-D{name}={value}" for name, value in values.items()]
         environment = {**os.environ, "CXX": tools.compiler}
         subprocess.run(configure, check=True, env=environment)
-        jobs = os.environ.get("MAX_JOBS") or str(os.cpu_count() or 1)
-        subprocess.run([tools.cmake, "--build", str(build), "-j", jobs], check=True)
+        subprocess.run([tools.cmake, "--build", str(build), "-j", str(jobs)], check=True)
 
 
 DECISION = decide() if BUILDING & set(sys.argv) else None
@@ -311,7 +335,7 @@ setup(
     ],
     package_data={
         "stc_kernels": ["py.typed", "configs/*.json"],
-        "stc_video": ["py.typed", "report/assets/*"],
+        "stc_video": ["py.typed", "report/assets/*", "serve/assets/*"],
     },
     ext_modules=[Extension("stc_kernels._C", [])] if DECISION and DECISION.native else [],
     cmdclass={"build_py": BuildPython, "build_ext": BuildNative},

@@ -14,11 +14,12 @@ import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from environment import environment, write_rows
+from plain_ops import PLAIN
 
 import stc_kernels as stc
 
@@ -148,6 +149,71 @@ def row_cases(dtype: torch.dtype) -> list[Case]:
     ]
 
 
+def pruning_cases(dtype: torch.dtype) -> list[Case]:
+    """The operators that the other pruners are made of, on frames of LLaVA-OneVision."""
+    frames, height, width = 8, 14, 14
+    tokens = torch.randn(frames, height * width, 3584).to(dtype)
+    grid = tokens.unflatten(1, (height, width))
+    keep = torch.rand(tokens.shape[:2]) < 0.3
+    kept, half = int(keep.sum()), height * width // 2
+    source_map, _, _ = stc.bipartite_match(tokens, half)
+    query, key = (torch.randn(frames, height * width, 16, 72).to(dtype) for _ in range(2))
+    scale = 72**-0.5
+
+    def case(op: str, name: str, shape: torch.Size, native: Callable, *arguments: Any) -> Case:
+        return Case(op, name, tuple(shape), dtype, native, lambda: first(PLAIN[op](*arguments)))
+
+    def first(out: Any) -> torch.Tensor:
+        return out[0] if isinstance(out, tuple) else out
+
+    return [
+        case(
+            "spatial_redundancy",
+            "normalise + shifted products + amax",
+            grid.shape,
+            lambda: stc.spatial_redundancy(grid),
+            grid,
+            None,
+        ),
+        case(
+            "compact_tokens",
+            "sort + x[i]",
+            tokens.shape,
+            lambda: stc.compact_tokens(tokens, keep, kept)[0],
+            tokens,
+            keep,
+            kept,
+        ),
+        Case(
+            "bipartite_match",
+            "normalise + matmul + max + argsort",
+            tuple(tokens.shape),
+            dtype,
+            lambda: stc.bipartite_match(tokens, half)[2][:, ::2],
+            lambda: PLAIN["bipartite_match"](tokens, half, 0)[2][:, ::2],
+        ),
+        case(
+            "merge_tokens",
+            "scatter_add + divide",
+            tokens.shape,
+            lambda: stc.merge_tokens(tokens, source_map, half)[0],
+            tokens,
+            source_map,
+            half,
+            None,
+        ),
+        case(
+            "attention_column_mean",
+            "matmul + softmax + mean",
+            query.shape,
+            lambda: stc.attention_column_mean(query, key, scale=scale),
+            query,
+            key,
+            scale,
+        ),
+    ]
+
+
 def check(case: Case) -> None:
     """Stop unless ours equals the reference, and in float32 also what it is timed against.
 
@@ -229,6 +295,8 @@ def main() -> None:
             *saliency_cases(8, torch.bfloat16),
             *row_cases(torch.float32),
             *row_cases(torch.bfloat16),
+            *pruning_cases(torch.float32),
+            *pruning_cases(torch.bfloat16),
         ]
         for case in cases:
             check(case)

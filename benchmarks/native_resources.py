@@ -95,4 +95,6 @@ def _kernel_of(name: str) -> tuple[str, list[str]]:
     if match is None:
         raise RuntimeError(f"not a kernel of this project: {name}")
     arguments = (match.group(2) or "").split(",")
-    return match.group(1), [value.strip() for value in arguments if value.strip()]
+    # An enumerator is printed as (stc::cuda::Name)1.
+    readable = [re.sub(r"\(.*?(\w+)\)", r"\1=", value.strip()) for value in arguments]
+    return match.group(1), [value for value in readable if value]

@@ -2,8 +2,9 @@
 """Which implementation of an operator runs, and why the others cannot.
 
 The choice is made in this order: the ``backend=`` argument, an enclosing :func:`use_backend`, the
-environment variable ``STC_KERNELS_BACKEND``, and last the preference table of the device. A choice
-of the first three kinds that cannot run raises; only the table moves on to the next entry.
+environment variable ``STC_KERNELS_BACKEND``, what ``python -m stc_kernels.tune`` measured on this
+device, and last a fixed order. A choice of the first three kinds that cannot run raises; the last
+two move on to the next backend.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Any
 
 import torch
 
-from stc_kernels import _native, _triton
+from stc_kernels import _measured, _native, _triton, _tuning
 from stc_kernels._schemas import NAMESPACE, OPS, native_name
 
 ENVIRONMENT_VARIABLE = "STC_KERNELS_BACKEND"
@@ -59,12 +60,16 @@ class AvailableBackends:
         Names of the backends that can run, the default first.
     unavailable
         For each other backend the reason why it cannot run.
+    measured
+        Where the times are from by which a call's backend is chosen, whatever the default; None
+        if there are none.
     """
 
     op: str
     device: str
     available: tuple[str, ...]
     unavailable: dict[str, str] = field(default_factory=dict)
+    measured: str | None = None
 
     def __contains__(self, backend: object) -> bool:
         return backend in self.available
@@ -76,7 +81,8 @@ class AvailableBackends:
         """Say in one sentence which backends run and why the others do not."""
         missing = "; ".join(f"{name}: {reason}" for name, reason in self.unavailable.items())
         runs = ", ".join(self.available) or "none"
-        return f"available for `{self.op}` on {self.device}: {runs}" + (
+        chosen = f"; chosen by {self.measured}" if self.measured else ""
+        return f"available for `{self.op}` on {self.device}: {runs}{chosen}" + (
             f" ({missing})" if missing else ""
         )
 
@@ -141,7 +147,9 @@ def _reason_against(op: str, backend: str, device: str) -> str | None:
 def _is_compiled(op: str, device: str) -> bool:
     """Whether the loaded library has a kernel of ``op`` for ``device``."""
     name = f"{NAMESPACE}::{native_name(op)}"
-    return torch._C._dispatch_has_kernel_for_dispatch_key(name, device.upper())
+    return torch._C._dispatch_has_kernel_for_dispatch_key(
+        name, torch._C._dispatch_key_for_device(device)
+    )
 
 
 def _not_compiled(device: str) -> str:
@@ -176,7 +184,8 @@ def available_backends(op: str, device: str = "cpu") -> AvailableBackends:
     runs = [name for name in order if reasons[name] is None]
     runs += [name for name in BACKENDS if reasons[name] is None and name not in runs]
     missing = {name: reason for name, reason in reasons.items() if reason is not None}
-    return AvailableBackends(op, device, tuple(runs), missing)
+    name = _tuning.name_of(torch.device(device)) if len(runs) > 1 else None
+    return AvailableBackends(op, device, tuple(runs), missing, _measured.origin(op, name))
 
 
 @lru_cache(maxsize=8)
@@ -190,8 +199,19 @@ def _warn_not_preferred(device: str, preferred: str, used: str, reason: str) -> 
     )
 
 
-def choose(op: str, device: str, argument: str | None = None) -> str:
+def choose(
+    op: str, device: str, argument: str | None = None, first: torch.Tensor | None = None
+) -> str:
     """Return the name of the backend that runs ``op`` on ``device``.
+
+    Parameters
+    ----------
+    op, device
+        Name of the operator, type of the device.
+    argument
+        What the caller asked for.
+    first
+        The first argument of the call, whose sizes decide where times were measured.
 
     Raises
     ------
@@ -205,6 +225,10 @@ def choose(op: str, device: str, argument: str | None = None) -> str:
                 f"`{op}`: backend {asked!r} cannot run on {device}; {backends.describe()}"
             )
         return asked
+    if backends.measured and first is not None:
+        measured = _measured.fastest(op, first, backends.available)
+        if measured is not None:
+            return measured
     used = backends.available[0]
     preferred = _PREFERENCE.get(device, ("reference",))[0]
     # An operator that no library has for this device is nothing that a user could mend.
@@ -213,9 +237,19 @@ def choose(op: str, device: str, argument: str | None = None) -> str:
     return used
 
 
-def implementation(op: str, device: str, argument: str | None = None) -> Callable[..., Any]:
-    """Return the function that runs ``op`` on ``device`` under the current choice of backend."""
-    backend = choose(op, device, argument)
+def implementation(op: str, first: torch.Tensor, argument: str | None = None) -> Callable[..., Any]:
+    """Return the function that runs ``op`` on a call's first argument, by the current choice."""
+    return function_of(op, choose(op, first.device.type, argument, first))
+
+
+def function_of(op: str, backend: str) -> Callable[..., Any]:
+    """Return what a backend runs for an operator."""
     if backend == "triton":
         return _triton.implementation(op)
     return _implementations[op][backend]
+
+
+def forget() -> None:
+    """Look again at what can run and what was measured."""
+    available_backends.cache_clear()
+    _measured.forget()

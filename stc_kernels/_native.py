@@ -72,8 +72,10 @@ def load() -> str | None:
 @functools.cache
 def why_not_on(device: str) -> str | None:
     """Return None if the loaded library can run on a device type, else the reason."""
-    if device != "cuda":
+    if device == "cpu":
         return None
+    if device != "cuda":
+        return f"the compiled library has kernels for CPUs and NVIDIA GPUs, not for {device!r}"
     info = build_info()
     if info["cuda_archs"] is None:
         return f"the compiled library was built without CUDA kernels ({info['build_reason']})"
@@ -81,7 +83,27 @@ def why_not_on(device: str) -> str | None:
         return "the compiled library has kernels for NVIDIA GPUs only"
     if not torch.backends.cuda.is_built():
         return f"torch {torch.__version__} has no CUDA support"
-    return None if torch.cuda.is_available() else "torch sees no GPU"
+    if not torch.cuda.is_available():
+        return "torch sees no GPU"
+    return _why_not_driver(str(info["cuda_version"]), driver_cuda())
+
+
+def driver_cuda() -> tuple[int, int] | None:
+    """Return the newest CUDA that the GPU's driver knows, or None if it cannot be asked."""
+    ask = getattr(torch._C, "_cuda_getDriverVersion", None)
+    number = ask() if ask is not None else 0
+    return (number // 1000, number % 1000 // 10) if number else None
+
+
+def _why_not_driver(built_by: str, driver: tuple[int, int] | None) -> str | None:
+    """Return why a driver cannot run what a CUDA release built; within a major version it can."""
+    if driver is None or driver[0] >= int(built_by.split(".")[0]):
+        return None
+    knows = ".".join(map(str, driver))
+    return (
+        f"the compiled library was built by CUDA {built_by}, and this driver knows CUDA {knows} "
+        "at most"
+    )
 
 
 def build_info() -> dict[str, object]:

@@ -96,7 +96,7 @@ def parameters(kernel: str, device: torch.device, **shape: int) -> Parameters:
     if (choice := _forced.get()) is not None and choice[0] == kernel:
         choice[2].append(shape)
         return choice[1]
-    return _nearest(kernel, _device_name(device), tuple(shape.items()))
+    return _nearest(kernel, name_of(device), tuple(shape.items()))
 
 
 @functools.lru_cache(maxsize=4096)
@@ -118,7 +118,7 @@ def _nearest(
 
 
 @functools.cache
-def _device_name(device: torch.device) -> str | None:
+def name_of(device: torch.device) -> str | None:
     """Name of a GPU; None for a CPU, where only the interpreter runs."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else None
 

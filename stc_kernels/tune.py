@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measure the launch parameters of the Triton kernels on a GPU and store them as data.
+"""Measure launch parameters and backends of the operators on a GPU and store them as data.
 
-``python -m stc_kernels.tune`` tries every candidate of every kernel on the shapes that vision
-towers and pruners have, and writes the fastest into ``configs/<device>.json`` beside the package,
-which every later process reads. Delete the file to go back to ``configs/heuristic.json``.
+``python -m stc_kernels.tune`` tries every candidate of every Triton kernel on the shapes that
+vision towers and pruners have, then every backend of every operator, and writes what is fastest
+into ``configs/<device>.json`` beside the package, which every later process reads. Delete the file
+to go back to ``configs/heuristic.json`` and the fixed order of the backends.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any
 
 import torch
 
-from stc_kernels import _examples, _triton, _tuning
+from stc_kernels import _dispatch, _examples, _measured, _triton, _tuning
 from stc_kernels._examples import Geometry
 from stc_kernels._tuning import Parameters, Shape
 
@@ -42,6 +43,11 @@ _MEASURED_BY = {
     "column_mean_float32": "attention_column_mean",
 }
 
+#: types that backends are compared in: one of 32 bits, one of 16
+_DTYPES = (torch.bfloat16, torch.float32)
+#: backends that are compared
+_COMPARED = ("native", "triton")
+
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; return its exit status."""
@@ -49,6 +55,7 @@ def main(argv: list[str] | None = None) -> int:
         prog="python -m stc_kernels.tune", description=(__doc__ or "").splitlines()[0]
     )
     parser.add_argument("--op", nargs="+", choices=_triton.OPS, help="default: all operators")
+    parser.add_argument("--only", choices=("kernels", "backends"), help="default: both")
     parser.add_argument("--device", default="cuda", help="such as cuda:1; default: cuda")
     parser.add_argument("--batch", nargs="+", type=int, default=[1, 8, 64], help="batch sizes")
     parser.add_argument("--out", type=Path, help="default: the file that the package reads")
@@ -62,12 +69,21 @@ def main(argv: list[str] | None = None) -> int:
               file=sys.stderr)  # fmt: skip
         return 2
     device = torch.device(arguments.device)
-    path = arguments.out or _tuning.config_path(torch.cuda.get_device_name(device))
-    for kernel, op in _kernels_of(arguments.op or _triton.OPS):
-        entries = [
-            tune_kernel(kernel, op, geometry, device) for geometry in _shapes(op, arguments.batch)
-        ]
-        write_entries(path, kernel, entries, torch.cuda.get_device_name(device))
+    name = torch.cuda.get_device_name(device)
+    path = arguments.out or _tuning.config_path(name)
+    ops = arguments.op or _triton.OPS
+    if arguments.only != "backends":
+        for kernel, op in _kernels_of(ops):
+            shapes = list(_shapes(op, arguments.batch))
+            entries = [tune_kernel(kernel, op, geometry, device) for geometry in shapes]
+            write_entries(path, "kernels", kernel, entries, name)
+    if arguments.only != "kernels":
+        for op in ops:
+            shapes = list(_shapes(op, arguments.batch))
+            entries = [
+                row for dtype in _DTYPES for row in compare_backends(op, shapes, dtype, device)
+            ]
+            write_entries(path, "backends", op, entries, name)
     print(f"written to {path}")
     return 0
 
@@ -107,31 +123,57 @@ def tune_kernel(kernel: str, op: str, geometry: Geometry, device: torch.device) 
     return {"shape": shape, "parameters": parameters, "microseconds": round(best, 2)}
 
 
-def _measure(op: str, values: tuple[Any, ...]) -> float:
+def compare_backends(
+    op: str, shapes: list[Geometry], dtype: torch.dtype, device: torch.device
+) -> list[_measured.Row]:
+    """Measure an operator on every backend that can run; a row for each geometry."""
+    found = _dispatch.available_backends(op, device.type)
+    backends = [name for name in _COMPARED if name in found]
+    for name in _COMPARED:
+        if name not in found:
+            print(f"{op:18} {name} is not measured: {found.unavailable[name]}", flush=True)
+    measured = []
+    for geometry in shapes:
+        values = _examples.arguments(op, geometry, dtype, device)
+        times = {name: round(_measure(op, values, name), 2) for name in backends}
+        row = {"shape": list(values[0].shape), "bits": 8 * values[0].element_size()}
+        print(f"{op:18} {row['shape']} {dtype}: {times}", flush=True)
+        measured.append({**row, "microseconds": times})
+    return measured
+
+
+def _measure(op: str, values: tuple[Any, ...], backend: str = "triton") -> float:
     """Median time of an operator in microseconds, with a cold L2 cache."""
     from triton.testing import do_bench
 
-    function = _triton.implementation(op)
+    function = _dispatch.function_of(op, backend)
     milliseconds: float = do_bench(
         lambda: function(*values), warmup=5, rep=30, return_mode="median"
     )
     return 1000.0 * milliseconds
 
 
-def write_entries(path: Path, kernel: str, entries: list[dict[str, Any]], device_name: str) -> None:
-    """Replace a kernel's entries for the same shapes in a file; the file is whole at any time."""
-    content: dict[str, Any] = {"kernels": {}}
+def write_entries(
+    path: Path, section: str, name: str, entries: list[dict[str, Any]], device_name: str
+) -> None:
+    """Replace the entries of a kernel or operator for the same calls; the file is always whole."""
+    content: dict[str, Any] = {"kernels": {}, "backends": {}}
     if path.exists():
-        content = json.loads(path.read_text(encoding="utf-8"))
-    shapes = [entry["shape"] for entry in entries]
-    kept = [entry for entry in content["kernels"].get(kernel, []) if entry["shape"] not in shapes]
-    content["kernels"][kernel] = kept + entries
+        content |= json.loads(path.read_text(encoding="utf-8"))
+
+    def call(entry: dict[str, Any]) -> tuple[Any, Any]:
+        return entry["shape"], entry.get("bits")
+
+    calls = [call(entry) for entry in entries]
+    kept = [entry for entry in content[section].get(name, []) if call(entry) not in calls]
+    content[section][name] = kept + entries
     content |= {"device": device_name, "measured": True, "torch": torch.__version__}
     content["triton"] = sys.modules["triton"].__version__ if "triton" in sys.modules else None
     temporary = path.with_suffix(".json.part")
     temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     temporary.replace(path)
     _tuning.forget()
+    _dispatch.forget()
 
 
 if __name__ == "__main__":

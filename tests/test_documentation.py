@@ -11,16 +11,22 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+BLOCKS = [
+    (f"{name}, example {number}", block)
+    for name in ("README.md", "docs/pruners.md")
+    for number, block in enumerate(
+        re.findall(r"```python\n(.*?)```", (ROOT / name).read_text(), re.DOTALL)
+    )
+]
 
 
-@pytest.mark.parametrize("number", range(len(BLOCKS)))
-def test_the_examples_of_the_readme_run(number):
-    exec(compile(BLOCKS[number], f"README.md, example {number}", "exec"), {})
+@pytest.mark.parametrize(("name", "block"), BLOCKS, ids=[name for name, _ in BLOCKS])
+def test_the_examples_run(name, block):
+    exec(compile(block, name, "exec"), {})
 
 
-def test_the_readme_has_examples():
-    assert len(BLOCKS) >= 2
+def test_there_are_examples():
+    assert len(BLOCKS) >= 3
 
 
 @pytest.mark.parametrize(
@@ -29,6 +35,8 @@ def test_the_readme_has_examples():
         "stc_kernels.ops.select_changed",
         "stc_video.cacher.handle",
         "stc_video.pruners",
+        "stc_video.pruners.attention_capture",
+        "stc_video.pruners.tower_merging",
     ],
 )
 def test_doctests(name):

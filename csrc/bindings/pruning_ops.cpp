@@ -133,13 +133,20 @@ std::tuple<Tensor, Tensor, Tensor> bipartite_match(const Tensor& metric, int64_t
   p.partners = std::max<int64_t>(0, (n - p.first_partner + 1) / 2);
   const Tensor best = empty_like_device(metric, {batch, p.candidates}, ScalarType::Float);
   std::vector<int32_t> partner(static_cast<size_t>(batch * p.candidates));
-  p.inverse = scratch_floats(batch * n);
+  std::vector<float> inverse(static_cast<size_t>(batch * n));
+  p.inverse = inverse.data();
   p.best = floats(best);
   p.partner = partner.data();
-  const int64_t tiles = (p.candidates + kMatchRows - 1) / kMatchRows;
+  // Large blocks pack their partners less often; but a few are needed to share them among threads.
+  const int64_t pieces =
+      std::max((p.candidates + 127) / 128, batch < 4 ? 4 / std::max<int64_t>(1, batch) : 1);
+  p.block = std::max<int64_t>(1, (p.candidates + pieces - 1) / pieces);
+  const int64_t blocks = (p.candidates + p.block - 1) / p.block;
   parallel(batch * n, p.channels, [&](int64_t b, int64_t e) { kernels().match_norms(p, b, e); });
-  parallel(batch * tiles, kMatchRows * p.partners * p.channels,
-           [&](int64_t b, int64_t e) { kernels().match_tiles(p, b, e); });
+  parallel(batch * blocks, p.block * p.partners * p.channels, [&](int64_t b, int64_t e) {
+    float* scratch = scratch_floats(kernels().match_scratch(p));
+    for (int64_t i = b; i < e; ++i) kernels().match(p, scratch, i / blocks, i % blocks * p.block);
+  });
   Selection how;
   how.capacity = r;
   how.highest = true;

@@ -10,10 +10,11 @@ namespace stc::STC_ISA {
 
 extern const KernelTable kTable;
 const KernelTable kTable = {
-    STC_STRING(STC_ISA), token_cosine,     select,          gather_rows,         scatter_rows,
-    gather_layer_norm,   scatter_residual, variance_blocks, variance_merge,      saliency_blocks,
-    saliency_anchor,     saliency_scores,  neighbour_dots,  neighbour_maximum,   compact_rows,
-    match_norms,         match_tiles,      merge_rows,      column_mean_scratch, column_mean,
+    STC_STRING(STC_ISA), token_cosine,     select,          gather_rows,       scatter_rows,
+    gather_layer_norm,   scatter_residual, variance_blocks, variance_merge,    saliency_blocks,
+    saliency_anchor,     saliency_scores,  neighbour_dots,  neighbour_maximum, compact_rows,
+    match_norms,         match_scratch,    match,           merge_rows,        column_mean_scratch,
+    column_mean,
 };
 
 }  // namespace stc::STC_ISA

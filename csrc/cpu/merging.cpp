@@ -13,11 +13,13 @@ void match_norms(const MatchParams& p, int64_t begin, int64_t end) {
   });
 }
 
-void match_tiles(const MatchParams& p, int64_t begin, int64_t end) {
+int64_t match_scratch(const MatchParams& p) { return match_floats(p); }
+
+void match(const MatchParams& p, float* scratch, int64_t batch, int64_t first) {
   visit(p.dtype, [&](auto* type) {
     using T = ElementOf<decltype(type)>;
-    p.metric.channel_stride == 1 ? match_tiles_range<true, T>(p, begin, end)
-                                 : match_tiles_range<false, T>(p, begin, end);
+    p.metric.channel_stride == 1 ? match_block<true, T>(p, scratch, batch, first)
+                                 : match_block<false, T>(p, scratch, batch, first);
   });
 }
 

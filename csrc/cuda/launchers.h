@@ -23,11 +23,15 @@ cudaError_t add_layer_norm(const AddNormParams& p, cudaStream_t stream);
 cudaError_t bias_gelu(const BiasGeluParams& p, cudaStream_t stream);
 // Merges what p.blocks blocks of p.block_rows rows have found.
 cudaError_t channel_variance(const VarianceParams& p, cudaStream_t stream);
-// `parts` is saliency_parts(tokens_per_frame).
-cudaError_t saliency_scores(const SaliencyScoreParams& p, cudaStream_t stream);
-int64_t saliency_parts(int64_t tokens);
+// `slices` is saliency_slices(p).
+cudaError_t saliency_topk(const SaliencyTopkParams& p, cudaStream_t stream);
+int64_t saliency_slices(const SaliencyTopkParams& p);
 cudaError_t spatial_redundancy(const RedundancyParams& p, cudaStream_t stream);
 cudaError_t compact_tokens(const CompactionParams& p, cudaStream_t stream);
+cudaError_t bipartite_match(const MatchingParams& p, cudaStream_t stream);
+int64_t match_tiles(int64_t partners);
+cudaError_t merge_tokens(MergingParams p, cudaStream_t stream);
+cudaError_t attention_column_mean(const ColumnMeanKernelParams& p, cudaStream_t stream);
 cudaError_t sparse_query_attention(const AttentionParams& p, cudaStream_t stream);
 
 }  // namespace stc::cuda

@@ -18,8 +18,14 @@ if TYPE_CHECKING:
     from stc_video.config import CacheConfig
     from stc_video.errors import AttachError, MemoryFullError, UnsupportedModelError
     from stc_video.memory import PlainConfig, RekvConfig
-    from stc_video.pruners import PrunedTokens, Pruner, make_pruner
-    from stc_video.session import Answer, SessionStats, StreamingSession
+    from stc_video.pruners import (
+        PrunedTokens,
+        Pruner,
+        attach_tome,
+        capture_attention,
+        make_pruner,
+    )
+    from stc_video.session import Answer, PushedFrame, SessionStats, StreamingSession
 
 _HOMES = {
     "Acceleration": "stc_video.acceleration",
@@ -34,6 +40,7 @@ _HOMES = {
     "PlainConfig": "stc_video.memory",
     "PrunedTokens": "stc_video.pruners",
     "Pruner": "stc_video.pruners",
+    "PushedFrame": "stc_video.session",
     "RekvConfig": "stc_video.memory",
     "SessionStats": "stc_video.session",
     "StreamingSession": "stc_video.session",
@@ -41,6 +48,8 @@ _HOMES = {
     "__version__": "stc_kernels",
     "accelerate": "stc_video.acceleration",
     "attach_cacher": "stc_video.cacher",
+    "attach_tome": "stc_video.pruners",
+    "capture_attention": "stc_video.pruners",
     "make_pruner": "stc_video.pruners",
 }
 
@@ -57,6 +66,7 @@ __all__ = [
     "PlainConfig",
     "PrunedTokens",
     "Pruner",
+    "PushedFrame",
     "RekvConfig",
     "SessionStats",
     "StreamingSession",
@@ -64,6 +74,8 @@ __all__ = [
     "__version__",
     "accelerate",
     "attach_cacher",
+    "attach_tome",
+    "capture_attention",
     "make_pruner",
 ]
 

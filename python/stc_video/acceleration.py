@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from stc_video.cacher import Cacher, attach_cacher
+from stc_video.cacher import Cacher, FrameRecord, attach_cacher
 from stc_video.config import CacheConfig
 from stc_video.errors import AttachError, UnsupportedModelError
 from stc_video.models.batching import TowerBatcher, TowerJob
@@ -146,6 +146,7 @@ class Acceleration:
         size = config.image_size // config.patch_size
         self.grid = side.feature_grid((size, size))
         self._batcher = TowerBatcher(self._run_tower)
+        self._records: dict[str, list[FrameRecord]] = {}
         self._exit = ExitStack()
         if cacher is not None:
             # Images also go through the tower, and are no frames of any stream.
@@ -221,8 +222,13 @@ class Acceleration:
         """Choose the tokens of frames (F, N, D) that enter the language model."""
         return self.pruner(features, grid=self.grid, stream=stream)
 
+    def records(self, stream: str) -> list[FrameRecord]:
+        """What the cacher did with the frames that were encoded last; empty without one."""
+        return self._records.get(stream, [])
+
     def forget(self, stream: str) -> None:
         """Drop what cacher and pruner keep of a stream."""
+        self._records.pop(stream, None)
         if self.cacher is not None and stream in self.cacher:
             self.cacher.remove(stream)
         self.pruner.reset(stream)
@@ -235,7 +241,10 @@ class Acceleration:
                 inside.enter_context(cacher.resumed())
                 inside.enter_context(cacher.streams([job.stream for job in jobs]))
             features = self._side.features(self._side.tokens({"pixel_values": pixels}))
-        for job, part in zip(jobs, features.chunk(len(jobs)), strict=True):
+        for number, (job, part) in enumerate(zip(jobs, features.chunk(len(jobs)), strict=True)):
+            if cacher is not None:
+                rows = slice(number * len(part), (number + 1) * len(part))
+                self._records[job.stream] = cacher.last_frames[rows]
             job.features = part
 
     # -- the model's own calls ---------------------------------------------------------------

@@ -29,7 +29,7 @@ def register(op: str, reference: Callable[..., Any], fake: Callable[..., Any]) -
     _schemas.define(op)
 
     def dispatch(*args: Any, backend: str | None = None) -> Any:
-        return implementation(op, _device_type(args), backend)(*args)
+        return implementation(op, args[0], backend)(*args)
 
     def dispatch_fake(*args: Any, backend: str | None = None) -> Any:
         return fake(*args)
@@ -41,11 +41,11 @@ def register(op: str, reference: Callable[..., Any], fake: Callable[..., Any]) -
         if not op.endswith("_"):  # torch refuses autograd formulas for mutating operators
             torch.library.register_autograd(qualified, _raise_in_backward(op), lib=LIBRARY)
     register_implementation(op, "reference", reference)
-    register_implementation(op, "native", _overload(native_name(op)))
+    register_implementation(op, "native", _native(op))
 
 
 def call(op: str, *args: Any, backend: str | None = None) -> Any:
-    """Run an operator on the chosen backend.
+    """Run an operator on the chosen backend. Its first argument is a tensor in every schema.
 
     Eager calls go straight to the backend. Under ``torch.compile`` the graph holds the operator
     itself, which chooses its backend when the compiled code runs.
@@ -55,7 +55,23 @@ def call(op: str, *args: Any, backend: str | None = None) -> Any:
     if torch.is_grad_enabled() and any(_requires_grad(value) for value in args):
         # Through the dispatcher, whose autograd formula makes a later backward raise.
         return _overload(op)(*args, backend=backend)
-    return implementation(op, _device_type(args), backend)(*args)
+    return implementation(op, args[0], backend)(*args)
+
+
+def _native(op: str) -> Callable[..., Any]:
+    """Return the compiled implementation, whose refusals become ValueErrors like everyone's."""
+    overload = _overload(native_name(op))
+
+    def run(*args: Any) -> Any:
+        try:
+            return overload(*args)
+        except RuntimeError as error:
+            sentence = str(error).partition("\n")[0]
+            if f"`{op}`: " not in sentence:
+                raise
+            raise ValueError(sentence[sentence.index(f"`{op}`: ") :]) from None
+
+    return run
 
 
 def _overload(name: str) -> Any:
@@ -64,12 +80,6 @@ def _overload(name: str) -> Any:
 
 def _requires_grad(value: Any) -> bool:
     return isinstance(value, Tensor) and value.requires_grad
-
-
-def _device_type(args: tuple[Any, ...]) -> str:
-    """Type of the device of the first argument, which is a tensor in every schema."""
-    first: Tensor = args[0]
-    return first.device.type
 
 
 def _raise_in_backward(op: str) -> Callable[..., Any]:

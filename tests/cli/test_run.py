@@ -13,11 +13,15 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from clip_maker import truncate, write_clip
 
 import stc_kernels
 from stc_video.cli.app import run_app
+from stc_video.cli.options import Prune
 from stc_video.cli.pipeline import measures
+from stc_video.cli.settings import RunSettings
+from stc_video.pruners import PRUNERS
 
 TINY = ("--threads", "1")
 
@@ -92,6 +96,29 @@ def test_stc_policy_and_its_options(clip: Path, tower_folder: Path, tmp_path: Pa
     assert "tokens kept" not in data["headline"]
 
 
+def test_every_pruner_that_needs_only_features_is_offered() -> None:
+    assert {choice.value for choice in Prune} == set(PRUNERS) - {"visionzip"}
+    for choice in Prune:
+        pruner = RunSettings(prune=choice.value, tokens_per_frame=5).pruner()
+        if pruner is None:
+            assert choice is Prune.none
+            continue
+        assert pruner.exact
+        kept = pruner(torch.randn(1, 12, 8), (3, 4))
+        assert kept.counts.tolist() == [5]
+
+
+@pytest.mark.parametrize("prune", ["streaming_assistant", "tome"])
+def test_run_with_another_pruner(
+    clip: Path, tower_folder: Path, tmp_path: Path, prune: str
+) -> None:
+    options = ("--prune", prune, "--tokens-per-frame", 9, "--max-frames", 3)
+    assert run(clip, "--model", tower_folder, *options, "--out", tmp_path) == 0
+    data = report(tmp_path)
+    assert data["settings"]["prune"] == prune
+    assert [len(frame["kept"]) for frame in data["frames"]] == [9, 9, 9]
+
+
 def test_random_weights_are_labelled_everywhere(clip: Path, tmp_path: Path, capsys) -> None:
     options = ("--random-weights", "llava-onevision-tiny", "--max-frames", 2)
     assert run(clip, *options, "--out", tmp_path) == 0
@@ -134,6 +161,7 @@ def test_a_truncated_video_gives_a_complete_report_and_exit_code_1(
         (["CLIP", "--device", "nothing"], "is not known to torch"),
         (["CLIP", "--ratio", "0.5"], "--ratio belongs to --policy stc"),
         (["CLIP", "--policy", "stc", "--ratio", "7"], "ratio must be above 0 and at most 1"),
+        (["CLIP", "--prune", "dtd", "--prune-method", "gaussian"], "belongs to --prune stc"),
         (["CLIP", "--threshold", "3"], "threshold must be a cosine"),
         (["CLIP", "--fps", "0"], "fps must be a positive number"),
         (["CLIP", "--start", "60"], "no frame from 60 s on"),

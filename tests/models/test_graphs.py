@@ -169,3 +169,13 @@ def test_warmup_records_what_the_stream_then_needs(siglip):
         for picture in pictures:
             last_hidden(siglip, torch.cat([picture] * 2))
     assert cacher.stats().graphs.recorded == recorded
+
+
+def test_inference_mode_and_no_grad_may_take_turns(siglip):
+    pictures = noisy_walk(8)
+    expected = reference(siglip, pictures)
+    stc_video.attach_cacher(siglip, BUCKETED)
+    for number, (picture, want) in enumerate(zip(pictures, expected, strict=True)):
+        with torch.inference_mode() if number % 2 == 0 else torch.no_grad():
+            got = siglip(picture, output_hidden_states=True).hidden_states[-1]
+            assert_same([got], [want])

@@ -6,6 +6,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 
+import pytest
 import torch
 import transformers
 from torch import Tensor, nn
@@ -44,6 +45,7 @@ def _dinov2_swiglu() -> nn.Module:
 
 
 def _dinov2_registers() -> nn.Module:
+    _need("Dinov2WithRegistersModel")
     config = transformers.Dinov2WithRegistersConfig(**COMMON, mlp_ratio=2, num_register_tokens=2)
     return transformers.Dinov2WithRegistersModel(config)
 
@@ -74,7 +76,14 @@ def randomise(tower: nn.Module) -> nn.Module:
     return tower.eval()
 
 
+def _need(name: str) -> None:
+    """Skip where transformers is older than the model."""
+    if not hasattr(transformers, name):
+        pytest.skip(f"transformers {transformers.__version__} has no {name}")
+
+
 def siglip2() -> nn.Module:
+    _need("Siglip2VisionModel")
     config = transformers.Siglip2VisionConfig(
         hidden_size=48, intermediate_size=96, num_hidden_layers=4, num_attention_heads=4,
         num_patches=16, patch_size=PATCH,

@@ -220,3 +220,27 @@ def test_empty_batch(backend, op):
         return
     everything(op, empty)
     torch.cuda.synchronize()
+
+
+@pytest.mark.parametrize(
+    ("op", "launches"),
+    [
+        ("saliency_topk", 2),
+        ("bipartite_match", 2),
+        ("merge_tokens", 1),
+        ("attention_column_mean", 3),
+        ("spatial_redundancy", 2),
+        ("compact_tokens", 3),
+    ],
+)
+def test_the_cuda_kernels_take_few_launches(op, launches):
+    if "native" not in (backends := stc_kernels.available_backends(op, "cuda")):
+        pytest.skip(backends.unavailable["native"])
+    arguments = _examples.arguments(op, SMALL, torch.bfloat16, "cuda")
+    operator(op)(*arguments, backend="native")
+    torch.cuda.synchronize()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        operator(op)(*arguments, backend="native")
+        torch.cuda.synchronize()
+    kernels = [event.name for event in profile.events() if "stc::cuda::" in event.name]
+    assert len(kernels) == launches, kernels

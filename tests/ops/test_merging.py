@@ -168,7 +168,7 @@ X, MAP, KEEP = torch.ones(2, 5, 4), torch.zeros(2, 5, dtype=torch.int32), torch.
         (lambda: bipartite_match(X[0], 1), ValueError, "metric must have 3 dimensions"),
         (lambda: merge_tokens(X, MAP[:, :4], 2), ValueError, r"source_map must have shape \(2, 5\)"),
         (lambda: merge_tokens(X, MAP.float(), 2), TypeError, "indices must be int32 or int64"),
-        (lambda: merge_tokens(X, MAP + 2, 2), (ValueError, RuntimeError), "got 2"),
+        (lambda: merge_tokens(X, MAP + 2, 2), ValueError, "got 2"),
         (lambda: merge_tokens(X, MAP, -1), ValueError, "count must be at least 0, got -1"),
         (lambda: merge_tokens(X, MAP, 2, sizes=MAP), TypeError, "sizes must be float32"),
         (lambda: compact_tokens(X, KEEP, 11), ValueError, "capacity must be between 0 and 10"),

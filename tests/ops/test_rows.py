@@ -150,6 +150,8 @@ X, INDICES, ROWS = torch.ones(2, 5, 4), torch.zeros(2, 3, dtype=torch.int32), to
         (lambda: gather_rows(X, INDICES[:1]), ValueError, r"as many rows as the batch \(2\), got 1"),
         (lambda: gather_rows(X, INDICES[0]), ValueError, "indices must have 2 dimensions"),
         (lambda: gather_rows(X, INDICES.to("meta")), ValueError, "device of x"),
+        (lambda: gather_rows(X, INDICES + 5), ValueError, r"indices must be between 0 and 4 .* got 5"),
+        (lambda: scatter_rows_(X.clone(), INDICES - 2, ROWS), ValueError, r"between 0 and 4 .* got -2"),
         (lambda: scatter_rows_(X, INDICES, ROWS[..., :3]), ValueError, "rows must have shape"),
         (lambda: scatter_rows_(X, INDICES, ROWS.half()), TypeError, "dtype of x"),
         (lambda: gather_layer_norm(X, INDICES, X[0, 0, :3], None, 1e-6), ValueError, "weight must have shape"),

@@ -112,7 +112,7 @@ def test_tuned_entries_are_written_read_and_replaced(tmp_path, monkeypatch):
     assert path.name == "nvidia_model_t_80gb.json"
     for block in (1, 2):
         entry = {"shape": {"tokens": 7}, "parameters": {"BLOCK": block}, "microseconds": 1.0}
-        tune.write_entries(path, "select", [entry], "NVIDIA Model-T 80GB")
+        tune.write_entries(path, "kernels", "select", [entry], "NVIDIA Model-T 80GB")
         assert _tuning._nearest("select", "NVIDIA Model-T 80GB", (("tokens", 9),)) == {
             "BLOCK": block
         }

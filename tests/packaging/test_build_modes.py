@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -146,6 +147,8 @@ def test_cuda_with_an_nvcc_that_cannot_compile_stops(run, tmp_path, no_tools):
         ("", "", "80,90+PTX"),  # those of the default list that this nvcc knows
         ("", "8.0;9.0a 12.0+PTX", "80,90a,120+PTX"),
         ("80,90", "8.6", "80,90"),
+        # Images of torch name GPUs that are older than the kernels can be compiled for.
+        ("", "7.0 7.5 8.0 9.0+PTX", "80,90+PTX"),
     ],
 )
 def test_architectures_come_from_the_first_variable_that_is_set(
@@ -164,6 +167,36 @@ def test_a_wrong_architecture_is_named(run, tmp_path, no_tools):
     done = build_py(run, tmp_path, mode="auto", CUDACXX=nvcc, TORCH_CUDA_ARCH_LIST="Hopper")
     assert done.returncode != 0
     assert "TORCH_CUDA_ARCH_LIST must be a list such as 80,90+PTX, got 'Hopper'" in done.stderr
+
+
+@needs_toolchain
+def test_an_architecture_that_is_too_old_is_named(run, tmp_path, no_tools):
+    nvcc = fake_nvcc(no_tools, "exit 0")
+    done = build_py(run, tmp_path, mode="auto", CUDACXX=nvcc, STC_KERNELS_CUDA_ARCHS="75,90")
+    assert done.returncode != 0
+    assert "STC_KERNELS_CUDA_ARCHS must name GPUs from sm_80 on, got '75,90'" in done.stderr
+    done = build_py(run, tmp_path, mode="auto", CUDACXX=nvcc, TORCH_CUDA_ARCH_LIST="7.5")
+    assert done.returncode == 0, done.stderr
+    assert "TORCH_CUDA_ARCH_LIST=7.5 names no GPU from sm_80 on" in record(tmp_path)["reason"]
+
+
+@needs_toolchain
+def test_max_jobs_limits_what_is_compiled_at_once(run, tmp_path, no_tools):
+    """With a CMake that builds nothing and writes down what it was told."""
+    cmake = no_tools / "cmake"
+    cmake.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/calls\n')
+    cmake.chmod(0o755)
+    search = f"{no_tools}:{os.environ['PATH']}"
+    command = ("setup.py", "-q", "build_ext", "--build-lib", tmp_path / "lib")
+    done = run(*command, mode="cpu", PATH=search, MAX_JOBS="3")
+    assert done.returncode == 0, done.stderr
+    configure, build = (tmp_path / "calls").read_text().splitlines()
+    assert "-S" in configure.split()
+    assert build.split()[-2:] == ["-j", "3"]
+    done = run(*command, mode="cpu", PATH=search, MAX_JOBS="all")
+    assert done.returncode != 0
+    assert "MAX_JOBS must be at least 1 (files compiled at once), got 'all'" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_an_unknown_mode_names_the_modes(run, tmp_path):

@@ -12,9 +12,11 @@ import pytest
 import torch
 from packaging_tools import COMPARE, assert_stable_abi
 
-from stc_kernels import __version__, _native, available_backends, build_info
+from stc_kernels import __version__, _native, _schemas, available_backends, build_info
 from stc_kernels._dispatch import BackendUnavailableError, choose
 
+#: operators that torch's own kernels do well on a CPU
+ON_GPUS_ONLY = ["add_layer_norm", "bias_gelu", "scatter_key_value", "sparse_query_attention"]
 REASON = "from stc_kernels import _native; print(_native.load())"
 
 
@@ -51,6 +53,17 @@ def test_every_instruction_set_gives_the_reference_answer(library, capability):
     done = run_with(capability)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == [capability]
+
+
+@pytest.mark.parametrize("device", ["CPU", "CUDA"])
+def test_every_operator_has_a_kernel(library, device):
+    if device == "CUDA" and build_info()["cuda_archs"] is None:
+        pytest.skip("the library was built without CUDA kernels")
+    names = [f"stc_kernels::{_schemas.native_name(op)}" for op in _schemas.OPS]
+    has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
+    missing = [name for name in names if not has_kernel(name, device)]
+    expected = ON_GPUS_ONLY if device == "CPU" else []
+    assert sorted(missing) == [f"stc_kernels::{op}_native" for op in expected]
 
 
 def test_a_cuda_kernel_refuses_a_tensor_of_the_cpu(library):

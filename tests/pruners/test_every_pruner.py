@@ -17,6 +17,7 @@ TOKENS = GRID[0] * GRID[1]
 #: a name and settings, of each mode that looks at no later frame
 CASES = [
     ("stc", {"tokens_per_frame": 7}),
+    ("stc", {"tokens_per_frame": 7, "method": "gaussian", "memory": 3}),
     ("dtd", {}),
     ("dtd", {"tokens_per_frame": 7}),
     ("dtd", {"anchor": "last_kept", "threshold": 0.9}),
@@ -33,14 +34,13 @@ CASES = [
     ("visionzip", {"tokens_per_frame": 7}),
     ("visionzip", {"tokens_per_frame": 7, "merge": "mean"}),
     ("tome", {"tokens_per_frame": 7}),
+    ("tome", {"tokens_per_frame": 7, "window": 8}),
     ("evs", {"video_pruning_rate": 0.6}),
     ("uniform", {"tokens_per_frame": 7}),
     ("random", {"tokens_per_frame": 7}),
     ("none", {}),
 ]
 IDS = [f"{name}-{settings}" for name, settings in CASES]
-# STC-Pruner's memory holds one mean per call, so that how a stream is cut is part of its input.
-BY_FRAME = [case for case in CASES if case[0] != "stc"]
 
 
 def video(frames: int, seed: int = 0) -> dict[str, Tensor]:
@@ -85,6 +85,7 @@ def test_result_is_consistent(name, settings):
         assert pruned.tokens[f, len(row) :].eq(0).all()
         if pruned.source_map is None:
             assert torch.equal(pruned.tokens[f, : len(row)], data["features"][f, row])
+    assert torch.equal(pruned.packed(), pruned.tokens[pruned.indices >= 0])
     if pruner.exact:
         assert pruned.counts.unique().numel() == 1
         expected = settings.get("tokens_per_frame")
@@ -92,7 +93,7 @@ def test_result_is_consistent(name, settings):
     assert pruned.counts.min() >= settings.get("floor", 0)
 
 
-@pytest.mark.parametrize(("name", "settings"), BY_FRAME)
+@pytest.mark.parametrize(("name", "settings"), CASES, ids=IDS)
 def test_feeding_in_pieces_equals_feeding_at_once(name, settings):
     data = video(9)
     whole = chosen(prune(make_pruner(name, **settings), data, slice(0, 9)))
@@ -127,8 +128,6 @@ def test_two_streams_do_not_touch_each_other(name, settings):
 def test_no_frame_depends_on_a_later_one(name, settings):
     """Cut the future off, frame by frame."""
     data = video(5)
-    if name == "stc":  # a call of several frames is one piece of its memory
-        return
     whole = chosen(prune(make_pruner(name, **settings), data, slice(0, 5)))
     for end in range(1, 5):
         past = chosen(prune(make_pruner(name, **settings), data, slice(0, end)))
@@ -227,6 +226,7 @@ def test_a_bucket_is_exact_over_each_window(name, rate):
         ("streaming_assistant", {"passes": 0}, "passes must be at least 1"),
         ("streaming_assistant", {"pattern": "dots"}, "pattern must be one of"),
         ("tome", {"threshold": 0.5}, "does not take these settings"),
+        ("tome", {"window": 1}, "window must be at least 2 tokens, got 1"),
         ("best", {}, "name must be one of"),
     ],
 )

@@ -31,11 +31,25 @@ class TestDtd:
         sent = make_pruner("dtd", threshold=0.9, anchor="last_kept")(drift).counts
         assert 3 <= int(sent.sum()) <= 5
 
+    def test_a_bucket_spends_evenly_on_even_change(self):
+        """All of a first frame is new: that must not make the frames after it look still."""
+        angle = torch.linspace(0.0, 2.0, 17)[:, None] + torch.rand(20, generator=GENERATOR)
+        turning = torch.stack([angle.cos(), angle.sin()], -1)
+        counts = make_pruner("dtd", tokens_per_frame=5, window=8)(turning).counts
+        assert counts[:16].tolist() == [5] * 16
+
     def test_pixels(self):
         pixels = torch.zeros(2, 3, 8, 10)
         pixels[1, :, 2:4, 4:6] = 1.0  # row 1, column 2 of the grid
         kept = make_pruner("dtd", mode="pixel")(VIDEO[:2], GRID, pixels=pixels)
         assert [i for i in kept.indices[1].tolist() if i >= 0] == [7]
+
+    def test_relative_mode_drops_a_fraction_of_the_most_similar(self):
+        kept = make_pruner("dtd", video_pruning_rate=0.7)(VIDEO)
+        assert kept.counts.tolist() == [6] * 6
+        cosine = torch.cosine_similarity(VIDEO[1:], VIDEO[:-1], dim=-1)
+        expected = cosine.topk(6, largest=False).indices.sort(-1).values
+        assert torch.equal(kept.indices[1:].long(), expected)
 
 
 class TestStreamingAssistant:
@@ -65,6 +79,40 @@ class TestStreamingAssistant:
             assert not (grid[1:] & grid[:-1]).any()
             assert not (grid[:, 1:] & grid[:, :-1]).any()
             assert dropped.sum() == 10
+
+    @staticmethod
+    def dropped(frames, **settings):
+        """Places that a pruner takes out in space alone."""
+        pruner = make_pruner("streaming_assistant", temporal_threshold=1.0, **settings)
+        indices = pruner(frames, GRID).indices.tolist()
+        return [sorted(set(range(20)) - set(row)) for row in indices]
+
+    def test_parity_alternates_from_frame_to_frame(self):
+        odd = [i for i in range(20) if (i // 5 + i % 5) % 2 == 1]
+        even = [i for i in range(20) if i not in odd]
+        ones = torch.ones(3, 20, 4)
+        assert self.dropped(ones, parity="fixed") == [odd, odd, odd]
+        assert self.dropped(ones, parity="alternating") == [odd, even, odd]
+
+    def test_adaptive_parity_takes_the_more_redundant_half(self):
+        frame = VIDEO[:1].clone()
+        star = [2, 6, 8, 12]  # of the even half, around one of the odd half
+        frame[0, star] = frame[0, 7] + 0.5 * VIDEO[1, star]
+        adaptive, fixed = (
+            set(self.dropped(frame, parity=parity, spatial_threshold=0.6)[0]) & {7, *star}
+            for parity in ("adaptive", "fixed")
+        )
+        assert adaptive == set(star)
+        assert fixed == {7}
+
+    def test_every_pattern_takes_half_of_the_places(self):
+        ones = torch.ones(2, 20, 4)
+        stripes = [i for i in range(20) if i % 5 % 2 == 1]
+        assert self.dropped(ones, pattern="stripes", neighbours="all")[0] == stripes
+        first, second = self.dropped(ones, pattern="random", neighbours="all")
+        assert first == second
+        assert len(first) == 10
+        assert first != self.dropped(ones, neighbours="all")[0]
 
     def test_passes_go_beyond_half(self):
         ones = torch.ones(1, 20, 4)
@@ -141,6 +189,28 @@ class TestTome:
         kept = make_pruner("tome", tokens_per_frame=20)(VIDEO)
         assert torch.equal(kept.tokens, VIDEO)
 
+    @pytest.mark.parametrize("count", [4, 7, 13, 20])
+    @pytest.mark.parametrize("window", [5, 6, 8, 19, 20, 100])
+    def test_bands_are_merged_each_by_itself(self, window, count):
+        kept = make_pruner("tome", tokens_per_frame=count, window=window, trace=True)(VIDEO)
+        bands = -(-20 // window)
+        sizes = [len(part) for part in torch.arange(20).tensor_split(bands)]
+        left = [len(part) for part in torch.arange(count).tensor_split(bands)]
+        place = row = 0
+        for size, number in zip(sizes, left, strict=True):
+            part = VIDEO[:, place : place + size]
+            alone = make_pruner("tome", tokens_per_frame=number, trace=True)(part)
+            rows = slice(row, row + number)
+            torch.testing.assert_close(kept.tokens[:, rows], alone.tokens)
+            assert torch.equal(kept.indices[:, rows] - place, alone.indices)
+            assert torch.equal(kept.source_map[:, place : place + size] - row, alone.source_map)
+            assert torch.equal(kept.trace["sizes"][:, rows], alone.trace["sizes"])
+            place, row = place + size, row + number
+
+    def test_a_band_keeps_at_least_one(self):
+        with pytest.raises(ValueError, match=r"at least 4, one for each band of 5 tokens .* got 3"):
+            make_pruner("tome", tokens_per_frame=3, window=5)(VIDEO)
+
 
 class TestVisionZip:
     QUERY = torch.randn(6, 21, 4, 8, generator=GENERATOR)
@@ -188,12 +258,75 @@ class TestVisionZip:
         assert torch.equal(permuted.source_map, self.kept(1).source_map)
 
 
+class TestRandom:
+    def test_every_place_is_as_likely_in_every_frame(self):
+        frames = torch.zeros(2000, 20, 1)
+        kept = make_pruner("random", tokens_per_frame=5)(frames).indices
+        share = torch.bincount(kept.flatten().long(), minlength=20) / 2000
+        torch.testing.assert_close(share, torch.full((20,), 0.25), atol=0.04, rtol=0)
+        assert len({tuple(row) for row in kept.tolist()}) > 1500
+
+    def test_the_seed_decides(self):
+        frames = torch.zeros(3, 20, 1)
+
+        def chosen(seed):
+            return make_pruner("random", tokens_per_frame=5, seed=seed)(frames).indices.tolist()
+
+        assert chosen(1) == chosen(1)
+        assert len({str(chosen(seed)) for seed in (0, 1, 2, 10**30)}) == 4
+
+
 class TestStc:
     def test_all_of_the_tokens_come_back_unchanged(self):
         assert torch.equal(make_pruner("stc", retention_ratio=1.0)(VIDEO).tokens, VIDEO)
+
+    @pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0])
+    def test_against_a_loop(self, alpha):
+        """The paper's blend, the past being the last three frames."""
+        kept = make_pruner("stc", tokens_per_frame=5, alpha=alpha, memory=3)(VIDEO)
+        for f, frame in enumerate(VIDEO.double()):
+            unit = frame / frame.norm(dim=-1, keepdim=True)
+
+            def distance(anchor, unit=unit):
+                return 1.0 - torch.cosine_similarity(unit, anchor[None], dim=-1)
+
+            score = distance(unit.mean(0))
+            if f:
+                past = VIDEO[max(0, f - 3) : f].double().mean((0, 1))
+                score = alpha * distance(past) + (1.0 - alpha) * score
+            assert kept.indices[f].tolist() == sorted(score.topk(5).indices.tolist())
 
     def test_memory_has_a_capacity(self):
         pruner = make_pruner("stc", tokens_per_frame=3, memory=2)
         for frame in VIDEO:
             pruner(frame[None])
         assert pruner.state_bytes == 2 * 16 * 4
+
+
+TRACED = {
+    "dtd": {"change"},
+    "evs": {"change"},
+    "streaming_assistant": {"change", "redundancy"},
+    "vidcom2": {"likeness"},
+    "tome": {"sizes"},
+}
+
+
+@pytest.mark.parametrize(("name", "names"), TRACED.items())
+@pytest.mark.parametrize("by", ["number", "own"])
+def test_the_trace_is_kept_on_request(name, names, by):
+    settings = {"tokens_per_frame": 7} if by == "number" else {}
+    settings |= {"tokens_per_frame": 7} if name == "tome" else {}
+    traced = make_pruner(name, trace=True, **settings)(VIDEO, GRID).trace
+    assert set(traced) == names
+    places = 7 if name == "tome" else 20
+    assert all(values.shape == (6, places) for values in traced.values())
+    assert make_pruner(name, **settings)(VIDEO, GRID).trace == {}
+
+
+@pytest.mark.parametrize("name", ["stc", "dtd", "streaming_assistant", "vidcom2", "tome", "evs"])
+def test_a_rate_is_one_minus_the_ratio(name):
+    rate, ratio = ({"video_pruning_rate": 0.65}, {"retention_ratio": 0.35})
+    kept = [make_pruner(name, **settings)(VIDEO, GRID).indices for settings in (rate, ratio)]
+    assert torch.equal(*kept)
+    assert kept[0].shape == (6, 7)

@@ -8,7 +8,14 @@ from dataclasses import replace
 
 from PIL import Image
 
-from stc_video.report import FrameRecord, ModelFacts, RunRecord, VideoFacts
+from stc_video.report import (
+    AnswerRecord,
+    FrameRecord,
+    ModelFacts,
+    RetrievedFrame,
+    RunRecord,
+    VideoFacts,
+)
 
 
 def picture(shade: int) -> bytes:
@@ -41,6 +48,21 @@ def frame(index: int, *, tokens: int = 12, keep: int | None = 4) -> FrameRecord:
         },
         dense_seconds=0.04 if index % 2 else None,
         picture=picture(60 + 10 * index),
+    )
+
+
+def answer(frames: int, *retrieved: int) -> AnswerRecord:
+    """An answer that was given from some of the frames so far."""
+    return AnswerRecord(
+        question=f"what is in {frames} frames?",
+        answer="a cup",
+        time=0.5 * (frames - 1),
+        frames=frames,
+        retrieved=tuple(RetrievedFrame(i, 0.5 * i, 3 if i % 2 else 1) for i in retrieved),
+        layers=3,
+        context_tokens=20,
+        tokens=2,
+        seconds={"retrieve": 0.01, "generate": 0.02, "first_token": 0.015},
     )
 
 

@@ -9,9 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from records import frame, record
+from records import answer, frame, record
 
 from stc_video.report import SCHEMA_VERSION, headline, summarise, write, write_html, write_json
+from stc_video.report.tables import answer_cards
 
 
 def test_totals() -> None:
@@ -48,7 +49,7 @@ def test_json_has_the_facts(tmp_path: Path) -> None:
     run = record(4)
     path = write_json(run, tmp_path / "report.json")
     data = json.loads(path.read_text())
-    assert data["schema_version"] == SCHEMA_VERSION == "1.0"
+    assert data["schema_version"] == SCHEMA_VERSION == "1.1"
     assert data["headline"] == headline(run)
     assert data["totals"]["frames"] == 4
     assert data["status"] == "complete"
@@ -64,6 +65,29 @@ def test_json_has_the_facts(tmp_path: Path) -> None:
     assert second["seconds"]["tower"] == 0.015
     assert "picture" not in second
     assert data["frames"][0]["similarity"] is None
+
+
+def test_answers_are_in_both_and_keep_their_pictures(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(write, "MOST_PICTURES", 2)
+    run = record(8, answers=(answer(8, 3, 5),))
+    html = write_html(run, tmp_path / "report.html").read_text()
+    assert "at 00:03.5, 8 frames seen, 2 tokens, first after 15 ms, all after 30 ms" in html
+    assert "Given from 2 frames (20 tokens with the question)." in html
+    # One picture in four, and those of the answer.
+    assert html.count("data:image/webp") == 4
+    data = json.loads(write_json(run, tmp_path / "report.json").read_text())
+    (found,) = data["answers"]
+    assert found["retrieved"] == [
+        {"index": 3, "time": 1.5, "layers": 3},
+        {"index": 5, "time": 2.5, "layers": 3},
+    ]
+
+
+def test_many_retrieved_frames_are_cut_to_those_of_most_layers() -> None:
+    (card,) = answer_cards(record(40, answers=(answer(40, *range(40)),)))
+    assert len(card.thumbnails) == 12
+    assert all(thumb.frame % 2 for thumb in card.thumbnails)
+    assert "the 12 retrieved in most layers are shown" in card.given
 
 
 def test_json_has_no_nan(tmp_path: Path) -> None:
@@ -88,7 +112,7 @@ def test_html_loads_nothing_and_says_what_matters(tmp_path: Path) -> None:
     assert "default-src &#39;none&#39;" in html or "default-src 'none'" in html
     markup = re.sub(r"<script>.*?</script>", "", html, flags=re.DOTALL)
     assert not re.search(r"""(src|href|url)\s*[=(]\s*["']?\s*(https?:)?//""", markup)
-    assert html.count("<script") == 4  # the data, plotly once, and two of our own
+    assert html.count("<script") == 5  # the data, plotly once, and three of our own
 
 
 def test_html_escapes_what_it_did_not_write(tmp_path: Path) -> None:

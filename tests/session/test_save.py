@@ -40,6 +40,8 @@ SETTINGS = [
                  id="redundant"),
     pytest.param({"host_bytes": 0, "disk_bytes": 8 * BLOCK, "storage": "int8"},
                  {"positions": "original"}, id="disk, int8"),
+    pytest.param({"host_bytes": 4 * BLOCK, "disk_bytes": 0, "storage": "int4"}, {},
+                 id="host, int4"),
 ]  # fmt: skip
 
 

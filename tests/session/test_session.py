@@ -150,7 +150,7 @@ def test_wrong_settings_leave_the_model_untouched(model, open_session):
         ("window_tokens", 0, "window_tokens must be a whole number from 1, got 0"),
         ("host_bytes", -1, "host_bytes must be a whole number from 0"),
         ("eviction", "newest", "eviction must be one of oldest, redundant, refuse"),
-        ("storage", "int3", "storage must be one of exact, int8"),
+        ("storage", "int3", "storage must be one of exact, int8, int4"),
         ("retrieval", "best", "retrieval must be one of"),
         ("diversity", 1.5, "diversity must be between 0 and 1, got 1.5"),
     ]:

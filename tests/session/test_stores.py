@@ -117,9 +117,35 @@ def test_refusing_loses_nothing(tmp_path):
     assert 2 not in tiers
 
 
+def check_int4(kv: torch.Tensor, back: torch.Tensor, made: torch.Tensor) -> None:
+    """Half a step of each group's range, and the rounding of the range and of the dtype."""
+    tokens = kv.shape[-2]
+    if tokens == 64:
+        # Four bits, and 32 bits of range for 32 key tokens or 16 value channels.
+        assert made.nbytes == kv.numel() * (4 + (1 + 2) / 2) / 8
+    rounding = torch.finfo(torch.float16).eps + torch.finfo(kv.dtype).eps
+    for part, dim in ((0, -2), (1, -1)):
+        for piece, got in zip(
+            kv[:, part].float().split(32, dim), back[:, part].float().split(32, dim), strict=True
+        ):
+            low, high = piece.amin(dim, keepdim=True), piece.amax(dim, keepdim=True)
+            most = torch.maximum(low.abs(), high.abs())
+            assert ((got - piece).abs() <= (high - low) / 30 + 2 * rounding * most).all()
+
+
+def test_int4_cuts_off_what_its_ranges_cannot_hold_and_keeps_what_is_constant():
+    kv = torch.full((1, 2, 1, 5, 3), 7.0)
+    kv[0, 0, 0, 2, 1] = 1e6
+    codec = make_codec("int4", 1, 3, torch.float32)
+    back = codec.decode(codec.encode(kv)[0], 5)
+    assert torch.isfinite(back).all()
+    assert back[0, 0, 2, 1] > 60_000
+    assert torch.equal(back[1], kv[0, 1])
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("tokens", [1, 3, 64])
-@pytest.mark.parametrize("storage", ["exact", "int8"])
+@pytest.mark.parametrize("storage", ["exact", "int8", "int4"])
 def test_codecs(storage, tokens, dtype):
     generator = torch.Generator().manual_seed(tokens)
     kv = torch.randn((3, 2, 2, tokens, 16), generator=generator)
@@ -134,6 +160,9 @@ def test_codecs(storage, tokens, dtype):
     assert back.dtype == dtype
     if storage == "exact":
         assert torch.equal(back, kv)
+        return
+    if storage == "int4":
+        check_int4(kv, back, made)
         return
     assert made.nbytes < 3 * kv.nbytes  # few tokens: the scales weigh more than the codes
     if tokens == 64:

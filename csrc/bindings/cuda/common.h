@@ -65,6 +65,11 @@ std::tuple<Tensor, Tensor> saliency_topk(const Tensor& tokens, std::optional<Ten
 Tensor spatial_redundancy(const Tensor& tokens, std::optional<Tensor> alive);
 std::tuple<Tensor, Tensor, Tensor> compact_tokens(const Tensor& tokens, const Tensor& keep,
                                                   int64_t capacity);
+std::tuple<Tensor, Tensor, Tensor> bipartite_match(const Tensor& metric, int64_t r,
+                                                   int64_t is_protected);
+std::tuple<Tensor, Tensor> merge_tokens(const Tensor& tokens, const Tensor& source_map,
+                                        int64_t count, std::optional<Tensor> sizes);
+Tensor attention_column_mean(const Tensor& query, const Tensor& key, double scale);
 Tensor sparse_query_attention(const Tensor& query, const Tensor& key, const Tensor& value,
                               double scale, std::optional<Tensor> key_bias);
 

@@ -18,5 +18,8 @@ STC_LIBRARY_IMPL(STC_OPS_NAMESPACE, CUDA, m) {
   m.impl("saliency_topk_native", TORCH_BOX(&cuda::saliency_topk));
   m.impl("spatial_redundancy_native", TORCH_BOX(&cuda::spatial_redundancy));
   m.impl("compact_tokens_native", TORCH_BOX(&cuda::compact_tokens));
+  m.impl("bipartite_match_native", TORCH_BOX(&cuda::bipartite_match));
+  m.impl("merge_tokens_native", TORCH_BOX(&cuda::merge_tokens));
+  m.impl("attention_column_mean_native", TORCH_BOX(&cuda::attention_column_mean));
   m.impl("sparse_query_attention_native", TORCH_BOX(&cuda::sparse_query_attention));
 }

@@ -38,13 +38,13 @@ std::tuple<Tensor, Tensor> saliency_topk(const Tensor& tokens, std::optional<Ten
   const char* op = "saliency_topk";
   const OnDevice on(op, tokens);
   check_dim(op, "tokens", tokens, 3);
-  stc::cuda::SaliencyScoreParams p = {};
+  stc::cuda::SaliencyTopkParams p = {};
   p.dtype = dtype_of(op, "tokens", tokens);
   p.tokens = view_of(tokens);
   p.frames = tokens.size(0);
   p.tokens_per_frame = tokens.size(1);
   p.channels = tokens.size(2);
-  p.parts = stc::cuda::saliency_parts(p.tokens_per_frame);
+  p.k = k;
   STD_TORCH_CHECK(k >= 0 && k <= p.tokens_per_frame, "`", op, "`: k must be between 0 and ",
                   p.tokens_per_frame, " (tokens), got ", k);
   STD_TORCH_CHECK(method == "gaussian" || method == "dual_anchor", "`", op,
@@ -64,18 +64,18 @@ std::tuple<Tensor, Tensor> saliency_topk(const Tensor& tokens, std::optional<Ten
   const Tensor scores =
       empty_like_device(tokens, {p.frames, p.tokens_per_frame}, ScalarType::Float);
   p.scores = float_data(scores);
-  Selection how;
-  how.capacity = k;
-  how.highest = true;
-  if (scores.numel() == 0) return {select_indices(on, scores, how), scores};
-  const int64_t anchors = p.frames * p.channels;
-  const Tensor scratch =
-      empty_like_device(tokens, {p.parts * anchors + anchors + scores.numel()}, ScalarType::Float);
-  p.partials = float_data(scratch);
-  p.anchors = p.partials + p.parts * anchors;
-  p.inverse_norms = p.anchors + anchors;
-  on.launched(stc::cuda::saliency_scores(p, on.stream()));
-  return {select_indices(on, scores, how), scores};
+  const Tensor indices = empty_like_device(tokens, {p.frames, k}, ScalarType::Int);
+  p.indices = static_cast<int32_t*>(indices.mutable_data_ptr());
+  p.slices = stc::cuda::saliency_slices(p);
+  const int64_t slices = p.frames * p.slices, rows = scores.numel();
+  const Tensor scratch = empty_like_device(
+      tokens, {p.frames + rows + 1 + slices + slices * 2 * p.tokens_per_frame}, ScalarType::Float);
+  p.arrivals = reinterpret_cast<uint32_t*>(float_data(scratch));
+  p.inverse_norms = float_data(scratch) + p.frames;
+  p.anchor_squares = p.inverse_norms + rows + 1;
+  p.shares = p.anchor_squares + slices;
+  on.launched(stc::cuda::saliency_topk(p, on.stream()));
+  return {indices, scores};
 }
 
 }  // namespace stc::bindings::cuda

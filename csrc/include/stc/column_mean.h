@@ -3,13 +3,9 @@
 // softmax and column sums happen while they are in the cache.
 #pragma once
 
-#include "stc/params.h"
-#include "stc/simd.h"
+#include "stc/panel.h"
 
 namespace stc::STC_ISA {
-
-constexpr int kQueryRows = kLanes == 16 ? 8 : 4;
-constexpr int kPanel = 2 * kLanes;  // keys whose products are computed at once
 
 // exp(x) for x <= 0, to about two units in the last place; NaN stays NaN.
 STC_INLINE Vec exp_negative(Vec x) {
@@ -32,39 +28,18 @@ STC_INLINE Vec exp_negative(Vec x) {
   return bit_cast<Vec>(bit_cast<VecBits>(poly * bit_cast<Vec>(exponent)) & ~tiny);
 }
 
-STC_INLINE int64_t panels_of(const ColumnMeanParams& p) { return (p.keys + kPanel - 1) / kPanel; }
-
 inline int64_t column_mean_floats(const ColumnMeanParams& p) {
-  const int64_t padded = panels_of(p) * kPanel;
-  return padded * (p.channels + kQueryRows + 1) + kQueryRows * p.channels;
+  const int64_t padded = rounded_up(p.keys, kPanel);
+  return padded * (p.channels + kPanelRows + 1) + kPanelRows * p.channels;
 }
 
-// Keys as panels of (channels, kPanel), zeros behind the last key.
-template <typename T>
+// Keys as panels, zeros behind the last one.
+template <bool kUnit, typename T>
 STC_INLINE void pack_keys(const ColumnMeanParams& p, const T* key, float* out) {
-  for (int64_t n = 0; n < panels_of(p) * kPanel; ++n) {
+  for (int64_t n = 0; n < rounded_up(p.keys, kPanel); ++n) {
+    const T* from = n < p.keys ? key + n * p.key.token_stride : nullptr;
     float* to = out + n / kPanel * kPanel * p.channels + n % kPanel;
-    const T* from = key + n * p.key.token_stride;
-    for (int64_t c = 0; c < p.channels; ++c) {
-      to[c * kPanel] = n < p.keys ? to_float(from[c * p.key.channel_stride]) : 0.0f;
-    }
-  }
-}
-
-STC_INLINE void logits_of_panel(const float* query, const float* keys, int64_t channels, float* out,
-                                int64_t pitch) {
-  Vec total[kQueryRows][2] = {};
-  for (int64_t c = 0; c < channels; ++c) {
-    const Vec k0 = load(keys + c * kPanel), k1 = load(keys + c * kPanel + kLanes);
-    for (int r = 0; r < kQueryRows; ++r) {
-      const Vec q = splat(query[c * kQueryRows + r]);
-      total[r][0] += q * k0;
-      total[r][1] += q * k1;
-    }
-  }
-  for (int r = 0; r < kQueryRows; ++r) {
-    store(out + r * pitch, total[r][0]);
-    store(out + r * pitch + kLanes, total[r][1]);
+    pack_column<kUnit>(from, p.key.channel_stride, p.channels, to);
   }
 }
 
@@ -88,30 +63,34 @@ STC_INLINE float exponentiate(float* row, int64_t keys, int64_t padded) {
   return 1.0f / sum(total);
 }
 
-template <typename T>
+template <bool kUnit, typename T>
 void column_mean_head(const ColumnMeanParams& p, float* scratch, int64_t batch, int64_t head) {
-  const int64_t padded = panels_of(p) * kPanel;
+  const int64_t padded = rounded_up(p.keys, kPanel);
   float* keys = scratch;
   float* logits = keys + padded * p.channels;
-  float* received = logits + padded * kQueryRows;
+  float* received = logits + padded * kPanelRows;
   float* query = received + padded;
   const T* key = static_cast<const T*>(p.key.data) + batch * p.key.batch_stride +
                  head / p.heads_per_key * p.key.head_stride;
   const T* first = static_cast<const T*>(p.query.data) + batch * p.query.batch_stride +
                    head * p.query.head_stride;
-  pack_keys(p, key, keys);
+  pack_keys<kUnit>(p, key, keys);
   for (int64_t n = 0; n < padded; ++n) received[n] = 0.0f;
-  for (int64_t row = 0; row < p.queries; row += kQueryRows) {
+  for (int64_t row = 0; row < p.queries; row += kPanelRows) {
     const int64_t left = p.queries - row;
-    const int count = static_cast<int>(left < kQueryRows ? left : kQueryRows);
-    for (int64_t c = 0; c < p.channels; ++c) {
-      for (int64_t r = 0; r < kQueryRows; ++r) {
-        const T* at = first + (row + r) * p.query.token_stride + c * p.query.channel_stride;
-        query[c * kQueryRows + r] = r < count ? to_float(*at) * p.scale : 0.0f;
-      }
+    const int count = static_cast<int>(left < kPanelRows ? left : kPanelRows);
+    for (int64_t r = 0; r < kPanelRows; ++r) {
+      // Behind the last query it is repeated; what comes of that is not looked at.
+      const T* at = first + (row + (r < count ? r : count - 1)) * p.query.token_stride;
+      pack_row<kUnit>(at, p.query.channel_stride, p.channels, p.scale, query + r * p.channels);
     }
     for (int64_t n = 0; n < padded; n += kPanel) {
-      logits_of_panel(query, keys + n * p.channels, p.channels, logits + n, padded);
+      Vec total[kPanelRows][2] = {};
+      panel_product(query, p.channels, keys + n * p.channels, p.channels, total);
+      for (int r = 0; r < kPanelRows; ++r) {
+        store(logits + r * padded + n, total[r][0]);
+        store(logits + r * padded + n + kLanes, total[r][1]);
+      }
     }
     for (int r = 0; r < count; ++r) {
       float* attention = logits + r * padded;

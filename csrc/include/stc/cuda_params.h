@@ -79,22 +79,85 @@ struct ScatterResidualParams {
   void* out;  // (batch, tokens, channels)
 };
 
-struct SaliencyScoreParams {
+struct SaliencyTopkParams {
   DType dtype;
   TokenView tokens;
   int64_t frames;
   int64_t tokens_per_frame;
   int64_t channels;
-  int64_t parts;        // of a frame, whose unit tokens are added up by one block each
+  int64_t k;
+  int64_t slices;       // of the channels, one per block of a frame
   const uint8_t* mask;  // one byte per channel, 0 = does not take part; null = all do
   int64_t mask_stride;
   ChannelVector memory;
   bool gaussian;
   float alpha;
-  float* inverse_norms;  // scratch (frames, tokens)
-  float* partials;       // scratch (frames, parts, channels)
-  float* anchors;        // scratch (frames, channels)
-  float* scores;         // (frames, tokens)
+  uint32_t* arrivals;     // scratch (frames)
+  float* inverse_norms;   // scratch (frames, tokens), and one more for the memory
+  float* anchor_squares;  // scratch (frames, slices)
+  float* shares;          // scratch (frames, slices, 2, tokens)
+  float* scores;          // (frames, tokens)
+  int32_t* indices;       // (frames, k)
+};
+
+// Candidates are the tokens first_candidate, first_candidate + 2, ...; partners likewise.
+struct MatchingParams {
+  DType dtype;
+  TokenView metric;
+  int64_t frames;
+  int64_t tokens;  // of a frame
+  int64_t channels;
+  int64_t first_candidate;
+  int64_t candidates;
+  int64_t first_partner;
+  int64_t partners;
+  int64_t r;              // pairs to merge
+  float* tile_best;       // scratch (frames, match_tiles(partners), candidates)
+  int32_t* tile_partner;  // the same
+  float* best;            // scratch (frames, candidates)
+  int32_t* partner;       // scratch (frames, candidates)
+  int32_t* leaves;        // scratch (frames, r), numbers of candidates
+  int32_t* source_map;    // (frames, tokens)
+  int32_t* kept;          // (frames, tokens - r)
+  float* similarity;      // (frames, tokens)
+};
+
+struct MergingParams {
+  DType dtype;
+  TokenView tokens;
+  int64_t frames;
+  int64_t tokens_per_frame;
+  int64_t channels;
+  int64_t rows;               // of the result
+  int64_t parts;              // of a row, whose channels are shared among warps; set when launched
+  const int32_t* source_map;  // contiguous (frames, tokens)
+  const float* sizes;         // null: 1
+  int64_t size_frame_stride;
+  int64_t size_token_stride;
+  void* out;         // (frames, rows, channels)
+  float* out_sizes;  // (frames, rows)
+};
+
+// Of a query: its highest logit, in units of log 2, and its sum of powers relative to that. They
+// are not put together into one logarithm, which would cost digits where logits are large.
+struct RowSum {
+  float highest, sum;
+};
+
+struct ColumnMeanKernelParams {
+  DType dtype;
+  HeadView query;
+  HeadView key;
+  int64_t batch;
+  int64_t queries;
+  int64_t keys;
+  int64_t heads;  // of queries
+  int64_t heads_per_key;
+  int64_t width;     // channels of a head
+  float scale;       // of the dot products, for powers of 2
+  RowSum* row_sums;  // scratch (batch, heads, queries)
+  float* received;   // scratch (batch, heads, keys)
+  float* out;        // (batch, keys)
 };
 
 }  // namespace stc::cuda

@@ -139,6 +139,9 @@ STC_DEVICE int64_t row_of_warp() {
   return static_cast<int64_t>(blockIdx.x) * kRowWarps + threadIdx.x / kWarp;
 }
 
+// Written so that a NaN norm stays NaN.
+STC_DEVICE float at_least(float value, float floor) { return value < floor ? floor : value; }
+
 // The same value in all lanes, added in a fixed order.
 STC_DEVICE float warp_sum(float x) {
 #pragma unroll
@@ -159,6 +162,21 @@ STC_DEVICE float block_sum(float x) {
 #pragma unroll
   for (int warp = 0; warp < kWarps; ++warp) total += partial[warp];
   return total;
+}
+
+// Whether this block is the last of `blocks` to come here; if so, it sees what the others wrote
+// before they came. All threads must call it; `arrivals` is zero before the first comes. Which one
+// is last is chance, so what it does must not depend on it.
+STC_DEVICE bool is_last_block(uint32_t* arrivals, uint32_t blocks) {
+  __shared__ bool last;
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    __threadfence();
+    last = atomicAdd(arrivals, 1u) == blocks - 1;
+    __threadfence();
+  }
+  __syncthreads();
+  return last;
 }
 
 // ---- host side ----

@@ -24,7 +24,8 @@ struct KernelTable {
   void (*neighbour_maximum)(const NeighbourParams&, int64_t begin, int64_t end);
   void (*compact_rows)(const CompactParams&, int64_t begin, int64_t end);
   void (*match_norms)(const MatchParams&, int64_t begin, int64_t end);
-  void (*match_tiles)(const MatchParams&, int64_t begin, int64_t end);
+  int64_t (*match_scratch)(const MatchParams&);
+  void (*match)(const MatchParams&, float* scratch, int64_t batch, int64_t first);
   void (*merge_rows)(const MergeParams&, int64_t begin, int64_t end);
   int64_t (*column_mean_scratch)(const ColumnMeanParams&);
   void (*column_mean)(const ColumnMeanParams&, float* scratch, int64_t batch, int64_t head);

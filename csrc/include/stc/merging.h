@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// Matching and merging of tokens. The matrix of cosines is never stored: each tile of dot products
+// Matching and merging of tokens. The matrix of cosines is never stored: each block of dot products
 // leaves only the best partner of its candidates.
 #pragma once
 
-#include "stc/params.h"
-#include "stc/simd.h"
+#include "stc/panel.h"
 
 namespace stc::STC_ISA {
 
@@ -31,74 +30,78 @@ void match_norms_range(const MatchParams& p, int64_t begin, int64_t end) {
   }
 }
 
-// kMatchRows x kColumns dot products at once: each loaded vector is used that often. At the edge
-// rows repeat, so that equal tokens go through the same arithmetic wherever they stand.
-template <bool kUnit, int kColumns, typename T>
-STC_INLINE void dot_tile(const T* const* a, const T* const* b, int64_t stride, int64_t channels,
-                         float (*out)[kColumns]) {
-  Vec dot[kMatchRows][kColumns] = {};
-  int64_t i = 0;
-  for (; i + kLanes <= channels; i += kLanes) {
-    Vec y[kColumns];
-    for (int c = 0; c < kColumns; ++c) y[c] = load<kUnit>(b[c] + i * stride, stride);
-    for (int r = 0; r < kMatchRows; ++r) {
-      const Vec x = load<kUnit>(a[r] + i * stride, stride);
-      for (int c = 0; c < kColumns; ++c) dot[r][c] += x * y[c];
+// A block of candidates against all partners, some partners and channels at a time: what is packed
+// of either side stays in the second-level cache.
+constexpr int64_t kMatchPartners = 8 * kPanel;
+constexpr int64_t kMatchChannels = 256;
+
+inline int64_t match_floats(const MatchParams& p) {
+  return rounded_up(p.block, kPanelRows) * (kMatchChannels + kMatchPartners) +
+         kMatchPartners * kMatchChannels;
+}
+
+template <bool kUnit, typename T>
+STC_INLINE void multiply_block(const MatchParams& p, int64_t batch, int64_t candidate, int64_t rows,
+                               int64_t partner, int64_t columns, float* packed, float* dots) {
+  const int64_t stride = kUnit ? 1 : p.metric.channel_stride;
+  const int64_t row_count = rounded_up(rows, kPanelRows), pitch = kMatchPartners;
+  float* panels = packed + row_count * kMatchChannels;
+  for (int64_t i = 0; i < row_count * pitch; ++i) dots[i] = 0.0f;
+  for (int64_t channel = 0; channel < p.channels; channel += kMatchChannels) {
+    const int64_t left = p.channels - channel;
+    const int64_t channels = left < kMatchChannels ? left : kMatchChannels;
+    for (int64_t r = 0; r < row_count; ++r) {
+      const int64_t at = candidate + (r < rows ? r : rows - 1);
+      const T* x = row_pointer<T>(p.metric, batch, p.first_candidate + 2 * at) + channel * stride;
+      pack_row<kUnit>(x, stride, channels, 1.0f, packed + r * kMatchChannels);
     }
-  }
-  if (i < channels) {
-    const int count = static_cast<int>(channels - i);
-    Vec y[kColumns];
-    for (int c = 0; c < kColumns; ++c) y[c] = load_partial(b[c] + i * stride, stride, count);
-    for (int r = 0; r < kMatchRows; ++r) {
-      const Vec x = load_partial(a[r] + i * stride, stride, count);
-      for (int c = 0; c < kColumns; ++c) dot[r][c] += x * y[c];
+    for (int64_t n = 0; n < rounded_up(columns, kPanel); ++n) {
+      const int64_t place = p.first_partner + 2 * (partner + n);
+      const T* y = row_pointer<T>(p.metric, batch, place) + channel * stride;
+      pack_column<kUnit>(n < columns ? y : nullptr, stride, channels,
+                         panels + n / kPanel * kPanel * kMatchChannels + n % kPanel);
     }
-  }
-  for (int r = 0; r < kMatchRows; ++r) {
-    for (int c = 0; c < kColumns; ++c) out[r][c] = sum(dot[r][c]);
+    for (int64_t n = 0; n < columns; n += kPanel) {
+      for (int64_t r = 0; r < row_count; r += kPanelRows) {
+        Vec total[kPanelRows][2] = {};
+        panel_product(packed + r * kMatchChannels, kMatchChannels, panels + n * kMatchChannels,
+                      channels, total);
+        for (int i = 0; i < kPanelRows; ++i) {
+          float* out = dots + (r + i) * pitch + n;
+          store(out, load(out) + total[i][0]);
+          store(out + kLanes, load(out + kLanes) + total[i][1]);
+        }
+      }
+    }
   }
 }
 
 template <bool kUnit, typename T>
-void match_tiles_range(const MatchParams& p, int64_t begin, int64_t end) {
-  constexpr int kColumns = kLanes == 16 ? 6 : 2;  // as many accumulators as registers allow
-  const int64_t stride = kUnit ? 1 : p.metric.channel_stride;
-  const int64_t tiles = (p.candidates + kMatchRows - 1) / kMatchRows;
-  for (int64_t at = begin; at < end; ++at) {
-    const int64_t batch = at / tiles, first = at % tiles * kMatchRows;
-    const float* inverse = p.inverse + batch * p.tokens;
-    const T* a[kMatchRows];
-    float scale[kMatchRows], best[kMatchRows];
-    int64_t partner[kMatchRows];
-    for (int64_t r = 0; r < kMatchRows; ++r) {
-      const int64_t last = p.candidates - 1;
-      const int64_t token = p.first_candidate + 2 * (first + r < last ? first + r : last);
-      a[r] = row_pointer<T>(p.metric, batch, token);
-      scale[r] = inverse[token];
-      best[r] = -__builtin_inff();
-      partner[r] = p.first_partner;
-    }
-    for (int64_t column = 0; column < p.partners; column += kColumns) {
-      const T* b[kColumns];
-      int64_t place[kColumns];
-      for (int64_t c = 0; c < kColumns; ++c) {
-        const int64_t last = p.partners - 1;
-        place[c] = p.first_partner + 2 * (column + c < last ? column + c : last);
-        b[c] = row_pointer<T>(p.metric, batch, place[c]);
-      }
-      float dot[kMatchRows][kColumns];
-      dot_tile<kUnit, kColumns, T>(a, b, stride, p.channels, dot);
-      for (int r = 0; r < kMatchRows; ++r) {
-        for (int c = 0; c < kColumns; ++c) {
-          const float cosine = dot[r][c] * scale[r] * inverse[place[c]];
-          if (cosine > best[r]) best[r] = cosine, partner[r] = place[c];  // never for NaN
+void match_block(const MatchParams& p, float* scratch, int64_t batch, int64_t first) {
+  const int64_t left = p.candidates - first, rows = left < p.block ? left : p.block;
+  const float* inverse = p.inverse + batch * p.tokens;
+  float* best = p.best + batch * p.candidates + first;
+  int32_t* chosen = p.partner + batch * p.candidates + first;
+  for (int64_t r = 0; r < rows; ++r) {
+    best[r] = -__builtin_inff();
+    chosen[r] = static_cast<int32_t>(p.first_partner);
+  }
+  float* dots = scratch;
+  float* packed = dots + rounded_up(p.block, kPanelRows) * kMatchPartners;
+  for (int64_t partner = 0; partner < p.partners; partner += kMatchPartners) {
+    const int64_t rest = p.partners - partner;
+    const int64_t columns = rest < kMatchPartners ? rest : kMatchPartners;
+    multiply_block<kUnit, T>(p, batch, first, rows, partner, columns, packed, dots);
+    for (int64_t r = 0; r < rows; ++r) {
+      const float scale = inverse[p.first_candidate + 2 * (first + r)];
+      for (int64_t n = 0; n < columns; ++n) {
+        const int64_t place = p.first_partner + 2 * (partner + n);
+        const float cosine = dots[r * kMatchPartners + n] * scale * inverse[place];
+        if (cosine > best[r]) {  // never for NaN
+          best[r] = cosine;
+          chosen[r] = static_cast<int32_t>(place);
         }
       }
-    }
-    for (int64_t r = 0; r < kMatchRows && first + r < p.candidates; ++r) {
-      p.best[batch * p.candidates + first + r] = best[r];
-      p.partner[batch * p.candidates + first + r] = static_cast<int32_t>(partner[r]);
     }
   }
 }

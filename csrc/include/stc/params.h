@@ -152,8 +152,7 @@ struct CompactParams {
 };
 
 // Candidates are the tokens first_candidate, first_candidate + 2, ...; partners likewise. Range of
-// `norms`: flattened (batch, token); of `match`: flattened (batch, tile of kMatchRows candidates).
-constexpr int64_t kMatchRows = 4;
+// `norms`: flattened (batch, token); `match` takes `block` candidates from one on.
 struct MatchParams {
   DType dtype;
   TokenView metric;
@@ -163,6 +162,7 @@ struct MatchParams {
   int64_t candidates;
   int64_t first_partner;
   int64_t partners;
+  int64_t block;
   float* inverse;    // scratch (batch, tokens), 1 / norm
   float* best;       // (batch, candidates), cosine with the best partner
   int32_t* partner;  // (batch, candidates), the place of that partner

@@ -43,7 +43,8 @@ STC_INLINE To bit_cast(const From& from) {
   return to;
 }
 
-STC_INLINE Vec splat(float value) { return Vec{} + value; }
+// Not Vec{} + value, which turns -0 into 0 and is an addition therefore.
+STC_INLINE Vec splat(float value) { return value - Vec{}; }
 
 // ---- scalars ----
 

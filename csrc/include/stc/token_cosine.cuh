@@ -6,9 +6,6 @@
 
 namespace stc::cuda {
 
-// Written so that a NaN norm stays NaN.
-STC_DEVICE float at_least(float value, float floor) { return value < floor ? floor : value; }
-
 template <typename T, int V>
 __global__ void __launch_bounds__(kRowThreads) token_cosine_kernel(const CosineParams p) {
   const int64_t row = row_of_warp();

@@ -80,8 +80,8 @@ class Calibration:
 
     def save(self, path: str | Path) -> None:
         """Write it as JSON."""
-        content = {"version": _VERSION, "facts": self.facts}
-        content["points"] = [asdict(point) for point in self.points]  # type: ignore[assignment]
+        points = [asdict(point) for point in self.points]
+        content = {"version": _VERSION, "facts": self.facts, "points": points}
         Path(path).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
     @classmethod

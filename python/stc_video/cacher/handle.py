@@ -12,14 +12,19 @@ from torch import Tensor, nn
 
 from stc_video.cacher.guard import Timings
 from stc_video.cacher.packed_linear import PackedLinears
-from stc_video.cacher.patching import InstancePatch
+from stc_video.cacher.patching import (
+    CACHER_TITLE,
+    InstancePatch,
+    as_function,
+    check_in_place,
+    run_stock,
+)
 from stc_video.cacher.policies import Outputs, make_policy
-from stc_video.cacher.requests import RequestWatcher, TowerRequest
+from stc_video.cacher.requests import RequestWatcher, TowerRequest, has_foreign_hook, mask_of
 from stc_video.cacher.stats import CacheStats, Counters, FrameRecord
 from stc_video.cacher.stream_pool import StreamPool
 from stc_video.cacher.stream_state import Layout, Stream
 from stc_video.config import CacheConfig
-from stc_video.errors import AttachError
 from stc_video.towers.pre_norm import PreNormTower, key_mask
 
 DEFAULT_STREAM = "default"
@@ -83,6 +88,9 @@ class Cacher:
         What happened to each row of the last call of the tower.
     """
 
+    #: what `attach_...` functions say that a tower with a cacher already has
+    title = CACHER_TITLE
+
     def __init__(self, tower: PreNormTower, config: CacheConfig) -> None:
         self.config = config
         self.last_frames: list[FrameRecord] = []
@@ -111,14 +119,12 @@ class Cacher:
 
     def _install(self) -> None:
         forwards = [self._first_forward, *[self._later_forward(i) for i in self._later_layers()]]
-        try:
-            for block, forward in zip(self._tower.blocks, forwards, strict=True):
-                self._patches.append(InstancePatch.install(block.layer, _as_function(forward)))
-        except AttachError:
-            for patch in self._patches:
-                patch.remove()
-            self._patches.clear()
-            raise
+        self._patches = InstancePatch.install_all(
+            (block.layer for block in self._tower.blocks),
+            map(as_function, forwards),
+            owner=self,
+            caller="attach_cacher",
+        )
         self._watcher.install()
         self._packed.install()
 
@@ -138,13 +144,8 @@ class Cacher:
         AttachError
             If another forward was put on a layer after ours; nothing is changed then.
         """
-        foreign = [i for i, patch in enumerate(self._patches) if not patch.in_place]
-        if foreign and not force:
-            raise AttachError(
-                f"detach: something else patched layer {', '.join(map(str, foreign))} of "
-                f"{type(self._tower.root).__name__} after the cacher; undo that first, or call "
-                "detach(force=True) to put the original forwards back"
-            )
+        if not force:
+            check_in_place(self._patches, self._tower.root, owner="cacher", undo="detach")
         for patch in self._patches:
             patch.remove()
         self._patches.clear()
@@ -316,7 +317,8 @@ class Cacher:
 
     def _check_room(self, names: Sequence[str]) -> None:
         """Refuse streams beyond the limit; nobody's state is ever dropped to make room."""
-        holders = {name for name, stream in self._streams.items() if stream.state is not None}
+        streams = list(self._streams.items())  # other threads may add some
+        holders = {name for name, stream in streams if stream.state is not None}
         if len(holders | set(names)) > self.config.max_streams:
             raise ValueError(
                 f"streams: at most {self.config.max_streams} streams (max_streams) can be kept at "
@@ -327,9 +329,9 @@ class Cacher:
         """Forward of the first layer: encodes the frames through all layers."""
         patch = self._patches[0]
         if self._is_paused or layer is not patch.module:
-            return _stock(patch, layer, hidden_states, *args, **kw)
+            return run_stock(patch, layer, hidden_states, *args, **kw)
         with torch.no_grad(), self._packed.active():
-            self._pending = self._encode(hidden_states, _mask_of(args, kw))
+            self._pending = self._encode(hidden_states, mask_of(args, kw))
         return self._hand_out(0, hidden_states)
 
     def _later_forward(self, number: int) -> Callable[..., Any]:
@@ -338,7 +340,7 @@ class Cacher:
         def forward(layer: nn.Module, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
             patch = self._patches[number]
             if not self._pending or layer is not patch.module:
-                return _stock(patch, layer, hidden_states, *args, **kwargs)
+                return run_stock(patch, layer, hidden_states, *args, **kwargs)
             return self._hand_out(number, hidden_states)
 
         return forward
@@ -377,7 +379,7 @@ class Cacher:
     def _wanted_layers(self, request: TowerRequest) -> frozenset[int]:
         """Layers whose output the caller or a forward hook of somebody will look at."""
         blocks = self._tower.blocks
-        hooked = {i for i, block in enumerate(blocks) if _has_foreign_hook(block.layer)}
+        hooked = {i for i, block in enumerate(blocks) if has_foreign_hook(block.layer)}
         return request.layers(len(blocks)) | hooked
 
 
@@ -385,39 +387,3 @@ def _layout(frames: Tensor, grids: tuple[tuple[int, ...], ...]) -> Layout:
     """Layout of one stream's frames; frames of different grids make a layout of their own."""
     grid = tuple(size for shape in dict.fromkeys(grids) for size in shape)
     return Layout(frames.shape[1], frames.shape[2], frames.dtype, frames.device, grid)
-
-
-def _as_function(forward: Callable[..., Any]) -> Callable[..., Any]:
-    """Wrap a forward so that it can be marked and bound to a module.
-
-    A compiled tower calls it as it is: what it does depends on the frames and on the streams.
-    """
-
-    def patched(layer: nn.Module, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-        return forward(layer, hidden_states, *args, **kwargs)
-
-    uncompiled: Callable[..., Any] = torch.compiler.disable(patched)
-    return uncompiled
-
-
-def _stock(patch: InstancePatch, layer: nn.Module, *args: Any, **kwargs: Any) -> Any:
-    """Run a layer as if it were not patched.
-
-    A deep copy of a patched layer carries our forward along; it has no cacher of its own.
-    """
-    if layer is patch.module:
-        return patch.stock(*args, **kwargs)
-    return type(layer).forward(layer, *args, **kwargs)
-
-
-def _mask_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Attention mask that the tower passed to its layers: by name, or first after the states."""
-    return kwargs.get("attention_mask", args[0] if args else None)
-
-
-def _has_foreign_hook(layer: nn.Module) -> bool:
-    """Whether somebody other than transformers' own capture hooks looks at a layer's output."""
-    return any(
-        "output_capturing" not in getattr(hook, "__module__", "")
-        for hook in layer._forward_hooks.values()
-    )

@@ -8,16 +8,19 @@ so that ``state_dict`` keys, hidden-state capture and other models stay as they 
 from __future__ import annotations
 
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from stc_video.errors import AttachError
 
-#: marks our forwards, to recognise a module that is patched already
-MARK = "_stc_video_forward"
+#: marks our forwards with the handle they belong to, to recognise a module that is patched already
+MARK = "_stc_video_owner"
+
+CACHER_TITLE = "a cacher; detach that one first"
 
 
 @dataclass
@@ -44,19 +47,62 @@ class InstancePatch:
     before: Any
 
     @classmethod
-    def install(cls, module: nn.Module, forward: Callable[..., Any]) -> InstancePatch:
-        """Patch a module; ``forward`` gets the module as its first argument."""
-        slot = "_old_forward" if hasattr(module, "_hf_hook") else "forward"
+    def install(
+        cls,
+        module: nn.Module,
+        forward: Callable[..., Any],
+        *,
+        owner: object = None,
+        caller: str = "attach_cacher",
+    ) -> InstancePatch:
+        """Patch a module; ``forward`` gets the module as its first argument.
+
+        Parameters
+        ----------
+        module
+            The module.
+        forward
+            A function, which is marked.
+        owner
+            The handle that it belongs to. Its ``title``, such as ``"a cacher; detach that one
+            first"``, completes the error of whoever comes next.
+        caller
+            Function that this error names.
+
+        Raises
+        ------
+        AttachError
+            If the module is patched already.
+        """
+        slot = _slot(module)
         before = module.__dict__.get(slot)
-        if getattr(before, MARK, False):
-            raise AttachError(
-                f"attach_cacher: {type(module).__name__} already has a cacher; "
-                "detach that one first"
-            )
-        setattr(forward, MARK, True)
+        if hasattr(before, MARK):
+            title = getattr(getattr(before, MARK), "title", CACHER_TITLE)
+            raise AttachError(f"{caller}: {type(module).__name__} already has {title}")
+        setattr(forward, MARK, owner)
         patch = cls(module, slot, types.MethodType(forward, module), before)
         setattr(module, slot, patch.ours)
         return patch
+
+    @classmethod
+    def install_all(
+        cls,
+        modules: Iterable[nn.Module],
+        forwards: Iterable[Callable[..., Any]],
+        *,
+        owner: object,
+        caller: str,
+    ) -> list[InstancePatch]:
+        """Patch several modules, or none of them if one is refused."""
+        patches: list[InstancePatch] = []
+        try:
+            for module, forward in zip(modules, forwards, strict=True):
+                patches.append(cls.install(module, forward, owner=owner, caller=caller))
+        except AttachError:
+            for patch in patches:
+                patch.remove()
+            raise
+        return patches
 
     @property
     def in_place(self) -> bool:
@@ -75,3 +121,48 @@ class InstancePatch:
             self.module.__dict__.pop(self.slot, None)
         else:
             setattr(self.module, self.slot, self.before)
+
+
+def as_function(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap a forward so that it can be marked and bound to a module.
+
+    A compiled tower calls it as it is: what it does depends on the frames and on the streams.
+    """
+
+    def patched(layer: nn.Module, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        return forward(layer, hidden_states, *args, **kwargs)
+
+    uncompiled: Callable[..., Any] = torch.compiler.disable(patched)
+    return uncompiled
+
+
+def run_stock(patch: InstancePatch, layer: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """Run a layer as if it were not patched.
+
+    A deep copy of a patched layer carries our forward along; it has no cacher of its own.
+    """
+    if layer is patch.module:
+        return patch.stock(*args, **kwargs)
+    return type(layer).forward(layer, *args, **kwargs)
+
+
+def owner_of(module: nn.Module) -> Any:
+    """Return the handle whose forward is on a module, or None."""
+    return getattr(module.__dict__.get(_slot(module)), MARK, None)
+
+
+def check_in_place(
+    patches: Sequence[InstancePatch], tower: nn.Module, *, owner: str, undo: str
+) -> None:
+    """Raise AttachError if another forward was put on a layer after ours."""
+    foreign = [i for i, patch in enumerate(patches) if not patch.in_place]
+    if foreign:
+        raise AttachError(
+            f"{undo}: something else patched layer {', '.join(map(str, foreign))} of "
+            f"{type(tower).__name__} after the {owner}; undo that first, or call "
+            f"{undo}(force=True) to put the original forwards back"
+        )
+
+
+def _slot(module: nn.Module) -> str:
+    return "_old_forward" if hasattr(module, "_hf_hook") else "forward"

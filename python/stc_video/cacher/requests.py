@@ -56,10 +56,16 @@ class RequestWatcher:
     check
         Called with the tower and the batch size when a call begins; raises to refuse the call,
         returns False if the call is none of ours.
+    no_attentions
+        Why attention matrices cannot be had, as the end of a sentence.
     """
 
     ancestors: Sequence[nn.Module]
     check: Callable[[nn.Module, int | None], bool]
+    no_attentions: str = (
+        "is not available from a cached tower, because cached tokens have no attention row; "
+        "detach the cacher first"
+    )
     _request: TowerRequest = field(default_factory=TowerRequest)
     _hooks: list[RemovableHandle] = field(default_factory=list)
 
@@ -86,10 +92,7 @@ class RequestWatcher:
             return
         for name in ("output_attentions", "head_mask"):
             if _asks(module, arguments, name):
-                raise ValueError(
-                    f"{type(module).__name__}: {name} is not available from a cached tower, "
-                    "because cached tokens have no attention row; detach the cacher first"
-                )
+                raise ValueError(f"{type(module).__name__}: {name} {self.no_attentions}")
         hidden = _asks(module, arguments, "output_hidden_states")
         self._request.hidden = _merge(self._request.hidden, hidden)
         if isinstance(shapes := arguments.get("spatial_shapes"), torch.Tensor):
@@ -125,3 +128,16 @@ def _merge(known: bool | frozenset[int], asked: Any) -> bool | frozenset[int]:
         return True
     numbers: frozenset[int] = frozenset([asked] if isinstance(asked, int) else asked)
     return numbers if known is False else known | numbers
+
+
+def mask_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Attention mask that the tower passed to its layers: by name, or first after the states."""
+    return kwargs.get("attention_mask", args[0] if args else None)
+
+
+def has_foreign_hook(layer: nn.Module) -> bool:
+    """Whether somebody other than transformers' own capture hooks looks at a layer's output."""
+    return any(
+        "output_capturing" not in getattr(hook, "__module__", "")
+        for hook in layer._forward_hooks.values()
+    )

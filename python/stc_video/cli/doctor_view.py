@@ -40,6 +40,9 @@ def show(diagnosis: Diagnosis, *, as_json: bool) -> None:
     console.print(_operators(diagnosis))
     for reason in _reasons(diagnosis.operators):
         console.print(reason, style="dim", markup=False)
+    for finding in diagnosis.findings:
+        console.print(f"\nFound: {finding.problem}", style="yellow", markup=False)
+        console.print(f"To do: {finding.remedy}", markup=False)
     console.print()
     console.print(_checks(diagnosis))
     if diagnosis.ok:
@@ -88,7 +91,12 @@ def _reasons(operators: list[OperatorBackends]) -> list[str]:
         for row in operators
         for name, reason in row.missing.items()
     }
-    return sorted(reasons)
+    chosen = {
+        f"measured times choose on {row.device}: {row.measured}"
+        for row in operators
+        if row.measured is not None
+    }
+    return sorted(reasons) + sorted(chosen)
 
 
 def _checks(diagnosis: Diagnosis) -> Table:

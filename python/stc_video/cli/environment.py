@@ -8,7 +8,7 @@ import platform
 from importlib import metadata
 from pathlib import Path
 
-__all__ = ["chosen_backends", "cpu_name", "devices", "versions"]
+__all__ = ["chosen_backends", "cpu_name", "devices", "environment", "versions"]
 
 _PACKAGES = (
     "stc-kernels",
@@ -59,6 +59,12 @@ def devices() -> list[str]:
         memory = properties.total_memory / 2**30
         found.append(f"cuda:{index}: {properties.name}, {memory:.0f} GiB")
     return found
+
+
+def environment() -> dict[str, str]:
+    """Return versions and devices by name, for a report."""
+    found = {name: version for name, version in versions().items() if version is not None}
+    return {**found, **{d.partition(":")[0]: d.partition(": ")[2] for d in reversed(devices())}}
 
 
 def chosen_backends(device: str, asked: str | None = None) -> dict[str, str]:

@@ -3,29 +3,26 @@
 
 from __future__ import annotations
 
-import io
 import random
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from types import FrameType
-from typing import Any
 
 import torch
 from torch import Tensor
 
 import stc_video
+from stc_video.cli.questions import Interview
 from stc_video.cli.settings import RunSettings
+from stc_video.cli.stop import Stop
+from stc_video.clock import Clock
 from stc_video.models.load import LoadedModel
+from stc_video.pruners import PrunedTokens, make_pruner
 from stc_video.report import FrameRecord
+from stc_video.report.pictures import webp
 from stc_video.video import VideoError, VideoFrame, VideoSource
 
 __all__ = ["Outcome", "Pipeline"]
-
-_PICTURE_SIDE = 448
-_PICTURE_QUALITY = 80
 
 
 @dataclass
@@ -65,6 +62,8 @@ class Pipeline:
         The tower; a cacher is attached to it until `close`.
     settings : RunSettings
         Options of the run.
+    interview : Interview, optional
+        Gets the kept tokens, and asks between the frames.
 
     Attributes
     ----------
@@ -72,8 +71,11 @@ class Pipeline:
         Channels of the tokens that are pruned, known from the first frame on.
     """
 
-    def __init__(self, model: LoadedModel, settings: RunSettings) -> None:
+    def __init__(
+        self, model: LoadedModel, settings: RunSettings, interview: Interview | None = None
+    ) -> None:
         self.model = model
+        self._interview = interview
         self.feature_width = 0
         self._settings = settings
         self._start()
@@ -83,13 +85,7 @@ class Pipeline:
         settings = self._settings
         config = settings.cache_config()
         self.cacher = stc_video.attach_cacher(self.model.tower, policy=config)
-        self._pruner: Any = None
-        if settings.prune != "none":
-            self._pruner = stc_video.make_pruner(
-                settings.prune,
-                tokens_per_frame=settings.tokens_per_frame,
-                method=settings.prune_method,
-            )
+        self._pruner = settings.pruner()
 
     def close(self) -> None:
         """Take the cacher off the tower, which is ours alone.
@@ -118,10 +114,12 @@ class Pipeline:
         VideoError
             If not even the first frame can be decoded.
         """
-        outcome, stop = Outcome(), _Stop()
+        outcome, stop = Outcome(), Stop()
         try:
             with torch.inference_mode(), stop:
                 for frame, decoding in _timed(iter(video)):
+                    if self._interview is not None:
+                        self._interview.ask_before(frame.time)
                     outcome.frames.append(self._encode(frame, decoding))
                     on_frame(outcome)
                     if stop.wanted:
@@ -135,6 +133,9 @@ class Pipeline:
         if stop.wanted:
             outcome.status = "interrupted"
             outcome.problem = f"stopped by hand after {len(outcome.frames)} frames"
+        elif self._interview is not None:
+            with torch.inference_mode():
+                self._interview.finish()
         stats = self.cacher.stats()
         outcome.state_bytes, outcome.resets = stats.state_bytes, stats.resets
         return outcome
@@ -144,7 +145,7 @@ class Pipeline:
         model = self.model
         if frame.index == 0:
             self._warm_up(frame)
-        clock = _Clock(model.device)
+        clock = Clock(model.device)
         inputs = model.pixels([frame.image])
         preprocessing = clock.lap()
         tokens = model.encode(inputs)
@@ -153,6 +154,7 @@ class Pipeline:
         projecting = clock.lap()
         kept = self._prune(features)
         pruning = clock.lap()
+        prefilling = self._remember(kept, features, frame.time, clock)
         record = self.cacher.last_frames[0]
         dense_seconds, mean, worst = self._compare(frame.index, inputs, tokens)
         self.feature_width = features.shape[-1]
@@ -165,7 +167,7 @@ class Pipeline:
             cost=float(record.cost),
             changed=int(record.changed),
             encoded=tuple(record.encoded[record.prefix_tokens :].tolist()),
-            kept=kept,
+            kept=None if kept is None else _places(kept),
             similarity=mean,
             similarity_worst=worst,
             seconds={
@@ -174,9 +176,10 @@ class Pipeline:
                 "tower": encoding,
                 "project": projecting if model.side is not None else 0.0,
                 "prune": pruning if kept is not None else 0.0,
+                "prefill": prefilling,
             },
             dense_seconds=dense_seconds,
-            picture=_webp(model.display(inputs)[0]),
+            picture=webp(model.display(inputs)[0]),
         )
 
     def _warm_up(self, frame: VideoFrame) -> None:
@@ -192,11 +195,20 @@ class Pipeline:
         self.cacher.detach()
         self._start()
 
-    def _prune(self, features: Tensor) -> tuple[int, ...] | None:
+    def _prune(self, features: Tensor) -> PrunedTokens | None:
         if self._pruner is None:
             return None
-        kept = self._pruner(features, grid=self.model.feature_grid)
-        return tuple(int(index) for index in kept.indices[0].tolist() if index >= 0)
+        kept: PrunedTokens = self._pruner(features, grid=self.model.feature_grid)
+        return kept
+
+    def _remember(
+        self, kept: PrunedTokens | None, features: Tensor, time: float, clock: Clock
+    ) -> float:
+        """Let a frame into the memory; a chunk of frames passes the language model at once."""
+        if self._interview is None:
+            return 0.0
+        self._interview.take(make_pruner("none")(features) if kept is None else kept, time)
+        return clock.lap()
 
     def _compare(
         self, index: int, inputs: dict[str, Tensor], tokens: Tensor
@@ -204,7 +216,7 @@ class Pipeline:
         """Encode a frame densely beside the run; (seconds, mean cosine, smallest cosine)."""
         if not measures(index, self._settings.dense_every):
             return None, None, None
-        clock = _Clock(self.model.device)
+        clock = Clock(self.model.device)
         with self.cacher.paused():
             dense = self.model.encode(inputs)
         seconds = clock.lap()
@@ -213,6 +225,11 @@ class Pipeline:
             tokens[:, start:].float(), dense[:, start:].float(), dim=-1
         )
         return seconds, float(cosine.mean()), float(cosine.min())
+
+
+def _places(kept: PrunedTokens) -> tuple[int, ...]:
+    """Places of the tokens kept of the only frame."""
+    return tuple(int(index) for index in kept.indices[0].tolist() if index >= 0)
 
 
 def measures(index: int, every: int) -> bool:
@@ -229,53 +246,6 @@ def measures(index: int, every: int) -> bool:
     return place == (choice.randrange(1, every) if block == 0 else choice.randrange(every))
 
 
-class _Stop:
-    """Turns the first Ctrl-C into a wish to stop after the frame under way.
-
-    Raised in the middle of a frame it would meet code that takes it for an error of its own:
-    transformers' image processors do. A second Ctrl-C is raised at once.
-
-    Attributes
-    ----------
-    wanted : bool
-        Whether Ctrl-C was pressed.
-    """
-
-    def __init__(self) -> None:
-        self.wanted = False
-        self._before: Any = None
-
-    def __enter__(self) -> None:
-        if threading.current_thread() is threading.main_thread():
-            self._before = signal.signal(signal.SIGINT, self._note)
-
-    def __exit__(self, *error: object) -> None:
-        if self._before is not None:
-            signal.signal(signal.SIGINT, self._before)
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.wanted:
-            raise KeyboardInterrupt
-        self.wanted = True
-
-
-class _Clock:
-    """Wall-clock laps; on CUDA the queue is drained first."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._last = 0.0
-        self.lap()
-
-    def lap(self) -> float:
-        """Return the seconds since the last call."""
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
-        now = time.perf_counter()
-        passed, self._last = now - self._last, now
-        return passed
-
-
 def _timed(frames: Iterator[VideoFrame]) -> Iterator[tuple[VideoFrame, float]]:
     """Yield each frame with the seconds that decoding up to it took."""
     while True:
@@ -284,11 +254,3 @@ def _timed(frames: Iterator[VideoFrame]) -> Iterator[tuple[VideoFrame, float]]:
         if frame is None:
             return
         yield frame, time.perf_counter() - start
-
-
-def _webp(picture: Any) -> bytes:
-    """Encode a picture for the report, at a modest size."""
-    picture.thumbnail((_PICTURE_SIDE, _PICTURE_SIDE))
-    buffer = io.BytesIO()
-    picture.save(buffer, "WEBP", quality=_PICTURE_QUALITY)
-    return buffer.getvalue()

@@ -3,10 +3,10 @@
 
 from __future__ import annotations
 
-import os
-import warnings
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
 from rich.table import Table
 
-from stc_video.cli.environment import chosen_backends, devices, versions
+from stc_video.cli.environment import chosen_backends, environment
+from stc_video.cli.output import collected_warnings, prepare_folder
 from stc_video.cli.settings import RunSettings
 from stc_video.report import (
     ModelFacts,
@@ -26,10 +27,11 @@ from stc_video.report import (
     write_html,
     write_json,
 )
-from stc_video.report.tables import totals_table
+from stc_video.report.tables import answer_cards, totals_table
 
 if TYPE_CHECKING:
     from stc_video.cli.pipeline import Outcome, Pipeline
+    from stc_video.cli.questions import Interview, Question
     from stc_video.models.load import LoadedModel
     from stc_video.video import VideoSource
 
@@ -61,7 +63,7 @@ def run_video(settings: RunSettings, out: Path, command: str) -> int:
         For bad input, before anything is written.
     """
     console = Console(highlight=False)
-    _prepare_folder(out)
+    prepare_folder(out)
     record = encode_video(settings, command, console)
     if not record.frames:
         console.print("Stopped before the first frame; no report was written.")
@@ -97,15 +99,17 @@ def encode_video(settings: RunSettings, command: str, console: Console) -> RunRe
 
     from stc_kernels import use_backend
     from stc_video.cli.pipeline import Pipeline
-    from stc_video.models.load import load_model
     from stc_video.video import default_clip, open_video
 
-    settings.cache_config()  # a wrong option should not wait for the model
+    # A wrong option should not wait for the model.
+    settings.cache_config()
+    settings.pruner()
+    questions = settings.questions()
     path = settings.video or default_clip()
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     with (
-        _collected_warnings() as notes,
+        collected_warnings() as notes,
         open_video(
             path,
             fps=settings.fps,
@@ -115,23 +119,70 @@ def encode_video(settings: RunSettings, command: str, console: Console) -> RunRe
         ) as video,
         use_backend(settings.backend) if settings.backend else nullcontext(),
     ):
+        _check_times(questions, video)
         with console.status("Loading the model ..."):
-            model = load_model(
-                settings.model,
-                random_weights=settings.random_weights,
-                device=settings.device,
-                dtype=settings.dtype,
-            )
+            model, interview = _load(settings, questions)
             backends = chosen_backends(model.device.type, settings.backend)
         if model.notice:
             console.print(f"Note: {model.notice}", style="yellow")
-        pipeline = Pipeline(model, settings)
+        pipeline = Pipeline(model, settings, interview)
         try:
             with _progress(console, video.expected_frames) as show:
                 outcome = pipeline.run(video, show)
         finally:
             pipeline.close()
-    return make_record(settings, command, video, pipeline, outcome, backends, notes)
+            if interview is not None:
+                interview.close()
+    record = make_record(settings, command, video, pipeline, outcome, backends, notes)
+    return record if interview is None else _with_answers(record, interview, questions)
+
+
+def _check_times(questions: Sequence[Question], video: VideoSource) -> None:
+    for question in questions:
+        if video.duration is not None and video.duration < question.time < math.inf:
+            raise ValueError(
+                f"--at must be within the video, which lasts {video.duration:.2f} s, "
+                f"got {question.time:g} s"
+            )
+
+
+def _load(
+    settings: RunSettings, questions: Sequence[Question]
+) -> tuple[LoadedModel, Interview | None]:
+    """Load the tower; for questions, as a part of its whole model."""
+    from stc_video.cli.questions import Interview
+    from stc_video.models.chat import load_chat_model
+    from stc_video.models.load import load_model
+
+    place = {"device": settings.device, "dtype": settings.dtype}
+    if not questions:
+        return load_model(settings.model, random_weights=settings.random_weights, **place), None
+    if settings.model is not None and settings.random_weights is not None:
+        raise ValueError("--model and --random-weights: give one of them, not both")
+    name = settings.model or settings.random_weights
+    assert name is not None
+    chat = load_chat_model(name, **place)
+    interview = Interview(
+        chat,
+        questions,
+        retrieve_tokens=settings.retrieve_tokens,
+        max_new_tokens=settings.max_new_tokens,
+    )
+    return chat.vision(), interview
+
+
+def _with_answers(
+    record: RunRecord, interview: Interview, questions: Sequence[Question]
+) -> RunRecord:
+    from stc_video.models.chat import ANSWERS_NOTICE
+
+    notes = list(record.warnings)
+    if record.model.random:
+        notes.append(ANSWERS_NOTICE)
+    left = len(questions) - len(interview.answers)
+    if left:
+        notes.append(f"the run ended before {left} of {len(questions)} questions were asked")
+    return replace(record, answers=tuple(interview.answers), warnings=tuple(notes))
 
 
 def make_record(
@@ -180,22 +231,12 @@ def make_record(
         ),
         model=_model_facts(model, pipeline.feature_width if outcome.frames else None),
         settings=settings.shown(),
-        environment=_environment(),
+        environment=environment(),
         backends=backends,
         state_bytes=outcome.state_bytes,
         resets=outcome.resets,
         frames=tuple(outcome.frames),
     )
-
-
-def _prepare_folder(out: Path) -> None:
-    """Make the folder, so that a long run does not end without a place for its report."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError):
-        raise ValueError(f"--out {out}: this is a file, not a folder") from None
-    if not os.access(out, os.W_OK | os.X_OK):
-        raise ValueError(f"--out {out}: the folder cannot be written to")
 
 
 def _model_facts(model: LoadedModel, feature_width: int | None) -> ModelFacts:
@@ -211,23 +252,6 @@ def _model_facts(model: LoadedModel, feature_width: int | None) -> ModelFacts:
         device=str(model.device),
         dtype=str(model.dtype).removeprefix("torch."),
     )
-
-
-def _environment() -> dict[str, str]:
-    found = {name: version for name, version in versions().items() if version is not None}
-    return {**found, **{d.partition(":")[0]: d.partition(": ")[2] for d in reversed(devices())}}
-
-
-@contextmanager
-def _collected_warnings() -> Iterator[list[str]]:
-    """Collect this package's warnings for the report instead of printing them over the bar."""
-    notes: list[str] = []
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        yield notes
-    for warning in caught:
-        if warning.category.__module__.startswith("stc_") and str(warning.message) not in notes:
-            notes.append(str(warning.message))
 
 
 @contextmanager
@@ -261,6 +285,11 @@ def _close(record: RunRecord, console: Console) -> None:
     console.print(headline(record, totals), style="bold")
     for warning in record.warnings:
         console.print(f"Note: {warning}", style="yellow", markup=False)
+    for card in answer_cards(record):
+        console.print(f"\n{card.question}", style="bold", markup=False)
+        console.print(card.answer or "(empty)", markup=False)
+        console.print(card.facts, style="dim", markup=False)
+    console.print()
     table = Table(box=None, pad_edge=False, header_style="dim")
     for title in ("", "this run", "every frame dense", "ratio"):
         table.add_column(title, justify="left" if not title else "right")

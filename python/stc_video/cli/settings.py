@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The options of a run, checked as far as that needs no model."""
+"""The options of a run or a study, checked as far as that needs no model."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from stc_video import CacheConfig
+    from stc_video.cli.questions import Question
+    from stc_video.pruners import Pruner
+    from stc_video.studies.methods import Method
 
-__all__ = ["RunSettings"]
+__all__ = ["RunSettings", "StudySettings"]
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,7 @@ class RunSettings:
     threshold: float | None = None
     prune: str = "stc"
     tokens_per_frame: int = 64
-    prune_method: str = "dual_anchor"
+    prune_method: str | None = None
     dense_every: int = 4
     model: str | None = None
     random_weights: str | None = None
@@ -36,6 +39,29 @@ class RunSettings:
     dtype: str = "auto"
     backend: str | None = None
     threads: int | None = None
+    ask: tuple[str, ...] = ()
+    at: tuple[str, ...] = ()
+    retrieve_tokens: int = 4096
+    max_new_tokens: int = 256
+
+    def questions(self) -> list[Question]:
+        """Return the questions in the order of their times.
+
+        Raises
+        ------
+        ValueError
+            If one is empty, a time cannot be read, or there is no model to ask.
+        """
+        from stc_video.cli.questions import pair_questions
+
+        made = pair_questions(self.ask, self.at)
+        if made and self.model is None and self.random_weights is None:
+            raise ValueError(
+                "--ask needs a language model: give --model with a LLaVA-OneVision, such as "
+                "llava-hf/llava-onevision-qwen2-0.5b-ov-hf, or llava-onevision-tiny to try it with "
+                "random weights"
+            )
+        return made
 
     def cache_config(self) -> CacheConfig:
         """Return the cacher's settings.
@@ -60,12 +86,98 @@ class RunSettings:
             config = replace(config, threshold=self.threshold)
         return config
 
+    def pruner(self) -> Pruner | None:
+        """Return a new pruner, or None if nothing is to be pruned.
+
+        Raises
+        ------
+        ValueError
+            If a setting is out of range or belongs to another pruner.
+        """
+        from stc_video import make_pruner
+
+        if self.prune_method is not None and self.prune != "stc":
+            raise ValueError(f"--prune-method belongs to --prune stc, not to {self.prune}")
+        if self.prune == "none":
+            return None
+        own = {} if self.prune_method is None else {"method": self.prune_method}
+        return make_pruner(self.prune, tokens_per_frame=self.tokens_per_frame, **own)
+
     def shown(self) -> dict[str, object]:
         """Return what the report lists: the options, and the cacher's settings in full."""
         own = asdict(self)
         for name in ("video", "policy", "ratio", "interval", "threshold", "device", "dtype"):
             del own[name]
         if self.prune == "none":
-            del own["tokens_per_frame"], own["prune_method"]
+            del own["tokens_per_frame"]
+        elif self.prune == "stc":
+            own["prune_method"] = getattr(self.pruner(), "method", None)
+        if not self.ask:
+            del own["retrieve_tokens"], own["max_new_tokens"]
+        del own["ask"], own["at"]
         cache = {f"cache {name}": value for name, value in asdict(self.cache_config()).items()}
         return {**own, **cache}
+
+
+@dataclass(frozen=True)
+class StudySettings:
+    """Options of `stc prune-study` under the same names."""
+
+    videos: tuple[Path, ...] = ()
+    methods: str | None = None
+    budgets: str = "50,25,10,5"
+    fps: float = 2.0
+    max_frames: int = 32
+    repeats: int = 3
+    model: str | None = None
+    random_weights: str | None = None
+    device: str = "auto"
+    dtype: str = "auto"
+    backend: str | None = None
+    threads: int | None = None
+
+    def chosen_methods(self) -> list[Method]:
+        """Return the methods.
+
+        Raises
+        ------
+        ValueError
+            If one is unknown.
+        """
+        from stc_video.studies.methods import find_methods
+
+        return find_methods(None if self.methods is None else _parts(self.methods))
+
+    def chosen_budgets(self) -> list[float]:
+        """Return the budgets in percent.
+
+        Raises
+        ------
+        ValueError
+            If one is no number above 0 and at most 100, or there is none.
+        """
+        found = []
+        for part in _parts(self.budgets):
+            try:
+                budget = float(part)
+            except ValueError:
+                budget = 0.0
+            if not 0.0 < budget <= 100.0:
+                raise ValueError(
+                    "--budgets must be numbers above 0 and at most 100 (percent) with commas "
+                    f"between, got {part!r}"
+                )
+            found.append(budget)
+        return found
+
+    def shown(self) -> dict[str, object]:
+        """Return what the report lists."""
+        own = asdict(self)
+        for name in ("videos", "device", "dtype"):
+            del own[name]
+        return own
+
+
+def _parts(text: str) -> list[str]:
+    """Split at the commas."""
+    return [part.strip() for part in text.split(",")]

@@ -6,6 +6,7 @@ A record is a uint8 tensor of (layers, bytes), so that one layer can be read alo
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -13,6 +14,8 @@ import torch
 from torch import Tensor
 
 __all__ = ["Codec", "make_codec"]
+
+_GROUP = 32
 
 
 class Codec(Protocol):
@@ -87,9 +90,89 @@ class Int8Codec:
         return torch.stack(both).to(self.dtype)
 
 
+@dataclass(frozen=True)
+class Int4Codec:
+    """Four bits per value, two values in a byte, with the range of each group of 32.
+
+    Groups are neighbouring tokens of a key channel, and neighbouring channels of a value token
+    (as in KIVI, arXiv 2402.02750). Sixteen steps go from a group's smallest value to its largest,
+    both held as float16; what float16 cannot hold is cut off.
+    """
+
+    heads: int
+    width: int
+    dtype: torch.dtype
+
+    def encode(self, kv: Tensor) -> Tensor:
+        """Return codes, smallest values and steps."""
+        keys = _grouped(kv[:, 0].transpose(-1, -2))
+        values = _grouped(kv[:, 1])
+        parts = [_packed(keys[0]), _packed(values[0])]
+        for _, low, step in (keys, values):
+            parts += [part.reshape(len(kv), -1).view(torch.uint8) for part in (low, step)]
+        return torch.cat(parts, dim=1)
+
+    def decode(self, row: Tensor, tokens: int) -> Tensor:
+        """Return smallest values plus codes times steps."""
+        count = self.heads * tokens * self.width
+        size = -(-count // 2)
+        codes = [_unpacked(row[at : at + size], count) for at in (0, size)]
+        # It may begin at an odd byte.
+        floats = row[2 * size :].clone().view(torch.float16).float()
+        shapes = ((self.heads, self.width, tokens), (self.heads, tokens, self.width))
+        made = []
+        for shape, code in zip(shapes, codes, strict=True):
+            groups = shape[0] * shape[1] * -(-shape[2] // _GROUP)
+            low, step, floats = floats[:groups], floats[groups : 2 * groups], floats[2 * groups :]
+            rows = (*shape[:2], -1)
+            spread = (
+                x.view(rows).repeat_interleave(_GROUP, -1)[..., : shape[2]] for x in (low, step)
+            )
+            lows, steps = spread
+            made.append(lows + code.view(shape) * steps)
+        return torch.stack([made[0].transpose(-1, -2), made[1]]).to(self.dtype)
+
+
+_CODECS: dict[str, Callable[[int, int, torch.dtype], Codec]] = {
+    "exact": ExactCodec,
+    "int8": Int8Codec,
+    "int4": Int4Codec,
+}
+
+
 def make_codec(storage: str, heads: int, width: int, dtype: torch.dtype) -> Codec:
-    """Return the codec of that name, ``"exact"`` or ``"int8"``."""
-    return (ExactCodec if storage == "exact" else Int8Codec)(heads, width, dtype)
+    """Return the codec of that name, ``"exact"``, ``"int8"`` or ``"int4"``."""
+    return _CODECS[storage](heads, width, dtype)
+
+
+def _grouped(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return codes 0 to 15 and, for each group along the last dimension, its low and its step."""
+    size = x.shape[-1]
+    # The last group is filled up with its last value, which does not change its range.
+    padded = torch.cat([x, x[..., -1:].expand(*x.shape[:-1], -size % _GROUP)], dim=-1).float()
+    groups = padded.unflatten(-1, (-1, _GROUP))
+    low = _half(groups.amin(-1))
+    step = _half((groups.amax(-1) - low.float()) / 15)
+    divisor = torch.where(step > 0, step, 1.0).float()
+    codes = ((groups - low.float()[..., None]) / divisor[..., None]).round().clamp(0, 15)
+    return codes.to(torch.uint8).flatten(-2)[..., :size], low, step
+
+
+def _half(x: Tensor) -> Tensor:
+    most = torch.finfo(torch.float16).max
+    return x.clamp(-most, most).to(torch.float16)
+
+
+def _packed(codes: Tensor) -> Tensor:
+    """Put two codes of a layer into a byte."""
+    flat = codes.reshape(len(codes), -1)
+    if flat.shape[1] % 2:
+        flat = torch.cat([flat, flat[:, -1:]], dim=1)
+    return flat[:, ::2] | (flat[:, 1::2] << 4)
+
+
+def _unpacked(row: Tensor, count: int) -> Tensor:
+    return torch.stack([row & 15, row >> 4], dim=-1).flatten()[:count]
 
 
 def _quantised(x: Tensor, dim: int) -> tuple[Tensor, Tensor]:

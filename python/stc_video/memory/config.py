@@ -12,7 +12,7 @@ __all__ = ["EVICTIONS", "RETRIEVALS", "STORAGES", "PlainConfig", "RekvConfig", "
 
 EVICTIONS = ("oldest", "redundant", "refuse")
 RETRIEVALS = ("plain", "normalised", "mmr")
-STORAGES = ("exact", "int8")
+STORAGES = ("exact", "int8", "int4")
 
 #: from the question and the frame number of each stored frame to one score per frame
 Scorer: TypeAlias = Callable[[str, Sequence[int]], Sequence[float]]
@@ -56,7 +56,8 @@ class RekvConfig:
         ``"refuse"`` raises :class:`MemoryFullError`.
     storage
         ``"exact"``: frames are stored in the model's dtype. ``"int8"``: at half the bytes of a
-        16-bit dtype, keys scaled per channel and values per token.
+        16-bit dtype, keys scaled per channel and values per token. ``"int4"``: at a third of
+        them, in groups of 32 with a range each; see the documents for the errors.
     retrieval
         ``"plain"``: the dot product of the question's mean query and the frame's mean key, as in
         the paper. ``"normalised"``: their cosine. ``"mmr"``: the cosine, less the likeness to

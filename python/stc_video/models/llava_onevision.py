@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from stc_video.errors import UnsupportedModelError
 from stc_video.models.preprocess import Preprocessor, default_processor
 from stc_video.towers.pre_norm import PreNormTower
+from stc_video.versions import VIDEO_MODELS_FROM, require_transformers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -35,9 +36,15 @@ class VisionSide:
     ----------
     tower : Module
         The vision tower.
+
+    Raises
+    ------
+    UnsupportedModelError
+        If transformers is of a release that is not supported.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
+        require_transformers(VIDEO_MODELS_FROM, "LLaVA-OneVision")
         inner: Any = model.model
         self.tower: nn.Module = inner.vision_tower
         self._projector: nn.Module = inner.multi_modal_projector

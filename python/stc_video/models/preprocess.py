@@ -109,11 +109,11 @@ class Preprocessor:
         return [Image.fromarray(c.permute(1, 2, 0).numpy()) for c in colours]
 
 
-def _transformers_major() -> int:
-    """Return the major version of transformers."""
+def _processors_have_backends() -> bool:
+    """Whether processors without torchvision have names of their own (transformers after 5.0)."""
     import transformers
 
-    return int(transformers.__version__.split(".")[0])
+    return hasattr(transformers, "SiglipImageProcessorPil")
 
 
 def load_processor(folder: str | Path) -> Any | None:
@@ -133,7 +133,7 @@ def load_processor(folder: str | Path) -> Any | None:
 
     auto: Any = transformers.AutoImageProcessor  # has no types
     # The same switch under two names: processors that need no torchvision.
-    choice = {"backend": "pil"} if _transformers_major() >= 5 else {"use_fast": False}
+    choice = {"backend": "pil"} if _processors_have_backends() else {"use_fast": False}
     try:
         return auto.from_pretrained(folder, **choice)
     except (OSError, ValueError) as error:
@@ -198,10 +198,10 @@ def patch_processor(patch_size: int, max_num_patches: int) -> Any:
 
 
 def _processor_class(name: str) -> Callable[..., Any]:
-    """Return the class that needs no torchvision; transformers 5 gave it a name of its own."""
+    """Return the class that needs no torchvision, under the name that this release gives it."""
     import transformers
 
     found: Callable[..., Any] = getattr(
-        transformers, name + "Pil" if _transformers_major() >= 5 else name
+        transformers, name + "Pil" if _processors_have_backends() else name
     )
     return found

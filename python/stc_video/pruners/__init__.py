@@ -6,13 +6,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from stc_video.pruners.attention_capture import AttentionCapture, capture_attention
 from stc_video.pruners.base import Attention, KeepAll, PrunedTokens, Pruner
+from stc_video.pruners.budget import retained_count
 from stc_video.pruners.controls import RandomPruner, UniformPruner
 from stc_video.pruners.dtd import DtdPruner
 from stc_video.pruners.evs import EvsPruner
 from stc_video.pruners.stc import StcPruner
 from stc_video.pruners.streaming_assistant import StreamingAssistantPruner
 from stc_video.pruners.tome import TomePruner
+from stc_video.pruners.tower_merging import TowerMerge, TowerMerger, attach_tome
 from stc_video.pruners.vidcom2 import VidCom2Pruner
 from stc_video.pruners.visionzip import VisionZipPruner
 
@@ -73,6 +76,7 @@ def make_pruner(name: str, **settings: Any) -> Pruner:
 __all__ = [
     "PRUNERS",
     "Attention",
+    "AttentionCapture",
     "DtdPruner",
     "EvsPruner",
     "KeepAll",
@@ -82,8 +86,13 @@ __all__ = [
     "StcPruner",
     "StreamingAssistantPruner",
     "TomePruner",
+    "TowerMerge",
+    "TowerMerger",
     "UniformPruner",
     "VidCom2Pruner",
     "VisionZipPruner",
+    "attach_tome",
+    "capture_attention",
     "make_pruner",
+    "retained_count",
 ]

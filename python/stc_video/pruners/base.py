@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from stc_kernels import gather_rows
+from stc_video.pruners.budget import Budget
 
 DEFAULT_STREAM = "default"
 
@@ -26,7 +27,8 @@ class Attention:
     ----------
     query, key
         (F, P + N, H, d) as they enter the attention, where the first ``prefix`` tokens are class
-        token and registers and the other N those of the frame.
+        token and registers and the other N those of the frame. With a class token its query is
+        enough, (F, 1, H, d).
     prefix
         P; with at least one, the first token is taken for the class token.
     scale
@@ -50,9 +52,15 @@ class Frames:
     attention: Attention | None = None
 
 
-@dataclass(frozen=True)
 class PrunedTokens:
     """The tokens that were kept of some frames.
+
+    Parameters
+    ----------
+    tokens
+        (F, K, D) as below, or (sum of counts, D), packed.
+    indices, counts, scores, source_map, trace
+        As below.
 
     Attributes
     ----------
@@ -73,16 +81,40 @@ class PrunedTokens:
         previous frame; else empty.
     """
 
-    tokens: Tensor
-    indices: Tensor
-    counts: Tensor
-    scores: Tensor | None = None
-    source_map: Tensor | None = None
-    trace: dict[str, Tensor] = field(default_factory=dict)
+    def __init__(
+        self,
+        tokens: Tensor,
+        indices: Tensor,
+        counts: Tensor,
+        scores: Tensor | None = None,
+        source_map: Tensor | None = None,
+        trace: dict[str, Tensor] | None = None,
+    ) -> None:
+        self.indices = indices
+        self.counts = counts
+        self.scores = scores
+        self.source_map = source_map
+        self.trace = {} if trace is None else trace
+        # Rows of zeros are only written if somebody asks for them.
+        self._tokens = tokens if tokens.dim() == 3 else None
+        self._packed = tokens if tokens.dim() == 2 else None
+
+    def __repr__(self) -> str:
+        return f"PrunedTokens(counts={self.counts.tolist()})"
+
+    @property
+    def tokens(self) -> Tensor:
+        """(F, K, D) kept tokens; see the class."""
+        if self._tokens is None:
+            packed = self._packed
+            assert packed is not None
+            self._tokens = packed.new_zeros((*self.indices.shape, packed.shape[1]))
+            self._tokens[self.indices >= 0] = packed
+        return self._tokens
 
     def packed(self) -> Tensor:
         """Return all kept tokens in one row, (sum of counts, D): what a language model is fed."""
-        return self.tokens[self.indices >= 0]
+        return self.tokens[self.indices >= 0] if self._packed is None else self._packed
 
     def positions(self, grid: tuple[int, int], first_frame: int = 0) -> Tensor:
         """Return the place of each kept token in the video, for M-RoPE models.
@@ -170,7 +202,7 @@ class Pruner(ABC):
                 "pruner: features must have 3 dimensions (frames, tokens, channels), "
                 f"got shape {tuple(features.shape)}"
             )
-        if grid is not None and grid[0] * grid[1] != features.shape[1]:
+        if grid is not None and (min(grid) < 0 or grid[0] * grid[1] != features.shape[1]):
             raise ValueError(
                 f"pruner: grid must have {features.shape[1]} places (tokens), "
                 f"got {grid[0]}x{grid[1]}"
@@ -180,10 +212,33 @@ class Pruner(ABC):
 
     def _prune(self, frames: Frames) -> PrunedTokens:
         """Gather what `_choose` chose; pruners that merge tokens replace this."""
+        features = frames.features
         indices, scores, trace = self._choose(frames)
-        kept = gather_rows(frames.features, indices)
+        if self.exact or features.device.type != "cpu":
+            kept = gather_rows(features, indices)
+        else:
+            first = torch.arange(len(features))[:, None] * features.shape[1]
+            rows = (indices + first)[indices >= 0]
+            kept = gather_rows(features.reshape(1, -1, features.shape[2]), rows[None])[0]
         counts = (indices >= 0).sum(1, dtype=torch.int32)
         return PrunedTokens(kept, indices, counts, scores, trace=trace)
+
+    def tokens_kept(self, tokens: int) -> int:
+        """Return how many of a frame's tokens are kept, for models that must know beforehand.
+
+        Raises
+        ------
+        ValueError
+            If the number varies from frame to frame, or is above that of the frame's tokens.
+        """
+        if not self.exact:
+            raise ValueError(
+                f"{type(self).__name__}: the number of tokens must be the same for each frame; "
+                "with these settings it varies (give tokens_per_frame and no window)"
+            )
+        budget = getattr(self, "budget", None)
+        floor: int = getattr(self, "floor", 0)
+        return max(budget.count(tokens), floor) if isinstance(budget, Budget) else tokens
 
     @abstractmethod
     def _choose(self, frames: Frames) -> Chosen:

@@ -26,6 +26,8 @@ class Budget:
         Fraction that is dropped, 0 to below 1: what vLLM and SGLang call it.
     otherwise
         ``tokens_per_frame`` if none of the three is given; None to have no number then.
+    caller
+        Function that errors name.
     """
 
     def __init__(
@@ -35,18 +37,19 @@ class Budget:
         video_pruning_rate: float | None = None,
         *,
         otherwise: int | None = None,
+        caller: str = "make_pruner",
     ) -> None:
         given = [tokens_per_frame, retention_ratio, video_pruning_rate]
         if sum(value is not None for value in given) > 1:
             raise ValueError(
-                "make_pruner: give one of tokens_per_frame, retention_ratio and "
+                f"{caller}: give one of tokens_per_frame, retention_ratio and "
                 f"video_pruning_rate, got {tokens_per_frame}, {retention_ratio}, "
                 f"{video_pruning_rate}"
             )
         if video_pruning_rate is not None:
             if not 0.0 <= video_pruning_rate < 1.0:
                 raise ValueError(
-                    "make_pruner: video_pruning_rate must be at least 0 and below 1, "
+                    f"{caller}: video_pruning_rate must be at least 0 and below 1, "
                     f"got {video_pruning_rate}"
                 )
             retention_ratio = 1.0 - video_pruning_rate
@@ -54,14 +57,19 @@ class Budget:
             tokens_per_frame = otherwise
         if retention_ratio is not None and not 0.0 < retention_ratio <= 1.0:
             raise ValueError(
-                f"make_pruner: retention_ratio must be above 0 and at most 1, got {retention_ratio}"
+                f"{caller}: retention_ratio must be above 0 and at most 1, got {retention_ratio}"
             )
         if tokens_per_frame is not None and tokens_per_frame < 1:
             raise ValueError(
-                f"make_pruner: tokens_per_frame must be at least 1, got {tokens_per_frame}"
+                f"{caller}: tokens_per_frame must be at least 1, got {tokens_per_frame}"
             )
         self.tokens_per_frame = tokens_per_frame
         self.retention_ratio = retention_ratio
+
+    def __repr__(self) -> str:
+        if self.tokens_per_frame is not None:
+            return f"{self.tokens_per_frame} tokens per frame"
+        return f"{self.retention_ratio:g} of the tokens" if self.retention_ratio else "no number"
 
     @property
     def given(self) -> bool:
@@ -87,6 +95,48 @@ class Budget:
             raise ValueError("pruner: no number of tokens per frame was given")
         return min(tokens, max(1, int(self.retention_ratio * tokens + 0.5)))
 
+    def clip_count(self, frames: int, tokens: int) -> int:
+        """Return the number for a whole clip whose first frame is kept whole.
+
+        A ratio is taken of the whole clip and rounded down: see :func:`retained_count`.
+        """
+        if self.retention_ratio is None:
+            return max(tokens, frames * self.count(tokens))
+        return max(tokens, int(frames * tokens * self.retention_ratio))
+
+
+def retained_count(grid: tuple[int, int, int], rate: float) -> int:
+    """How many tokens of a clip are kept, known from its grid alone.
+
+    This is the number that vLLM makes room for before the vision tower has run: the fraction
+    ``1 - rate`` of the clip, rounded down, and never less than one frame.
+
+    Parameters
+    ----------
+    grid
+        (T, H, W) tokens of the clip, after any merging of patches, each at least 1.
+    rate
+        Fraction that is dropped (``video_pruning_rate``), 0 to below 1.
+
+    Raises
+    ------
+    ValueError
+        If the grid or the rate is out of range.
+
+    Examples
+    --------
+    >>> retained_count((8, 14, 14), 0.75)
+    392
+    """
+    if len(grid) != 3 or min(grid) < 1:
+        raise ValueError(
+            f"retained_count: grid must be (frames, rows, columns), each at least 1, got {grid}"
+        )
+    if not 0.0 <= rate < 1.0:
+        raise ValueError(f"retained_count: rate must be at least 0 and below 1, got {rate}")
+    frames, height, width = grid
+    return Budget(video_pruning_rate=rate).clip_count(frames, height * width)
+
 
 def ranks(scores: Tensor) -> Tensor:
     """Rank (F, N) of each token by score, 0 the highest; ties to the lower index, NaN first."""
@@ -109,9 +159,9 @@ def listed(keep: Tensor) -> Tensor:
     K is the largest count on a CPU, and N on a GPU, where asking for the count would wait.
     """
     tokens = keep.shape[-1]
-    place = torch.arange(tokens, device=keep.device)
+    place = torch.arange(tokens, dtype=torch.int32, device=keep.device)
     ascending = torch.where(keep, place, tokens).sort(dim=-1).values
-    indices = torch.where(ascending == tokens, -1, ascending).int()
+    indices = torch.where(ascending == tokens, -1, ascending)
     if keep.device.type != "cpu" or keep.numel() == 0:
         return indices
     return indices[:, : int(keep.sum(-1).max())].contiguous()
@@ -127,9 +177,9 @@ def spread(tokens: int, device: torch.device) -> Tensor:
 class TokenBucket:
     """Spends a fixed number of tokens per window of frames where the content changes.
 
-    A frame is granted its share of the mean change so far. What it may have lies between what
-    must be spent for the window to come out exactly and what must be left for the frames to come.
-    Windows follow each other from the first frame of a stream.
+    The first frame is granted the rate, every other its share of the mean change so far. What it
+    may have lies between what must be spent for the window to come out exactly and what must be
+    left for the frames to come. Windows follow each other from the first frame of a stream.
 
     Parameters
     ----------
@@ -162,14 +212,15 @@ class TokenBucket:
         if within == 0 or self._spent is None:
             self._spent = torch.zeros((), dtype=torch.int64, device=change.device)
         change = change.nan_to_num(nan=0.0, posinf=0.0).clamp_min(0.0)
-        mean = change if self._mean is None else 0.9 * self._mean + 0.1 * change
-        wanted = (self.rate * change / mean.clamp_min(1e-6)).round().long()
+        wanted = torch.full_like(self._spent, self.rate)
+        if self._frame > 0:  # in a first frame everything is new, which says nothing of the rest
+            self._mean = change if self._mean is None else 0.9 * self._mean + 0.1 * change
+            wanted = (self.rate * change / self._mean.clamp_min(1e-6)).round().long()
         left = self.window - 1 - within
         remaining = self.rate * self.window - self._spent
         least = (remaining - tokens * left).clamp_min(min(self.floor, tokens))
         most = (remaining - self.floor * left).clamp_max(tokens)
         granted = torch.minimum(torch.maximum(wanted, least), most)
         self._spent = self._spent + granted
-        self._mean = mean
         self._frame += 1
         return granted

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from stc_video.pruners.base import Chosen, Frames, Pruner
 from stc_video.pruners.budget import Budget, highest
@@ -62,18 +63,21 @@ class RandomPruner(Pruner):
     ) -> None:
         self.budget = Budget(tokens_per_frame, retention_ratio, video_pruning_rate, otherwise=64)
         self.seed = seed
-        self._streams: dict[str, int] = {}
+        self._streams: dict[str, Tensor] = {}
 
     def _choose(self, frames: Frames) -> Chosen:
         count, tokens = frames.features.shape[:2]
+        device = frames.features.device
         kept = self.budget.count(tokens)
-        first = self._streams.get(frames.stream, 0)
-        self._streams[frames.stream] = first + count
-        scores = torch.empty((count, tokens))
-        for row in range(count):
-            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + first + row)
-            scores[row] = torch.rand(tokens, generator=generator)
-        scores = scores.to(frames.features.device)
+        seen = self._streams.get(frames.stream)
+        if seen is None or seen.device != device:
+            # An inference tensor could later not be written to outside of inference mode.
+            with torch.inference_mode(False):
+                seen = torch.zeros((), dtype=torch.int64, device=device)
+            self._streams[frames.stream] = seen
+        frame = (torch.arange(count, device=device) + seen)[:, None]
+        seen.add_(count)
+        scores = _noise(self.seed, frame, torch.arange(tokens, device=device))
         return highest(scores, kept), scores, {}
 
     def reset(self, stream: str | None = None) -> None:
@@ -82,3 +86,13 @@ class RandomPruner(Pruner):
             self._streams.clear()
         else:
             self._streams.pop(stream, None)
+
+
+def _noise(seed: int, frame: Tensor, place: Tensor) -> Tensor:
+    """Numbers in [0, 1) that look random, the same ones on every device, (F, N) float32."""
+    offset = (seed * 0xC2B2AE3D) & 0xFFFFFFFF
+    bits = (frame * 0x9E3779B1 + place * 0x85EBCA77 + offset) & 0xFFFFFFFF
+    for _ in range(2):
+        # Multiply and xor-shift, in 59 of the 63 bits.
+        bits = ((bits ^ (bits >> 16)) * 0x45D9F3B) & 0xFFFFFFFF
+    return ((bits ^ (bits >> 16)) >> 8).float() / 2.0**24

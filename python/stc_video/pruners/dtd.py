@@ -88,6 +88,7 @@ class DtdPruner(NoveltyPruner):
         self.mode = mode
         self.anchor = anchor
         self.threshold = threshold
+        self.by_change_alone = mode == "feature" and anchor == "previous"
 
     def _compared(self, frames: Frames) -> Tensor:
         if self.mode == "feature":

@@ -30,6 +30,8 @@ class EvsPruner(NoveltyPruner):
         spends the number over several frames where the change is.
     """
 
+    by_change_alone = True
+
     def __init__(
         self,
         tokens_per_frame: int | None = None,
@@ -60,6 +62,12 @@ class EvsPruner(NoveltyPruner):
         self.scope = scope
         self.causal = scope == "frame"
 
+    def tokens_kept(self, tokens: int) -> int:
+        """Return how many of a frame's tokens are kept; see :meth:`Pruner.tokens_kept`."""
+        if self.scope == "clip":
+            raise ValueError("EvsPruner: scope='clip' keeps another number of each frame")
+        return super().tokens_kept(tokens)
+
     def _novelty(
         self, frames: Frames, state: StreamState
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
@@ -70,7 +78,8 @@ class EvsPruner(NoveltyPruner):
         if self.scope == "frame":
             return super()._choose(frames)
         count, tokens = frames.features.shape[:2]
-        change = change_from_previous(frames.features, StreamState())
-        budget = max(tokens, count * self.budget.count(tokens)) if count else 0
+        state = StreamState.on(frames.features.device, tokens)
+        change = change_from_previous(frames.features, state)
+        budget = self.budget.clip_count(count, tokens) if count else 0
         keep = (ranks(change.reshape(1, -1)) < budget).view(count, tokens)
         return listed(keep), change, {"change": change} if self.trace else {}

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from stc_kernels import token_cosine
+from stc_kernels import select_changed, token_cosine
 from stc_video.pruners.base import Chosen, Frames, Pruner
 from stc_video.pruners.budget import Budget, TokenBucket, highest, listed, ranks, spread
 
@@ -18,11 +18,31 @@ MODES = ("count", "threshold", "budget")
 
 @dataclass
 class StreamState:
-    """What is kept of a stream: the frame to compare with, and its token bucket."""
+    """What is kept of a stream.
 
+    Attributes
+    ----------
+    seen
+        () int64, how many frames there were; on the device, so that the replay of a graph counts.
+    anchor
+        What the next frame is compared with, or None before the first.
+    bucket
+        Its token bucket, if there is a budget.
+    tokens
+        Tokens of a frame.
+    """
+
+    seen: Tensor
     anchor: Tensor | None = None
     bucket: TokenBucket | None = None
-    seen: int = 0
+    tokens: int = 0
+
+    @classmethod
+    def on(cls, device: torch.device, tokens: int) -> StreamState:
+        """Return the state of a stream without frames."""
+        # An inference tensor could later not be written to outside of inference mode.
+        with torch.inference_mode(False):
+            return cls(torch.zeros((), dtype=torch.int64, device=device), tokens=tokens)
 
 
 class NoveltyPruner(Pruner):
@@ -68,6 +88,10 @@ class NoveltyPruner(Pruner):
         self.trace = trace
         self._streams: dict[str, StreamState] = {}
 
+    #: Whether the score is the change of the features since the frame before and nothing else, so
+    #: that one operator compares and chooses.
+    by_change_alone: bool = False
+
     @property
     def exact(self) -> bool:  # type: ignore[override]
         """Whether every frame keeps a number that is known beforehand."""
@@ -86,8 +110,12 @@ class NoveltyPruner(Pruner):
                 f"pruner: floor must be between 0 and {tokens} (tokens of a frame), "
                 f"got {self.floor}"
             )
-        count = self.budget.count(tokens) if self.budget.given else 0
+        count = max(self.floor, self.budget.count(tokens) if self.budget.given else 0)
         state = self._state_of(frames)
+        if self.by_change_alone and self.exact:
+            indices, scores = newest(frames.features, state, count)
+            state.seen += len(scores)
+            return indices, scores, {"change": scores} if self.trace else {}
         scores, above, trace = self._novelty(frames, state)
         state.seen += len(scores)
         shown = trace if self.trace else {}
@@ -95,7 +123,7 @@ class NoveltyPruner(Pruner):
             keep = above if self.floor == 0 else above | (ranks(scores) < self.floor)
             return listed(keep), scores, shown
         if self.window is None:
-            return highest(scores, max(count, self.floor)), scores, shown
+            return highest(scores, count), scores, shown
         return self._spend(scores, count, state), scores, shown
 
     def _spend(self, scores: Tensor, rate: int, state: StreamState) -> Tensor:
@@ -115,13 +143,14 @@ class NoveltyPruner(Pruner):
         """State of the stream; a frame of another shape, dtype or device starts it afresh."""
         state = self._streams.get(frames.stream)
         like = self._compared(frames)
+        tokens = frames.features.shape[1]
         if state is not None and state.anchor is not None:
             anchor = state.anchor
             same = anchor.shape == like.shape[1:] and anchor.dtype == like.dtype
-            if not same or anchor.device != like.device:
+            if not same or anchor.device != like.device or state.tokens != tokens:
                 state = None
         if state is None:
-            state = self._streams[frames.stream] = StreamState()
+            state = self._streams[frames.stream] = StreamState.on(like.device, tokens)
         return state
 
     def _compared(self, frames: Frames) -> Tensor:
@@ -138,7 +167,9 @@ class NoveltyPruner(Pruner):
     @property
     def state_bytes(self) -> int:
         """Memory held for all streams, in bytes."""
-        return sum(s.anchor.nbytes for s in self._streams.values() if s.anchor is not None)
+        # Other threads may add some.
+        anchors = [state.anchor for state in list(self._streams.values())]
+        return sum(anchor.nbytes for anchor in anchors if anchor is not None)
 
 
 def change_from_previous(current: Tensor, state: StreamState) -> Tensor:
@@ -151,13 +182,42 @@ def change_from_previous(current: Tensor, state: StreamState) -> Tensor:
         return current.new_zeros(current.shape[:2], dtype=torch.float32)
     first = state.anchor is None
     before = current[:1] if state.anchor is None else state.anchor[None]
-    # Two calls rather than one on a concatenated copy of the previous frames.
-    parts = [token_cosine(current[:1], before), token_cosine(current[1:], current[:-1])]
-    change = 1.0 - torch.cat(parts)
+    similarity = token_cosine(current[:1], before)
+    if len(current) > 1:  # rather than one call on a concatenated copy of the previous frames
+        similarity = torch.cat([similarity, token_cosine(current[1:], current[:-1])])
+    change = 1.0 - similarity
     if first:
         change[0] = 2.0 + spread(current.shape[1], current.device)
     remember(state, current[-1])
     return change
+
+
+def newest(current: Tensor, state: StreamState, count: int) -> tuple[Tensor, Tensor]:
+    """Indices (F, count) of the tokens of highest change, and the change (F, N).
+
+    The change is that of :func:`change_from_previous`, ties and NaN go as in
+    :func:`stc_video.pruners.budget.ranks`.
+    """
+    empty = current.new_empty((0, current.shape[1]), dtype=torch.float32)
+    parts = []
+    if len(current) and state.anchor is None:
+        first = (2.0 + spread(current.shape[1], current.device))[None]
+        parts.append((highest(first, count), first))
+    elif state.anchor is not None and len(current):
+        parts.append(_changed(current[:1], state.anchor[None], count))
+    if len(current) > 1:
+        parts.append(_changed(current[1:], current[:-1], count))
+    if len(current):
+        remember(state, current[-1])
+    if len(parts) == 1:
+        return parts[0]
+    indices = [empty[:, :count].int(), *(part[0] for part in parts)]
+    return torch.cat(indices), torch.cat([empty, *(part[1] for part in parts)])
+
+
+def _changed(current: Tensor, before: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    indices, similarity = select_changed(current, before, count)
+    return indices, 1.0 - similarity
 
 
 def remember(state: StreamState, frame: Tensor) -> None:

@@ -16,34 +16,44 @@ METHODS = ("dual_anchor", "gaussian")
 
 
 class _Memory:
-    """Means of the last chunks of a stream, in a buffer of fixed size."""
+    """Means of the last frames of a stream, in a buffer of fixed size."""
 
     def __init__(self, capacity: int, width: int, device: torch.device) -> None:
         with torch.inference_mode(False):
             self.means = torch.zeros((capacity, width), dtype=torch.float32, device=device)
-        self.written = 0
+            # On the device, so that the replay of a graph writes where the next frame belongs.
+            self.slot = torch.zeros(1, dtype=torch.int64, device=device)
+        self.is_empty = True
 
-    def append(self, features: Tensor) -> None:
-        """Remember a chunk (F, N, D) by the mean of its tokens, those with NaN or Inf left out."""
-        rows = features.float().flatten(0, 1)
-        finite = torch.isfinite(rows.sum(-1, keepdim=True))
-        total = torch.where(finite, rows, 0.0).sum(0)
-        self.means[self.written % len(self.means)] = total / finite.sum().clamp_min(1)
-        self.written += 1
+    def append(self, frame: Tensor) -> None:
+        """Remember a frame (N, D) by the mean of its tokens, those with NaN or Inf left out."""
+        rows = frame.float()
+        total = rows.sum(0)
+        count: Tensor | int = max(1, len(rows))
+        # On a GPU, looking would wait.
+        if total.device.type != "cpu" or not total.isfinite().all():
+            finite = torch.isfinite(rows.sum(-1, keepdim=True))
+            total = torch.where(finite, rows, 0.0).sum(0)
+            count = finite.sum().clamp_min(1)
+        mean = total / count
+        self.means.index_copy_(0, self.slot, mean[None])
+        self.slot.add_(1).remainder_(len(self.means))
+        self.is_empty = False
 
-    def mean(self) -> Tensor | None:
-        """Mean (D,) of the remembered chunks, or None if there is none."""
-        if self.written == 0:
-            return None
-        return self.means[: min(self.written, len(self.means))].mean(0)
+    def direction(self) -> Tensor | None:
+        """Direction (D,) of the mean of the remembered frames, or None if there is none."""
+        # Places that are not filled yet are zeros and change its length only.
+        return None if self.is_empty else self.means.sum(0)
 
 
 class StcPruner(Pruner):
     """Keep a fixed number of tokens per frame, the most salient by two anchors.
 
     It differs from the authors' code where that has an error: the memory holds the last
-    ``memory`` chunks and not all of them, holds whole means and not means over a set of channels
-    that changes from chunk to chunk, and is kept per stream.
+    ``memory`` frames and not all of them, holds whole means and not means over a set of channels
+    that changes from chunk to chunk, and is kept per stream. Their statistics are those of a chunk,
+    the frames of one call; here a chunk is always one frame, as in their streaming runs, so that
+    no frame depends on a later one, nor on how a stream is cut into calls.
 
     Parameters
     ----------
@@ -53,15 +63,15 @@ class StcPruner(Pruner):
         The same as a fraction of the frame: that is kept, or that is dropped.
     method
         ``"dual_anchor"``: the paper's linear blend of two cosine distances, all channels, the
-        memory without the current chunk. ``"gaussian"``: the authors' code, a sum of Gaussians
-        over the half of the channels that varies least, the memory including the current chunk.
+        memory without the current frame. ``"gaussian"``: the authors' code, a sum of Gaussians
+        over the half of the channels that varies least, the memory including the current frame.
     alpha
         Weight of the memory against the frame's mean, 0 to 1.
     channel_ratio
         Fraction of the channels to look at, those of lowest variance; None takes the method's
         own (1 for dual_anchor, 0.5 for gaussian).
     memory
-        How many chunks a stream remembers, at least 1.
+        How many frames a stream remembers, at least 1.
     """
 
     def __init__(
@@ -88,7 +98,7 @@ class StcPruner(Pruner):
         if not 0.0 <= alpha <= 1.0:
             raise ValueError(f"make_pruner: alpha must be between 0 and 1, got {alpha}")
         if memory < 1:
-            raise ValueError(f"make_pruner: memory must be at least 1 chunk, got {memory}")
+            raise ValueError(f"make_pruner: memory must be at least 1 frame, got {memory}")
         self.budget = Budget(tokens_per_frame, retention_ratio, video_pruning_rate, otherwise=64)
         self.method = method
         self.alpha = alpha
@@ -100,19 +110,30 @@ class StcPruner(Pruner):
         features = frames.features
         count = self.budget.count(features.shape[1])
         memory = self._memory_of(frames.stream, features)
+        chosen = [self._choose_one(frame[None], memory, count) for frame in features]
+        if not chosen:
+            empty = features.new_empty((0, features.shape[1]), dtype=torch.float32)
+            return empty[:, :count].int(), empty, {}
+        if len(chosen) == 1:
+            return *chosen[0], {}
+        indices, scores = (torch.cat(parts) for parts in zip(*chosen, strict=True))
+        return indices, scores, {}
+
+    def _choose_one(self, frame: Tensor, memory: _Memory, count: int) -> tuple[Tensor, Tensor]:
+        """Choose among the tokens of one frame (1, N, D)."""
         if self.method == "gaussian":
-            memory.append(features)
+            memory.append(frame[0])
         indices, scores = saliency_topk(
-            features,
-            memory.mean(),
+            frame,
+            memory.direction(),
             count,
             method=self.method,
             alpha=self.alpha,
-            channels=self._channels(features),
+            channels=self._channels(frame),
         )
         if self.method == "dual_anchor":
-            memory.append(features)
-        return indices, scores, {}
+            memory.append(frame[0])
+        return indices, scores
 
     def _memory_of(self, stream: str, features: Tensor) -> _Memory:
         """Memory of a stream; features of another width or device start it afresh."""
@@ -143,4 +164,5 @@ class StcPruner(Pruner):
     @property
     def state_bytes(self) -> int:
         """Memory held for all streams, in bytes."""
-        return sum(memory.means.nbytes for memory in self._streams.values())
+        # Other threads may add some.
+        return sum(memory.means.nbytes for memory in list(self._streams.values()))

@@ -96,6 +96,7 @@ class StreamingAssistantPruner(NoveltyPruner):
         self.pattern = pattern
         self.parity = parity
         self.passes = passes
+        self._halves: dict[tuple[int, int, torch.device], Tensor] = {}
 
     def _novelty(
         self, frames: Frames, state: StreamState
@@ -119,12 +120,13 @@ class StreamingAssistantPruner(NoveltyPruner):
         trace = {"change": change, "redundancy": redundancy.flatten(1)}
         return novelty, keep.flatten(1), trace
 
-    def _candidates(self, redundancy: Tensor, seen: int, step: int) -> Tensor:
+    def _candidates(self, redundancy: Tensor, seen: Tensor, step: int) -> Tensor:
         """Mask (F, H, W) of the tokens that this pass may drop."""
         frames, height, width = redundancy.shape
         device = redundancy.device
-        half = self._half(height, width, device)
-        frame = torch.arange(seen, seen + frames, device=device)[:, None, None]
+        if (half := self._halves.get((height, width, device))) is None:
+            half = self._halves[height, width, device] = self._half(height, width, device)
+        frame = (torch.arange(frames, device=device) + seen)[:, None, None]
         odd = torch.ones_like(frame)
         if self.parity == "alternating":
             odd = (frame + 1) % 2

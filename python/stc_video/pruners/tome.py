@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import pairwise
+
 import torch
 from torch import Tensor
 
@@ -60,6 +63,60 @@ def merge_to(
     return tokens, kept.int(), source.int(), sizes
 
 
+def merge_within_bands(
+    tokens: Tensor, count: int, window: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Merge similar tokens of the same band of the frame until ``count`` are left.
+
+    Bands are stretches of at most ``window`` tokens in raster order, all of one size but for one
+    token, and so is what is left of each. The time is linear in the tokens of a frame.
+
+    Parameters
+    ----------
+    tokens
+        (F, N, D).
+    count
+        From the number of bands to N.
+    window
+        Tokens of a band, at least 1.
+
+    Returns
+    -------
+    merged, kept, source_map, sizes
+        As :func:`merge_to`.
+    """
+    frames, places = tokens.shape[:2]
+    bands = max(1, -(-places // window))
+    parts, place, row = [], 0, 0
+    for number, size, left in _equal_bands(places, count, bands):
+        part = tokens[:, place : place + number * size].reshape(frames * number, size, -1)
+        merged, kept, source, sizes = merge_to(part, left)
+        band = torch.arange(number, dtype=torch.int32, device=tokens.device).repeat(frames)
+        whole = (frames, number * left)
+        parts.append(
+            (
+                merged.view(*whole, -1),
+                (kept + band[:, None] * size).view(whole) + place,
+                (source + band[:, None] * left).view(frames, number * size) + row,
+                sizes.view(whole),
+            )
+        )
+        place, row = place + number * size, row + number * left
+    if len(parts) == 1:
+        return parts[0]
+    merged, kept, source, sizes = (torch.cat(part, dim=1) for part in zip(*parts, strict=True))
+    return merged, kept, source, sizes
+
+
+def _equal_bands(places: int, count: int, bands: int) -> Iterator[tuple[int, int, int]]:
+    """Yield (number of bands, size, tokens left of each): larger bands first, and fuller ones."""
+    size, larger = divmod(places, bands)
+    left, fuller = divmod(count, bands)
+    cuts = sorted({0, larger, fuller, bands})
+    for start, end in pairwise(cuts):
+        yield end - start, size + (start < larger), left + (start < fuller)
+
+
 class TomePruner(Pruner):
     """Merge the most similar tokens of each frame until a number is left. Exact count.
 
@@ -73,6 +130,10 @@ class TomePruner(Pruner):
     tokens_per_frame, retention_ratio, video_pruning_rate
         How many, in one of three ways; see :class:`stc_video.pruners.budget.Budget`. 64 if none
         is given.
+    window
+        A frame of more tokens is cut into bands of at most so many, in raster order, and tokens
+        merge within their band only. Comparing all tokens of a frame takes time that grows with
+        their square; within bands it grows with their number.
     trace
         Whether results carry the sizes of the merged tokens.
     """
@@ -83,15 +144,25 @@ class TomePruner(Pruner):
         *,
         retention_ratio: float | None = None,
         video_pruning_rate: float | None = None,
+        window: int = 1024,
         trace: bool = False,
     ) -> None:
         self.budget = Budget(tokens_per_frame, retention_ratio, video_pruning_rate, otherwise=64)
+        if window < 2:
+            raise ValueError(f"make_pruner: window must be at least 2 tokens, got {window}")
+        self.window = window
         self.trace = trace
 
     def _prune(self, frames: Frames) -> PrunedTokens:
         features = frames.features
         count = self.budget.count(features.shape[1])
-        merged, kept, source, sizes = merge_to(features, count)
+        bands = -(-features.shape[1] // self.window)
+        if count < bands:
+            raise ValueError(
+                f"pruner: tokens_per_frame must be at least {bands}, one for each band of "
+                f"{self.window} tokens (window), got {count}"
+            )
+        merged, kept, source, sizes = merge_within_bands(features, count, self.window)
         counts = torch.full((len(features),), count, dtype=torch.int32, device=features.device)
         trace = {"sizes": sizes} if self.trace else {}
         return PrunedTokens(merged, kept, counts, source_map=source, trace=trace)

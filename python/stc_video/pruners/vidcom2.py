@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
 
 from stc_kernels import channel_variance
 from stc_video.pruners.base import Chosen, Frames
@@ -13,15 +12,30 @@ from stc_video.pruners.budget import listed, ranks
 from stc_video.pruners.novelty import NoveltyPruner, StreamState, remember
 
 SCOPES = ("stream", "clip")
+EPSILON = 1e-12
 SCALES = (0.125, 0.25, 0.5, 1.0, 2.0)
 
 
-def _gaussian(unit: Tensor, anchor: Tensor) -> Tensor:
-    """Sum of five Gaussians of the distance to an anchor, in (0, 5]."""
-    squared = (unit * unit).sum(-1) + (anchor * anchor).sum(-1) - 2.0 * (unit * anchor).sum(-1)
+def _gaussian(frame: Tensor, norm: Tensor, anchor: Tensor) -> Tensor:
+    """Sum of five Gaussians of the distance of each unit token to an anchor, in (0, 5].
+
+    Parameters
+    ----------
+    frame, norm
+        (N, D) tokens and (N,) their lengths; unit tokens are never held.
+    anchor
+        (D,).
+    """
+    length = norm.clamp_min(EPSILON)
+    squared = (norm / length).square() + anchor @ anchor - 2.0 * (frame @ anchor) / length
     quarter = torch.exp(-0.25 * squared.clamp_min(0.0))
     powers = [quarter.pow(int(2.0 / scale)) for scale in SCALES]
     return torch.stack(powers).sum(0)
+
+
+def _mean_unit(frame: Tensor, norm: Tensor) -> Tensor:
+    """Mean (D,) of the unit tokens of a frame (N, D)."""
+    return norm.clamp_min(EPSILON).reciprocal() @ frame / len(frame)
 
 
 class VidCom2Pruner(NoveltyPruner):
@@ -91,16 +105,17 @@ class VidCom2Pruner(NoveltyPruner):
     def _novelty(
         self, frames: Frames, state: StreamState
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        unit = normalize(frames.features.float(), dim=-1, eps=1e-12)
-        centre = unit.mean(1, keepdim=True)
-        finite = torch.where(centre.isfinite().all(-1, keepdim=True), centre, 0.0)
-        video = torch.empty_like(centre)
-        # One by one, so that the sum does not depend on how a stream is cut into calls.
-        for index, frame in enumerate(finite):
-            before = torch.zeros_like(frame) if state.anchor is None else state.anchor
-            remember(state, before + frame)
-            video[index] = (before + frame) / (state.seen + index + 1)
-        likeness = _gaussian(unit, video) + _gaussian(unit, centre)
+        likeness = frames.features.new_empty(frames.features.shape[:2], dtype=torch.float32)
+        # One by one, so that nothing depends on how a stream is cut into calls.
+        for index, features in enumerate(frames.features):
+            frame = features.float()
+            norm = torch.linalg.vector_norm(frame, dim=-1)
+            centre = _mean_unit(frame, norm)
+            finite = torch.where(centre.isfinite().all(), centre, 0.0)
+            video = finite if state.anchor is None else state.anchor[0] + finite
+            remember(state, video[None])
+            video = video / (state.seen + index + 1)
+            likeness[index] = _gaussian(frame, norm, video) + _gaussian(frame, norm, centre)
         novelty = 1.0 - likeness / 10.0
         return novelty, torch.ones_like(novelty, dtype=torch.bool), {"likeness": likeness}
 
@@ -113,9 +128,12 @@ class VidCom2Pruner(NoveltyPruner):
             return listed(features.new_zeros((count, tokens), dtype=torch.bool)), None, {}
         order = torch.sort(channel_variance(features), stable=True).indices
         used = features.float().index_select(2, order[: max(1, width // 2)])
-        unit = normalize(used, dim=-1, eps=1e-12)
-        to_video = _gaussian(unit, unit.mean((0, 1)))
-        scores = -(to_video + _gaussian(unit, unit.mean(1, keepdim=True)))
+        norm = torch.linalg.vector_norm(used, dim=-1)
+        centres = torch.stack([_mean_unit(*each) for each in zip(used, norm, strict=True)])
+        video = centres.mean(0)
+        to_video = torch.stack([_gaussian(*each, video) for each in zip(used, norm, strict=True)])
+        to_frame = [_gaussian(*each) for each in zip(used, norm, centres, strict=True)]
+        scores = -(to_video + torch.stack(to_frame))
         unusual = -to_video.mean(1)
         share = torch.softmax((unusual - unusual.max()) / self.temperature, dim=0)
         ratio = self.budget.count(tokens) / tokens

@@ -18,8 +18,8 @@ class VisionZipPruner(Pruner):
     Importance is the attention of the class token where the tower has one, else the mean over all
     queries; of one layer (the paper: the last but one), given as ``attention``. It is computed
     without the attention matrix. The other tokens go to the most similar (by keys) of evenly
-    spaced targets. Under a cacher the tower has queries of re-encoded tokens only, so ``attention``
-    must come from a dense encode.
+    spaced targets. :func:`stc_video.capture_attention` gives the attention of a tower's layer, also
+    under a cacher.
 
     The authors' code puts the class token in front and the merged tokens last, without places;
     here all are tokens of the frame in raster order (a merged one at the place of its target), and
@@ -86,9 +86,13 @@ class VisionZipPruner(Pruner):
     def _merge(self, features: Tensor, source: Tensor, keep: Tensor, total: int) -> Tensor:
         if self.merge == "mean":
             return merge_tokens(features, source, total)[0]
-        own, _ = merge_tokens(features, torch.where(keep, source, -1), total)
-        added, _ = merge_tokens(features, torch.where(keep, -1, source), total)
-        return own + added
+        # A target counts once, and all that was assigned to it once together.
+        added = (~keep).float()
+        row = source.clamp_min(0).long()
+        others = added.new_zeros((len(added), total)).scatter_add_(1, row, added)
+        weight = torch.where(keep, 1.0, 1.0 / torch.gather(others, 1, row))
+        mean, sums = merge_tokens(features, source, total, sizes=weight)
+        return mean * sums[..., None].to(mean.dtype)
 
     def _choose(self, frames: Frames) -> Chosen:
         """Return the kept places and the attention received."""
@@ -117,11 +121,15 @@ def _checked(frames: Frames) -> Attention:
     attention, features = frames.attention, frames.features
     if attention is None:
         raise ValueError(
-            "pruner: visionzip needs attention=Attention(query, key, prefix), of a dense encode"
+            "pruner: visionzip needs attention=Attention(query, key, prefix), such as from "
+            "capture_attention(tower)"
         )
     expected = (features.shape[0], attention.prefix + features.shape[1])
     for name, tensor in (("query", attention.query), ("key", attention.key)):
-        if tensor.dim() != 4 or tuple(tensor.shape[:2]) != expected:
+        # The class token is the only query that is looked at.
+        enough = name == "query" and attention.prefix > 0 and tensor.shape[1:2] == (1,)
+        shape = (expected[0], 1) if enough else expected
+        if tensor.dim() != 4 or tuple(tensor.shape[:2]) != shape:
             raise ValueError(
                 f"pruner: {name} of the attention must have shape {expected} + (heads, channels), "
                 f"got {tuple(tensor.shape)}"

@@ -4,8 +4,10 @@
 from stc_video.report.record import (
     SCHEMA_VERSION,
     STAGES,
+    AnswerRecord,
     FrameRecord,
     ModelFacts,
+    RetrievedFrame,
     RunRecord,
     VideoFacts,
 )
@@ -15,8 +17,10 @@ from stc_video.report.write import to_dict, write_html, write_json
 __all__ = [
     "SCHEMA_VERSION",
     "STAGES",
+    "AnswerRecord",
     "FrameRecord",
     "ModelFacts",
+    "RetrievedFrame",
     "RunRecord",
     "Totals",
     "VideoFacts",

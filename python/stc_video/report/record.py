@@ -10,15 +10,24 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-__all__ = ["SCHEMA_VERSION", "STAGES", "FrameRecord", "ModelFacts", "RunRecord", "VideoFacts"]
+__all__ = [
+    "SCHEMA_VERSION",
+    "STAGES",
+    "AnswerRecord",
+    "FrameRecord",
+    "ModelFacts",
+    "RetrievedFrame",
+    "RunRecord",
+    "VideoFacts",
+]
 
 #: Of report.json. The first number changes when a field is renamed, removed or means something
 #: else; the second when one is added.
-SCHEMA_VERSION = "1.0"
+SCHEMA_VERSION = "1.1"
 
 #: The stages of a run in the order in which a frame passes them. The dense reference is none of
 #: them: it is measured beside the run.
-STAGES = ("decode", "preprocess", "tower", "project", "prune")
+STAGES = ("decode", "preprocess", "tower", "project", "prune", "prefill")
 
 
 @dataclass(frozen=True)
@@ -149,6 +158,61 @@ class FrameRecord:
 
 
 @dataclass(frozen=True)
+class RetrievedFrame:
+    """A frame that an answer was given from.
+
+    Attributes
+    ----------
+    index
+        Running number in the run.
+    time
+        Seconds since the first frame of the file.
+    layers
+        In how many layers of the language model it was retrieved.
+    """
+
+    index: int
+    time: float
+    layers: int
+
+
+@dataclass(frozen=True)
+class AnswerRecord:
+    """One question and its answer.
+
+    Attributes
+    ----------
+    question, answer
+        The texts.
+    time
+        When in the video it was asked: the time of the last frame that had been seen.
+    frames
+        How many frames had been seen.
+    retrieved
+        The frames that it was given from, in temporal order.
+    layers
+        How many layers the language model has.
+    context_tokens
+        How many tokens it was given from, those of the question included.
+    tokens
+        How many tokens the answer has.
+    seconds
+        ``retrieve`` (the question through the model), ``first_token`` (both from the question
+        on), ``generate``.
+    """
+
+    question: str
+    answer: str
+    time: float
+    frames: int
+    retrieved: tuple[RetrievedFrame, ...]
+    layers: int
+    context_tokens: int
+    tokens: int
+    seconds: Mapping[str, float]
+
+
+@dataclass(frozen=True)
 class RunRecord:
     """One run of `stc run`.
 
@@ -178,6 +242,8 @@ class RunRecord:
         How often the cacher dropped its state.
     frames
         In order of time.
+    answers
+        In the order in which they were given.
     """
 
     created: str
@@ -193,3 +259,4 @@ class RunRecord:
     state_bytes: int
     resets: int
     frames: tuple[FrameRecord, ...]
+    answers: tuple[AnswerRecord, ...] = ()

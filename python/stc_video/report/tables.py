@@ -5,10 +5,21 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from stc_video.report.record import RunRecord
+from stc_video.report.record import AnswerRecord, RunRecord
 from stc_video.report.summary import Totals, percent
 
-__all__ = ["Tile", "detail_tables", "milliseconds", "tiles", "totals_table"]
+__all__ = [
+    "Tile",
+    "answer_cards",
+    "clock",
+    "detail_tables",
+    "milliseconds",
+    "tiles",
+    "totals_table",
+]
+
+#: retrieved frames shown with an answer
+MOST_THUMBNAILS = 12
 
 _NONE = "-"
 _STAGE_NAMES = {
@@ -17,6 +28,7 @@ _STAGE_NAMES = {
     "tower": "Vision tower",
     "project": "Projector and pooling",
     "prune": "Prune",
+    "prefill": "Prefill of the language model",
 }
 
 
@@ -35,6 +47,24 @@ class Row(NamedTuple):
     run: str
     dense: str
     ratio: str
+
+
+class Thumbnail(NamedTuple):
+    """A retrieved frame: its number in the run, its time, and how much it was retrieved."""
+
+    frame: int
+    time: str
+    layers: str
+
+
+class AnswerCard(NamedTuple):
+    """A question and its answer as a reader sees them."""
+
+    question: str
+    answer: str
+    facts: str
+    given: str
+    thumbnails: list[Thumbnail]
 
 
 def tiles(record: RunRecord, totals: Totals) -> list[Tile]:
@@ -93,10 +123,10 @@ def totals_table(record: RunRecord, totals: Totals) -> list[Row]:
         dense = t.dense_seconds_per_frame * t.frames
         ratio = percent(tower / dense)
         rows.append(Row("Time in the vision tower", f"{tower:.2f} s", f"{dense:.2f} s", ratio))
-    for stage in ("decode", "preprocess", "project", "prune"):
+    for stage in ("decode", "preprocess", "project", "prune", "prefill"):
         if t.seconds[stage]:
             name = "Time: " + _STAGE_NAMES[stage].lower()
-            dense_side = _NONE if stage == "prune" else "the same"
+            dense_side = _NONE if stage in ("prune", "prefill") else "the same"
             rows.append(Row(name, f"{t.seconds[stage]:.2f} s", dense_side, _NONE))
     return rows
 
@@ -125,6 +155,36 @@ def detail_tables(record: RunRecord) -> dict[str, list[tuple[str, str]]]:
         "Versions": list(record.environment.items()),
         "Backend per operator": list(record.backends.items()),
     }
+
+
+def answer_cards(record: RunRecord) -> list[AnswerCard]:
+    """Return the questions, their answers, and the frames to show with each."""
+    return [_answer_card(answer) for answer in record.answers]
+
+
+def _answer_card(answer: AnswerRecord) -> AnswerCard:
+    first = answer.seconds["first_token"]
+    facts = (
+        f"at {clock(answer.time)}, {answer.frames} frames seen, {answer.tokens} tokens, "
+        f"first after {milliseconds(first)}, all after "
+        f"{milliseconds(answer.seconds['retrieve'] + answer.seconds['generate'])}"
+    )
+    best = sorted(answer.retrieved, key=lambda f: (-f.layers, -f.index))[:MOST_THUMBNAILS]
+    shown = sorted(best, key=lambda f: f.index)
+    thumbnails = [
+        Thumbnail(f.index, clock(f.time), f"in {f.layers} of {answer.layers} layers") for f in shown
+    ]
+    total = len(answer.retrieved)
+    given = f"Given from {total} frames ({answer.context_tokens} tokens with the question)"
+    if total > len(shown):
+        given += f"; the {len(shown)} retrieved in most layers are shown"
+    return AnswerCard(answer.question, answer.answer, facts, given + ".", thumbnails)
+
+
+def clock(seconds: float) -> str:
+    """Write a time in a video as minutes and seconds."""
+    minutes, rest = divmod(round(seconds, 1), 60)
+    return f"{minutes:02.0f}:{rest:04.1f}"
 
 
 def milliseconds(seconds: float) -> str:

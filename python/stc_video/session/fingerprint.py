@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from stc_video.acceleration import Acceleration
+from stc_video.config import CacheConfig
 from stc_video.pruners.budget import Budget
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def describe_settings(handle: Acceleration, memory: Any, prefill_chunk: int) -> 
     }
     return _as_json(
         {
-            "cache": None if cacher is None else asdict(cacher.config),
+            "cache": None if cacher is None else _computing(cacher.config),
             "pruner": {"class": type(pruner).__name__, **public},
             "positions": handle.positions,
             "prefill_chunk": prefill_chunk,
@@ -62,6 +63,12 @@ def describe_settings(handle: Acceleration, memory: Any, prefill_chunk: int) -> 
 
 def _geometry(config: Any) -> dict[str, Any]:
     return {name: getattr(config, name) for name in _GEOMETRY if hasattr(config, name)}
+
+
+def _computing(config: CacheConfig) -> dict[str, Any]:
+    """The cacher's settings without those that change no result."""
+    skipped = ("max_streams", "pack_weights")
+    return {name: value for name, value in asdict(config).items() if name not in skipped}
 
 
 def _as_dict(memory: Any) -> dict[str, Any]:

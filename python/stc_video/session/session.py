@@ -22,6 +22,7 @@ from stc_video.session.answer import Answer, generate_answer, next_logits
 from stc_video.session.fingerprint import describe_settings, model_fingerprint
 from stc_video.session.frames import FrameLike, to_pixels, to_times
 from stc_video.session.prompt import Prompt, PromptTemplate
+from stc_video.session.pushed import PushedFrame, pushed_frames
 from stc_video.session.saving import SavedSession, check_same, describe, take_over
 from stc_video.session.stats import SessionStats, StageTimer
 from stc_video.session.storage import read_save, write_save
@@ -95,6 +96,8 @@ class StreamingSession:
         self._handle: Acceleration = untyped.stc
         self._handle.users += 1
         self._open = True
+        self._push_lock = threading.Lock()
+        self._memory_lock = threading.RLock()
         try:
             self._placeholder = int(untyped.config.video_token_id)
             self._template = PromptTemplate(processor, self._placeholder)
@@ -110,8 +113,6 @@ class StreamingSession:
         images = getattr(processor, "image_processor", None)
         self._preprocessor = frame_preprocessor(untyped.model.vision_tower, images)
         self._timer = StageTimer(model.device)
-        self._push_lock = threading.Lock()
-        self._memory_lock = threading.RLock()
         self._waiting: list[Frame] = []
         self._turns: list[tuple[str, str]] = []
         self._start_over()
@@ -126,9 +127,16 @@ class StreamingSession:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    @property
+    def tokenizer(self) -> Any:
+        """The model's tokenizer."""
+        return self._template.tokenizer
+
     # -- the stream --------------------------------------------------------------------------
 
-    def push(self, frames: FrameLike, timestamps: Sequence[float] | float | None = None) -> None:
+    def push(
+        self, frames: FrameLike, timestamps: Sequence[float] | float | None = None
+    ) -> list[PushedFrame]:
         """Take in the next frames of the stream.
 
         Parameters
@@ -139,6 +147,11 @@ class StreamingSession:
             (F, 3, S, S) of prepared pixels of the tower's size.
         timestamps
             When they were taken, in seconds: one for each, or one for a single frame.
+
+        Returns
+        -------
+        list of PushedFrame
+            What became of each: which of its tokens were encoded anew, and which were kept.
 
         Raises
         ------
@@ -151,14 +164,39 @@ class StreamingSession:
         with self._timer("decode"):
             pixels = to_pixels(frames, self._preprocessor, self._image_size)
         times = to_times(timestamps, len(pixels))
+        pushed = []
         with self._push_lock:
+            self._check_open()
             for first in range(0, len(pixels), self._chunk):
                 part = slice(first, first + self._chunk)
                 kept = self._encode(pixels[part])
-                with self._memory_lock:
-                    self._waiting += self._as_frames(kept, times[part])
-                    while len(self._waiting) >= self._chunk:
-                        self._prefill(self._chunk)
+                handle, first_number = self._handle, self._frames
+                records = handle.records(self._name)
+                pushed += pushed_frames(first_number, times[part], handle.grid, kept, records)
+                self._take(kept, times[part])
+        return pushed
+
+    def push_tokens(
+        self, kept: PrunedTokens, timestamps: Sequence[float] | float | None = None
+    ) -> None:
+        """Take in the next frames of the stream, encoded and pruned elsewhere.
+
+        Parameters
+        ----------
+        kept
+            Tokens (F, K, D) as the language model is given them, and their places.
+        timestamps
+            As for :meth:`push`.
+
+        Raises
+        ------
+        MemoryFullError
+            As for :meth:`push`.
+        """
+        times = to_times(timestamps, len(kept.tokens))
+        with self._push_lock:
+            self._check_open()
+            self._take(kept, times)
 
     def flush(self) -> None:
         """Let frames that wait for their prefill chunk into the memory now."""
@@ -166,7 +204,13 @@ class StreamingSession:
             self._prefill(len(self._waiting))
 
     def ask(
-        self, question: str, *, dialogue: bool = False, streamer: Any = None, **settings: Any
+        self,
+        question: str,
+        *,
+        dialogue: bool = False,
+        history: Sequence[tuple[str, str]] = (),
+        streamer: Any = None,
+        **settings: Any,
     ) -> Answer:
         """Answer a question about what was seen so far.
 
@@ -179,6 +223,8 @@ class StreamingSession:
         dialogue
             Keep the question and its answer as a turn, which later questions with
             ``dialogue=True`` get to see.
+        history
+            Earlier questions and their answers, if the caller keeps them.
         streamer
             A streamer of transformers, which gets the tokens as they are made.
         **settings
@@ -195,7 +241,7 @@ class StreamingSession:
             If the question is empty.
         """
         with self._memory_lock:
-            prompt = self._prompt(question, dialogue)
+            prompt = self._prompt(question, [*history, *(self._turns if dialogue else ())])
             context = self._context(prompt, question)
             frame, retrieve = self._frames, self._timer.last("retrieve")
         settings.setdefault("max_new_tokens", _MAX_NEW_TOKENS)
@@ -219,7 +265,7 @@ class StreamingSession:
     def logits(self, question: str) -> Tensor:
         """Logits (V,) of the first token of the answer, to choose among given options."""
         with self._memory_lock:
-            prompt = self._prompt(question, dialogue=False)
+            prompt = self._prompt(question, ())
             context = self._context(prompt, question)
         return next_logits(self._model, context, prompt.ids)
 
@@ -231,13 +277,14 @@ class StreamingSession:
 
     def close(self) -> None:
         """Forget the stream, and restore the model if no other session needs it."""
-        if not self._open:
-            return
-        self._open = False
-        if hasattr(self, "_memory"):
-            self._memory.clear()
-        if hasattr(self, "_name"):
-            self._handle.forget(self._name)
+        with self._push_lock, self._memory_lock:
+            if not self._open:
+                return
+            self._open = False
+            if hasattr(self, "_memory"):
+                self._memory.clear()
+            if hasattr(self, "_name"):
+                self._handle.forget(self._name)
         self._handle.users -= 1
         if self._handle.owned and self._handle.users == 0:
             self._handle.restore()
@@ -275,6 +322,7 @@ class StreamingSession:
         The folder always holds a whole save: the one before until this one is complete.
         """
         with self._push_lock, self._memory_lock:
+            self._check_open()
             saved = SavedSession(
                 frames=self._frames,
                 tokens_kept=self._tokens_kept,
@@ -361,6 +409,13 @@ class StreamingSession:
             with self._timer("prune"):
                 return self._handle.prune(features, self._name)
 
+    def _take(self, kept: PrunedTokens, times: Sequence[float | None]) -> None:
+        """Let frames wait for their chunk, and full chunks into the memory."""
+        with self._memory_lock:
+            self._waiting += self._as_frames(kept, times)
+            while len(self._waiting) >= self._chunk:
+                self._prefill(self._chunk)
+
     def _as_frames(self, kept: PrunedTokens, times: Sequence[float | None]) -> list[Frame]:
         frames = []
         original = self._handle.positions == "original"
@@ -385,11 +440,11 @@ class StreamingSession:
             self._refused += count
             raise
 
-    def _prompt(self, question: str, dialogue: bool) -> Prompt:
+    def _prompt(self, question: str, turns: Sequence[tuple[str, str]]) -> Prompt:
         self._check_open()
         if not isinstance(question, str) or not question.strip():
             raise ValueError(f"ask: the question must be a text, got {question!r}")
-        prompt = self._template.prompt(self._turns if dialogue else (), question)
+        prompt = self._template.prompt(turns, question)
         # The newline that ends every video comes with the question, as the video goes on.
         rows = slice(prompt.question.start + 1, prompt.question.stop + 1)
         return Prompt([self._placeholder, *prompt.ids], rows)

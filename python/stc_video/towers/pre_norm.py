@@ -8,9 +8,10 @@ releases of transformers (``vision_model.encoder.layers``, ``encoder.layers``, `
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import cast
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from torch.nn.functional import pad, scaled_dot_product_attention
 
 from stc_kernels import sparse_query_attention
 from stc_video.errors import UnsupportedModelError
+from stc_video.versions import TOWERS_FROM, require_transformers
 
 _NORM1 = ("layer_norm1", "norm1")
 _NORM2 = ("layer_norm2", "norm2")
@@ -34,6 +36,11 @@ _PADDED_FROM = 168
 SUPPORTED = (
     "vision towers of transformers' SigLIP, SigLIP2, CLIP and DINOv2 (with or without registers) "
     "and LLaVA-NeXT's SigLIP"
+)
+
+#: by layer, who looks at the queries (B, K, C) and keys (B, N, C) of :meth:`PreNormBlock.attend`
+attention_observers: WeakKeyDictionary[nn.Module, list[Callable[[Tensor, Tensor], None]]] = (
+    WeakKeyDictionary()
 )
 
 
@@ -117,6 +124,8 @@ class PreNormBlock:
         places: Tensor | None = None,
     ) -> Tensor:
         """Mix the values by attention: :meth:`attend` in front of the output projection."""
+        for observer in attention_observers.get(self.layer, ()):
+            observer(query, key)
         if _has_sparse_kernel(query, key):
             return _sparse_attention(query, key, value, self.heads, mask)
         batch, rows, channels = query.shape
@@ -173,12 +182,15 @@ class PreNormTower:
         Raises
         ------
         UnsupportedModelError
-            If there is no list of pre-norm blocks in it, or more than one.
+            If there is no list of pre-norm blocks in it, or more than one, or if it is a model of
+            a release of transformers that is not supported.
         """
         if not isinstance(root, nn.Module):
             raise UnsupportedModelError(
                 f"attach_cacher: tower must be a torch.nn.Module, got {type(root).__name__}"
             )
+        if type(root).__module__.startswith("transformers."):
+            require_transformers(TOWERS_FROM, "attach_cacher")
         found = list(_block_lists(root))
         if len(found) != 1:
             raise UnsupportedModelError(_not_one_tower(root, [path for path, _ in found]))
@@ -196,6 +208,15 @@ class PreNormTower:
             path=path,
             prefix_tokens=_prefix_tokens(root),
         )
+
+
+def find_tower(root: nn.Module, caller: str) -> PreNormTower:
+    """Find the blocks of a tower for another function than ``attach_cacher``, named in errors."""
+    try:
+        return PreNormTower.of(root)
+    except UnsupportedModelError as error:
+        reason = str(error).removeprefix("attach_cacher: ")
+        raise UnsupportedModelError(f"{caller}: {reason}") from None
 
 
 def _block_lists(root: nn.Module) -> Iterator[tuple[str, nn.ModuleList]]:

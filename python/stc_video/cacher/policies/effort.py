@@ -57,11 +57,12 @@ class EffortControl:
         """Effort of a new stream."""
         return Effort(self.aim.level)
 
-    def threshold(self, effort: Effort) -> float:
-        """Cosine at or below which a token counts as changed."""
+    def threshold(self, effort: Effort | None) -> float:
+        """Cosine at or below which a token counts as changed; None for a new stream."""
         if self.fixed_threshold is not None:
             return self.fixed_threshold
-        return 1.0 - _LOOSEST ** (1.0 - effort.level) * _TIGHTEST**effort.level
+        effort = effort or self.start()
+        return 1.0 - float(_LOOSEST ** (1.0 - effort.level) * _TIGHTEST**effort.level)
 
     def allows_tail(self, effort: Effort) -> bool:
         """Whether the last layers may run for all tokens."""

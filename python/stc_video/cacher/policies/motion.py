@@ -8,12 +8,12 @@ from collections.abc import Callable, Hashable, Sequence
 import torch
 from torch import Tensor
 
-from stc_kernels import token_cosine
 from stc_video.cacher.bucketed import BucketedEncoder
 from stc_video.cacher.guard import Timings, fastest
 from stc_video.cacher.policies.base import Outputs, PolicyBase
 from stc_video.cacher.policies.effort import EffortControl
-from stc_video.cacher.policies.planning import Look, Plan, Planner, effort_of, motion_state
+from stc_video.cacher.policies.looking import look, motion_state
+from stc_video.cacher.policies.planning import Plan, Planner, effort_of
 from stc_video.cacher.policies.propagation import Refreshed
 from stc_video.cacher.ragged import RaggedEncoder
 from stc_video.cacher.segments import Segment, SegmentEncoder, take_rows
@@ -86,7 +86,7 @@ class MotionPolicy(PolicyBase):
         for stream in streams:
             self._check_hidden(stream, wanted)
         normed = self.blocks[0].norm1(frames)
-        looks = self._look(streams, frames, normed)
+        looks = look(streams, frames, normed, self._thresholds(streams), self.pinned)
         tokens = frames.shape[1]
         plans = [self.planner.plan(*pair, tokens) for pair in zip(streams, looks, strict=True)]
         outputs, plans = self._carry_out(streams, plans, frames, normed, mask, wanted)
@@ -180,7 +180,7 @@ class MotionPolicy(PolicyBase):
 
         def run(plan: Plan) -> None:
             normed = self.blocks[0].norm1(frames)
-            self._look(streams, frames, normed)
+            look(streams, frames, normed, self._thresholds(streams), self.pinned)
             self._carry_out(streams, [plan] * len(streams), frames, normed, mask, wanted)
 
         def seconds(call: Callable[[], object]) -> float:
@@ -206,36 +206,9 @@ class MotionPolicy(PolicyBase):
         stream.drop_state()
         stream.restart_reason = "hidden states are asked for from here on"
 
-    def _look(self, streams: Sequence[Stream], frames: Tensor, normed: Tensor) -> list[Look]:
-        """Compare each frame with its stream's state, with one transfer for all of them."""
-        # A sum shows any NaN or Inf, at the price of one pass.
-        finite = torch.isfinite(frames.sum(dim=(1, 2), dtype=torch.float32))
-        facts, compared = [finite], []
-        # On a CPU a look at a number is free, and one at every value of a frame is not.
-        looks_twice = frames.device.type == "cpu"
-        for frame, norm, stream in zip(frames, normed, streams, strict=True):
-            if stream.state is None:
-                continue
-            state = motion_state(stream)
-            similarity = token_cosine(norm[None], state.reference)[0]
-            changed = ~(similarity > self.control.threshold(effort_of(stream)))
-            changed[: self.pinned] = False
-            count = changed.sum()
-            if looks_twice and count:
-                is_repeated = torch.zeros(1)
-            else:
-                is_repeated = (frame == state.last_input).all()[None]
-            facts += [count[None], is_repeated]
-            compared.append((similarity, changed))
-        known = iter(torch.cat([fact.int() for fact in facts]).tolist())
-        is_finite = [bool(next(known)) for _ in streams]
-        pairs = iter(compared)
-        return [
-            Look(ok)
-            if stream.state is None
-            else Look(ok, next(known), bool(next(known)), *next(pairs))
-            for stream, ok in zip(streams, is_finite, strict=True)
-        ]
+    def _thresholds(self, streams: Sequence[Stream]) -> list[float]:
+        """Cosine at or below which a token of each stream counts as changed."""
+        return [self.control.threshold(stream.effort) for stream in streams]
 
     def place(self, streams: Sequence[Stream], wanted: frozenset[int]) -> None:
         """Give streams without a state one, which also keeps the hidden states wanted."""

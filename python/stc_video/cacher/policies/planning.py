@@ -12,35 +12,10 @@ from torch import Tensor
 
 from stc_video.cacher.policies.base import NONFINITE
 from stc_video.cacher.policies.effort import Effort, EffortControl
+from stc_video.cacher.policies.looking import Look, motion_state
 from stc_video.cacher.stats import CACHED, DENSE, UNCHANGED, Operations
-from stc_video.cacher.stream_state import MotionState, Stream
+from stc_video.cacher.stream_state import Stream
 from stc_video.config import CacheConfig
-
-
-@dataclass(frozen=True)
-class Look:
-    """What is seen of a frame before anything is decided.
-
-    Attributes
-    ----------
-    is_finite
-        Whether it is free of NaN and Inf.
-    changed
-        How many tokens changed.
-    is_repeated
-        Whether it is the last frame once more, bit for bit.
-    similarity
-        (N,) cosine of each token with the input at which it was last encoded; None without a
-        state to compare with.
-    is_changed
-        (N,) bool, which tokens changed; None likewise.
-    """
-
-    is_finite: bool
-    changed: int = 0
-    is_repeated: bool = False
-    similarity: Tensor | None = None
-    is_changed: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -210,12 +185,6 @@ class Planner:
         # The refresh yields when the largest bucket is full of changed tokens.
         wanted = min(changed + math.floor(self.config.refresh * patches), sizes[-1])
         return next(size for size in sizes if size >= wanted) if wanted else 0
-
-
-def motion_state(stream: Stream) -> MotionState:
-    """Return the state of a stream that has one."""
-    assert isinstance(stream.state, MotionState)
-    return stream.state
 
 
 def effort_of(stream: Stream) -> Effort:

@@ -1,26 +1,16 @@
 "use strict";
 // Curves over time and stacked time per stage; both follow the current frame.
 (() => {
-  const { data, frames, colour, percent, duration } = stc;
+  const { data, colour, small, config } = page;
+  const { frames } = stc;
   if (!frames.length) return;
-  const config = { displayModeBar: false, responsive: true };
   const x = frames.map((f) => f.time);
-  const small = () => window.innerWidth < 620;
 
   function base() {
-    const line = colour("--line");
-    const axis = { gridcolor: line, linecolor: line, zeroline: false, fixedrange: true };
-    return {
-      axis,
-      layout: {
-        paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", dragmode: false,
-        font: { family: "system-ui, sans-serif", size: small() ? 11 : 13, color: colour("--text") },
-        margin: { l: small() ? 48 : 62, r: 14, t: 30, b: 44 }, hovermode: "x unified",
-        hoverlabel: { bgcolor: colour("--card"), bordercolor: line, font: { color: colour("--text") } },
-        legend: { orientation: "h", y: 1.02, yanchor: "bottom", x: 0 },
-        xaxis: { ...axis, title: { text: "seconds" }, showspikes: false },
-      },
-    };
+    const { axis, layout } = page.chart();
+    layout.hovermode = "x unified";
+    layout.xaxis = { ...axis, title: { text: "seconds" }, showspikes: false };
+    return { axis, layout };
   }
 
   const current = () => [{
@@ -68,7 +58,7 @@
   function stages() {
     const { axis, layout } = base();
     const names = Object.keys(frames[0].seconds).filter((s) => frames.some((f) => f.seconds[s] > 0));
-    const colours = ["--soft", "--fourth", "--accent", "--third", "--kept"];
+    const colours = ["--soft", "--fourth", "--accent", "--third", "--kept", "--encoded"];
     const order = Object.keys(frames[0].seconds);
     const traces = names.map((stage) => ({
       type: "bar", name: stage, x, y: frames.map((f) => 1000 * f.seconds[stage]),
@@ -106,5 +96,5 @@
       for (const id of Object.keys(charts)) Plotly.relayout(id, { shapes: current() });
     }, 30);
   });
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", render);
+  page.onScheme(render);
 })();

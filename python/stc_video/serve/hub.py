@@ -1,0 +1,235 @@
+# SPDX-License-Identifier: Apache-2.0
+"""All streams of a service, on one model."""
+
+from __future__ import annotations
+
+import logging
+import re
+import shutil
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from stc_video.acceleration import Acceleration, accelerate
+from stc_video.config import CacheConfig
+from stc_video.models.chat import ChatModel
+from stc_video.serve.config import ServeConfig
+from stc_video.serve.errors import Refused
+from stc_video.serve.streams import LiveStream
+from stc_video.session import StreamingSession
+
+__all__ = ["StreamHub"]
+
+_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}")
+_LOG = logging.getLogger(__name__)
+
+
+class StreamHub:
+    """Makes, finds, saves and resumes streams.
+
+    Parameters
+    ----------
+    chat
+        The model, which all streams share.
+    config
+        Limits, and where to save.
+
+    on_seconds
+        Called with the time that each frame took until it was seen.
+
+    Attributes
+    ----------
+    saves, failed_saves
+        How many there were.
+    """
+
+    def __init__(
+        self, chat: ChatModel, config: ServeConfig, on_seconds: Callable[[float], None]
+    ) -> None:
+        self.chat = chat
+        self.saves = self.failed_saves = 0
+        self._config = config
+        self._on_seconds = on_seconds
+        self._streams: dict[str, LiveStream] = {}
+        self._saved: dict[str, int] = {}
+        self._lock = threading.RLock()
+        self._saving = threading.Lock()
+        self._ending = threading.Event()
+        cache = None
+        if config.cache is not None:
+            cache = CacheConfig(policy=config.cache, max_streams=config.max_streams)
+        accelerate(chat.model, cache, config.prune, config.tokens_per_frame)
+        untyped: Any = chat.model
+        self._handle: Acceleration = untyped.stc
+        self._saver = threading.Thread(target=self._autosave, name="autosave", daemon=True)
+
+    def start(self) -> None:
+        """Resume what was saved, and save from now on.
+
+        Raises
+        ------
+        ValueError
+            If a save is damaged, of another model or other settings, or there are too many.
+        """
+        folder = self._config.save_folder
+        if folder is None:
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in sorted(folder.iterdir()):
+            if (path / "session.json").is_file():
+                self._resume(path)
+        self._saver.start()
+
+    def _resume(self, path: Path) -> None:
+        try:
+            self._check_name(path.name)
+            session = StreamingSession.load(
+                path, self.chat.model, self.chat.processor, **self._settings()
+            )
+            self._add(path.name, session)
+        except (ValueError, Refused, OSError) as error:
+            reason = error.detail if isinstance(error, Refused) else error
+            raise ValueError(
+                f"serve: the stream saved in {path} cannot be resumed ({reason}); start with the "
+                "settings that it was saved with, or with another --save-folder"
+            ) from error
+        self._saved[path.name] = session.stats().frames
+
+    # -- streams -----------------------------------------------------------------------------
+
+    def streams(self) -> list[LiveStream]:
+        """All streams, in the order of their names."""
+        with self._lock:
+            return [self._streams[name] for name in sorted(self._streams)]
+
+    def get(self, name: str) -> LiveStream:
+        """Find a stream.
+
+        Raises
+        ------
+        Refused
+            With status 404 if there is none of this name.
+        """
+        stream = self._streams.get(name)
+        if stream is None:
+            known = ", ".join(sorted(self._streams)) or "none"
+            raise Refused(404, f"there is no stream {name!r}; there are: {known}", "no_stream")
+        return stream
+
+    def get_or_make(self, name: str) -> LiveStream:
+        """Find a stream, or begin one.
+
+        Raises
+        ------
+        Refused
+            If the name is none, or there are as many streams as may be.
+        """
+        with self._lock:
+            if name in self._streams:
+                return self._streams[name]
+            self._check_name(name)
+            session = StreamingSession(self.chat.model, self.chat.processor, **self._settings())
+            return self._add(name, session)
+
+    def the_one(self) -> LiveStream:
+        """The only stream, for a question that names none.
+
+        Raises
+        ------
+        Refused
+            If there is none, or more than one.
+        """
+        streams = self.streams()
+        if len(streams) != 1:
+            known = ", ".join(stream.name for stream in streams) or "none"
+            raise Refused(
+                400, f"the question must name a stream (video_stream); there are: {known}",
+                "no_stream",
+            )  # fmt: skip
+        return streams[0]
+
+    def remove(self, name: str) -> None:
+        """Forget a stream, and delete its save."""
+        with self._saving:
+            with self._lock:
+                stream = self.get(name)
+                del self._streams[name]
+                self._saved.pop(name, None)
+            stream.close()
+            stream.session.close()
+            if self._config.save_folder is not None:
+                shutil.rmtree(self._config.save_folder / name, ignore_errors=True)
+
+    def _check_name(self, name: str) -> None:
+        if not _NAME.fullmatch(name):
+            raise Refused(
+                400, "the name of a stream must be 1 to 64 letters, digits or any of . _ -, and "
+                f"not begin with a point, got {name[:80]!r}", "bad_name",
+            )  # fmt: skip
+        if len(self._streams) >= self._config.max_streams:
+            raise Refused(
+                429, f"there are {len(self._streams)} streams already, which is the limit; delete "
+                "one first", "too_many_streams",
+            )  # fmt: skip
+
+    def _add(self, name: str, session: StreamingSession) -> LiveStream:
+        grid = _tower_grid(self.chat.model)
+        stream = LiveStream(name, session, grid, self._config, self._on_seconds)
+        self._streams[name] = stream
+        return stream
+
+    def _settings(self) -> dict[str, Any]:
+        return {"memory": self._config.memory, "prefill_chunk": self._config.prefill_chunk}
+
+    # -- saving ------------------------------------------------------------------------------
+
+    def save(self) -> None:
+        """Save all streams that have changed since their last save; failures are logged."""
+        folder = self._config.save_folder
+        if folder is None:
+            return
+        with self._saving:
+            for stream in self.streams():
+                frames = stream.session.stats().frames
+                if self._saved.get(stream.name) == frames:
+                    continue
+                try:
+                    stream.session.save(folder / stream.name)
+                except Exception:
+                    self.failed_saves += 1
+                    _LOG.exception("stream %s could not be saved", stream.name)
+                else:
+                    self.saves += 1
+                    self._saved[stream.name] = frames
+
+    def _autosave(self) -> None:
+        while not self._ending.wait(self._config.autosave_seconds):
+            self.save()
+
+    def close(self) -> None:
+        """Let the frames that wait pass, save, and give the model back as it was.
+
+        A second call does nothing.
+        """
+        if self._ending.is_set():
+            return
+        self._ending.set()
+        for stream in self.streams():
+            stream.close()
+        if self._saver.is_alive():
+            self._saver.join()
+        self.save()
+        for stream in self.streams():
+            stream.session.close()
+        self._streams.clear()
+        self._handle.restore()
+
+
+def _tower_grid(model: Any) -> tuple[int, int] | None:
+    """Rows and columns of the tower's patch tokens, if they are the same for all videos."""
+    config = model.config.vision_config
+    if not hasattr(config, "image_size"):
+        return None
+    side = config.image_size // config.patch_size
+    return side, side

@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tables of studies as CSV."""
+
+from __future__ import annotations
+
+import csv
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from stc_video.report.page import atomic
+
+__all__ = ["write_csv"]
+
+
+def write_csv(rows: Sequence[Mapping[str, object]], path: str | os.PathLike[str]) -> Path:
+    """Write rows as CSV, whole or not at all.
+
+    Parameters
+    ----------
+    rows
+        At least one, all with the same columns. NaN and None become empty cells, and other
+        floats get six digits.
+    path
+        The file; one that is there is replaced in one step.
+
+    Returns
+    -------
+    Path
+        The file.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be written; an earlier one is then as it was.
+    """
+    with atomic(Path(path)) as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({name: _cell(value) for name, value in row.items()} for row in rows)
+    return Path(path)
+
+
+def _cell(value: object) -> object:
+    if not isinstance(value, float):
+        return value
+    return "" if math.isnan(value) else f"{value:.6g}"

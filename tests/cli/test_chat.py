@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`stc chat` with a piped conversation."""
+
+from __future__ import annotations
+
+import functools
+import http.server
+import io
+import itertools
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from stc_video.cli.app import run_app
+from stc_video.video.live import LiveVideo
+
+MODEL = ("--model", "llava-onevision-tiny", "--threads", "1", "--max-new-tokens", "6")
+
+
+@pytest.fixture
+def talk(monkeypatch, capsys) -> Callable[..., tuple[int, str]]:
+    def say(source: object, lines: list[str], *options: object) -> tuple[int, str]:
+        monkeypatch.setattr("sys.stdin", io.StringIO("".join(f"{line}\n" for line in lines)))
+        code = run_app(["chat", str(source), *MODEL, *map(str, options)])
+        captured = capsys.readouterr()
+        return code, captured.out + captured.err
+
+    return say
+
+
+@pytest.fixture
+def address(clip: Path) -> Iterator[str]:
+    """The clip on an HTTP server of this machine."""
+    handler = functools.partial(_Quiet, directory=clip.parent)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/{clip.name}"
+        server.shutdown()
+
+
+class _Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_a_conversation(talk, clip: Path) -> None:
+    lines = ["/wait", "what is it?", "", "/stats", "/help", "/reset", "and now?", "/quit", "never"]
+    code, said = talk(clip, lines, "--fast", "--fps", 2)
+    assert code == 0
+    assert "random weights: the answers are noise" in said
+    assert "> what is it?" in said
+    assert "12 frames seen, answered from 12 (... 00:03.0, 00:03.5, 00:04.0" in said
+    assert "12 frames seen, 0 skipped" in said
+    assert "generate" in said
+    assert "Forgotten." in said
+    assert "0 frames seen, answered from 0" in said
+    assert "never" not in said
+
+
+def test_a_video_runs_in_its_own_time(clip: Path) -> None:
+    stop = threading.Event()
+    begin = time.monotonic()
+    times = []
+    for frame in LiveVideo(str(clip), 4, stop, fast=False):
+        times.append((frame.time, time.monotonic() - begin))
+        if len(times) == 4:
+            stop.set()
+    assert [time for time, _ in times] == pytest.approx([0, 0.25, 0.5, 0.75])
+    assert times[-1][1] >= times[0][1] + 0.74
+
+
+def test_frames_that_come_too_late_are_skipped_and_counted(clip: Path) -> None:
+    video = LiveVideo(str(clip), 4, threading.Event(), fast=False)
+    frames = iter(video)
+    assert next(frames).number == 0
+    time.sleep(1.6)
+    after = next(frames)
+    # 0.25 to 1.25 s are more than one interval late.
+    assert video.skipped == after.index - 1 >= 5
+
+
+def test_an_address_is_read_like_a_camera(address: str, talk) -> None:
+    frames = itertools.islice(LiveVideo(address, 2, threading.Event(), fast=False), 3)
+    assert [frame.time for frame in frames] == pytest.approx([0, 0.5, 1.0])
+    code, said = talk(address, ["what is it?", "/wait", "/quit"])
+    assert code == 0
+    assert "frames seen, answered from" in said
+    assert "/wait is for files" in said
+
+
+@pytest.mark.parametrize(
+    ("source", "options", "message"),
+    [
+        ("missing.mp4", [], "there is no such file"),
+        ("CLIP", ["--fps", "0"], "--fps must be a positive number"),
+        ("/dev/video0", ["--fast"], "--fast is for files"),
+        ("/dev/video99", [], "cannot be read"),
+        ("http://127.0.0.1:9/x", [], "cannot be read"),
+        ("CLIP", ["--storage", "int3"], "storage must be one of exact, int8, int4"),
+    ],
+)
+def test_bad_input_is_one_sentence(talk, clip: Path, source, options, message) -> None:
+    code, said = talk(str(clip) if source == "CLIP" else source, ["what?"], *options)
+    assert code == 2
+    assert message in said
+    assert "Traceback" not in said

@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whole models by name: folders as transformers writes them, and random weights."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.append(str(Path(__file__).parents[1] / "session"))  # tiny_llava
+
+from tiny_llava import SIZE, make_model, make_tokenizer
+
+from stc_video import StreamingSession, UnsupportedModelError
+from stc_video.models.chat import load_chat_model
+from stc_video.models.placement import ModelError
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("llava")
+    make_model().save_pretrained(made)
+    make_tokenizer().save_pretrained(made)
+    return made
+
+
+def answer(chat) -> list[int]:
+    with StreamingSession(chat.model, chat.processor, tokens_per_frame=6) as session:
+        session.push(torch.zeros((3, SIZE, SIZE)))
+        return session.ask("what?", max_new_tokens=4, do_sample=False).ids.tolist()
+
+
+def test_a_folder_is_the_model_that_was_saved(folder: Path) -> None:
+    chat = load_chat_model(folder)
+    assert not chat.random
+    assert chat.notice is None
+    with StreamingSession(make_model(), make_tokenizer(), tokens_per_frame=6) as session:
+        session.push(torch.zeros((3, SIZE, SIZE)))
+        expected = session.ask("what?", max_new_tokens=4, do_sample=False).ids.tolist()
+    assert answer(chat) == expected
+    vision = chat.vision()
+    assert vision.tower is chat.model.model.vision_tower
+    assert chat.model.lm_head is not None
+
+
+@pytest.mark.parametrize("file", ["chat_template.jinja", "chat_template.json"])
+def test_the_processor_s_template_goes_before_the_tokenizer_s(
+    folder: Path, tmp_path: Path, file: str
+) -> None:
+    for path in folder.iterdir():
+        (tmp_path / path.name).symlink_to(path)
+    (tmp_path / "chat_template.jinja").unlink()
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    (tmp_path / "tokenizer_config.json").unlink()
+    (tmp_path / "tokenizer_config.json").write_text(
+        json.dumps({**settings, "chat_template": "only {{ messages[0]['content'] }}"})
+    )
+    template = make_tokenizer().chat_template
+    text = template if file.endswith("jinja") else json.dumps({"chat_template": template})
+    (tmp_path / file).write_text(text)
+    assert load_chat_model(tmp_path).processor.tokenizer.chat_template == template
+
+
+def test_random_weights_answer_in_letters() -> None:
+    chat = load_chat_model("llava-onevision-tiny")
+    assert chat.random
+    assert "random weights" in chat.notice
+    with StreamingSession(chat.model, chat.processor) as session:
+        session.push(torch.zeros((3, 384, 384)))
+        text = session.ask("what?", max_new_tokens=8).text
+    assert text
+    assert set(text) <= set(" .abcdefghijklmnopqrstuvwxyz")
+
+
+def test_what_is_missing_is_said(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedModelError, match="questions need a LLaVA-OneVision, got siglip"):
+        load_chat_model("siglip-base")
+    with pytest.raises(ModelError, match="there is no such folder"):
+        load_chat_model("/nowhere")
+    for name in ("config.json", "model.safetensors", "generation_config.json"):
+        (tmp_path / name).symlink_to(folder / name)
+    with pytest.raises(ModelError, match="tokenizer cannot be loaded"):
+        load_chat_model(tmp_path)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / name).symlink_to(folder / name)
+    with pytest.raises(ModelError, match="there is no chat template"):
+        load_chat_model(tmp_path)

