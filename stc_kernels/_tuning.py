@@ -120,7 +120,9 @@ def _nearest(
 @functools.cache
 def name_of(device: torch.device) -> str | None:
     """Name of a GPU; None for a CPU, where only the interpreter runs."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else None
+    if device.type != "cuda" or not torch.cuda.is_available():
+        return None
+    return torch.cuda.get_device_name(device)
 
 
 @functools.cache

@@ -8,17 +8,12 @@ import copy
 import pytest
 import torch
 import transformers
-from tiny_towers import TOWERS, encode, frame, last_hidden, make_tower, walk
+from tiny_towers import TOWERS, contents, encode, frame, last_hidden, make_tower, walk
 
 import stc_video
 from stc_video import AttachError, UnsupportedModelError
 
 POLICIES = ["motion", "stc"]
-
-
-def contents(tower):
-    """Everything an instance of each module holds besides its parameters and submodules."""
-    return {name: dict(module.__dict__) for name, module in tower.named_modules()}
 
 
 @pytest.mark.parametrize("name", TOWERS)

@@ -5,8 +5,15 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_cacher import last_hidden
-from tiny_towers import TOWERS, frame, make_tower, prefix_tokens, walk, with_changed_patches
+from tiny_towers import (
+    TOWERS,
+    frame,
+    last_hidden,
+    make_tower,
+    prefix_tokens,
+    walk,
+    with_changed_patches,
+)
 from torch import nn
 
 import stc_video

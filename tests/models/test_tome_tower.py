@@ -7,12 +7,13 @@ import copy
 
 import pytest
 import torch
-from test_cacher import contents, last_hidden
 from tiny_towers import (
     SIDE,
     TOWERS,
+    contents,
     encoder_output,
     frame,
+    last_hidden,
     layer_inputs,
     layers_of,
     make_tower,

@@ -190,3 +190,8 @@ def last_hidden(tower: nn.Module, *args: object, **kwargs: object) -> Tensor:
 def encode(tower: nn.Module, pictures: list[Tensor]) -> list[Tensor]:
     """Output of the last layer for each picture, one call each."""
     return [last_hidden(tower, picture) for picture in pictures]
+
+
+def contents(tower: nn.Module) -> dict[str, dict[str, object]]:
+    """Everything an instance of each module holds besides its parameters and submodules."""
+    return {name: dict(module.__dict__) for name, module in tower.named_modules()}

@@ -10,11 +10,6 @@ import pytest
 import torch
 from torch import Tensor
 
-# On a machine without a GPU, Triton's interpreter runs its kernels. It is chosen by a variable
-# that must be set before Triton is imported, for the whole process.
-if not torch.cuda.is_available():
-    os.environ.setdefault("TRITON_INTERPRET", "1")
-
 import stc_kernels
 
 _FORCED = os.environ.get("STC_KERNELS_BACKEND")

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pruners of exact count never look at a value on the host: traced with tensors without values.
 
-What a GPU adds to this is in ``test_gpu.py``.
+What a GPU adds to this is in ``test_gpu_pruners.py``.
 """
 
 from __future__ import annotations
 
 import pytest
 import torch
-from test_gpu import EXACT, IDS
+from test_gpu_pruners import EXACT, IDS
 from torch import Tensor
 
 import stc_kernels

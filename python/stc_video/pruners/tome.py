@@ -85,17 +85,17 @@ def merge_within_bands(
     merged, kept, source_map, sizes
         As :func:`merge_to`.
     """
-    frames, places = tokens.shape[:2]
+    frames, places, channels = tokens.shape
     bands = max(1, -(-places // window))
     parts, place, row = [], 0, 0
     for number, size, left in _equal_bands(places, count, bands):
-        part = tokens[:, place : place + number * size].reshape(frames * number, size, -1)
+        part = tokens[:, place : place + number * size].reshape(frames * number, size, channels)
         merged, kept, source, sizes = merge_to(part, left)
         band = torch.arange(number, dtype=torch.int32, device=tokens.device).repeat(frames)
         whole = (frames, number * left)
         parts.append(
             (
-                merged.view(*whole, -1),
+                merged.view(*whole, channels),
                 (kept + band[:, None] * size).view(whole) + place,
                 (source + band[:, None] * left).view(frames, number * size) + row,
                 sizes.view(whole),
