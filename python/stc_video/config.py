@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from stc_video.cacher.calibration import Aim, Calibration, default_calibration
+from stc_video.calibration import Aim, Calibration, default_calibration
 
 POLICIES = ("motion", "stc")
 METRICS = ("keys", "values")

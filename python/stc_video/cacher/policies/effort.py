@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from stc_video.cacher.calibration import Aim
+from stc_video.calibration import Aim
 
 # 1 - threshold at the two ends of the scale of effort.
 _LOOSEST, _TIGHTEST = 0.25, 0.04
@@ -66,11 +66,13 @@ class EffortControl:
 
     def allows_tail(self, effort: Effort) -> bool:
         """Whether the last layers may run for all tokens."""
-        return self.fixed_threshold is not None or effort.level > _TAIL_FROM_LEVEL
+        if self.fixed_threshold is not None:
+            return True
+        return self.aim.tail and effort.level > _TAIL_FROM_LEVEL
 
     def is_worth_trying(self, effort: Effort, cost: float) -> bool:
         """Whether a cached frame of this cost is expected to be cheaper than a dense one."""
-        is_worth = cost + effort.doubt < 1.0
+        is_worth = not effort.doubt or cost + effort.doubt < 1.0
         if not is_worth:
             effort.doubt *= _FORGIVENESS
         return is_worth

@@ -158,12 +158,13 @@ class Planner:
         patches = tokens - self.pinned
         if rows is None:
             return f"{count / max(1, patches):.0%} of the tokens changed"
-        if not self.pays(rows + self.pinned):
+        encoded = rows + self.pinned
+        if not self.pays(encoded):
             stream.counters.guarded += 1
-            return self.describe_guard(rows + self.pinned)
+            return self.describe_guard(encoded)
         effort = effort_of(stream)
         with_tail = self.runs_tail(rows, patches, effort)
-        if not self.control.is_worth_trying(effort, self.cost(rows, tokens, with_tail)):
+        if not self.control.is_worth_trying(effort, self.cost(encoded, tokens, with_tail)):
             return "cached frames were encoded densely after all lately"
         return ""
 

@@ -23,10 +23,13 @@ class Aim:
         The error that a stream's own estimate is kept near.
     level
         Effort that a stream starts with, 0 to 1.
+    tail
+        Whether the last layers may run for all tokens when the effort is high.
     """
 
     error: float
     level: float
+    tail: bool = True
 
 
 @dataclass(frozen=True)
@@ -122,6 +125,7 @@ def default_calibration() -> Calibration:
 
 
 def _measured(point: dict[str, Any]) -> Measured:
-    aim = Aim(float(point["aim"]["error"]), float(point["aim"]["level"]))
+    given = point["aim"]
+    aim = Aim(float(given["error"]), float(given["level"]), bool(given["tail"]))
     rest = (float(point[name]) for name in ("similarity", "worst_clip", "cost"))
     return Measured(aim, *rest)
