@@ -212,7 +212,7 @@ class MotionOracle:
         error = drift * left_out * (0.35 if tail else 1.0)
         self.error = error if self.error is None else (self.error + error) / 2
         step = math.log(max(self.error, 1e-9) / self.aim.error)
-        self.level = min(1.0, max(0.0, self.level + 0.15 * max(-1.0, min(1.0, step))))
+        self.level = min(1.0, max(0.0, self.level + 0.06 * max(-1.0, min(1.0, step))))
         redo = self.redo_from is not None and drift > self.redo_from
         self.doubt = (self.doubt + redo) / 2
         return redo

@@ -25,13 +25,14 @@ __all__ = ["AIMS", "DenseClip", "Fidelity", "calibrate", "encode_densely", "meas
 
 #: what a calibration tries, from the best similarity to the lowest cost
 AIMS = (
-    Aim(error=0.003, level=0.7),
-    Aim(error=0.005, level=0.6),
-    Aim(error=0.008, level=0.5),
-    Aim(error=0.012, level=0.4),
-    Aim(error=0.02, level=0.3),
-    Aim(error=0.03, level=0.2),
-    Aim(error=0.05, level=0.1),
+    Aim(error=0.003, level=0.8),
+    Aim(error=0.004, level=0.6),
+    Aim(error=0.006, level=0.5),
+    Aim(error=0.004, level=0.2, tail=False),
+    Aim(error=0.006, level=0.2, tail=False),
+    Aim(error=0.012, level=0.15, tail=False),
+    Aim(error=0.03, level=0.1, tail=False),
+    Aim(error=0.06, level=0.0, tail=False),
 )
 
 

@@ -20,7 +20,7 @@ _TAIL_FROM_LEVEL = 0.5
 # What a tail leaves of the error, measured on a trained DINOv2.
 _LEFT_BY_TAIL = 0.35
 # How fast the effort follows, and how long a frame's error is remembered.
-_RATE, _MEMORY = 0.15, 0.5
+_RATE, _MEMORY = 0.06, 0.5
 # What a frame without an attempt leaves of the doubt whether the next one is worth it.
 _FORGIVENESS = 0.9
 
