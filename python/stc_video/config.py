@@ -83,7 +83,7 @@ class CacheConfig:
     policy: str = "motion"
     ratio: float = 0.25
     interval: int = 2
-    quality: float = 0.985
+    quality: float = 0.983
     calibration: Calibration | str | Path | None = None
     threshold: float | None = None
     metric: str = "keys"

@@ -31,7 +31,7 @@ def test_promise():
 
 def test_the_default_keeps_what_the_documents_promise():
     calibration = default_calibration()
-    for quality in (0.985, 0.99):
+    for quality in (CacheConfig().quality, 0.99):
         aim = calibration.aim(quality)
         point = next(point for point in calibration.points if point.aim == aim)
         assert point.worst_clip >= lowest_clip(quality)

@@ -123,7 +123,7 @@ def run(
         typer.Option(
             rich_help_panel=CACHE,
             help="motion: similarity to a dense encode to aim at.",
-            show_default="0.985",
+            show_default="0.983",
         ),
     ] = None,
     prune: Annotated[

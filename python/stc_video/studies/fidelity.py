@@ -29,10 +29,7 @@ AIMS = (
     Aim(error=0.004, level=0.6),
     Aim(error=0.006, level=0.5),
     Aim(error=0.004, level=0.2, tail=False),
-    Aim(error=0.006, level=0.2, tail=False),
     Aim(error=0.012, level=0.15, tail=False),
-    Aim(error=0.03, level=0.1, tail=False),
-    Aim(error=0.06, level=0.0, tail=False),
 )
 
 
