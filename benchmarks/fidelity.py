@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """How similar cached features stay to dense ones on real clips, and at which share of the work.
 
-Every frame is also encoded densely, by the same tower with the cacher paused. The error of a
-frame is 1 - cosine, averaged over its tokens; first frames, which are dense, are left out of the
-similarities and counted in the cost.
+The error of a frame is 1 - cosine to a dense encode, averaged over its tokens; first frames, which
+are dense, are left out of the similarities and counted in the cost.
 
     python benchmarks/fidelity.py CLIP.mp4 ... --fps 2 5 --out benchmarks/results/fidelity.csv
 """
@@ -11,6 +10,7 @@ similarities and counted in the cost.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,38 +20,20 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-import stc_video
 from stc_video import CacheConfig
 from stc_video.models.load import LoadedModel, load_model
-from stc_video.video import open_video
+from stc_video.studies.fidelity import Fidelity, encode_densely, measure
 
 POLICIES = {
     "stc": CacheConfig("stc", interval=2, ratio=0.25),
     "stc-interval-4": CacheConfig("stc", interval=4, ratio=0.25),
     "motion": CacheConfig("motion"),
+    "motion-0.99": CacheConfig("motion", quality=0.99),
 }
 
 
-def encode_clip(
-    model: LoadedModel, inputs: list[dict[str, torch.Tensor]], config: CacheConfig
-) -> tuple[float, list[float]]:
-    """Return the mean cost of a clip's frames and the similarity to dense of all but the first."""
-    cacher = stc_video.attach_cacher(model.tower, config)
-    similarities = []
-    try:
-        for arguments in inputs:
-            cached = model.encode(arguments)
-            with cacher.paused():
-                dense = model.encode(arguments)
-            cosines = torch.cosine_similarity(cached.float(), dense.float(), dim=-1)
-            similarities.append(float(cosines.mean()))
-        return cacher.stats().cost, similarities[1:]
-    finally:
-        cacher.detach()
-
-
 def row(
-    policy: str, fps: float, clip: str, frames: int, cost: float, similarities: list[float]
+    policy: str, fps: float, clip: str, frames: int, cost: float, similarities: Sequence[float]
 ) -> dict[str, object]:
     """One line of the table; ``clip`` may stand for several."""
     return {
@@ -71,28 +53,25 @@ def study(
     model: LoadedModel, clips: list[Path], fps: float, frames: int
 ) -> list[dict[str, object]]:
     """Measure every policy on every clip at one frame rate."""
-    decoded = {}
-    for clip in clips:
-        with open_video(clip, fps=fps, max_frames=frames) as video:
-            decoded[clip.stem] = [model.pixels([frame.image]) for frame in video]
+    encoded = encode_densely(clips, model, fps=fps, max_frames=frames)
     rows = []
     for policy, config in POLICIES.items():
         results = {}
-        for name in track(decoded, f"{policy} at {fps:g} fps", transient=True):
-            results[name] = encode_clip(model, decoded[name], config)
-            cost, similarities = results[name]
-            rows.append(row(policy, fps, name, len(decoded[name]), cost, similarities))
-        rows.append(summary(policy, fps, results) | {"frames": sum(map(len, decoded.values()))})
+        for clip in track(encoded, f"{policy} at {fps:g} fps", transient=True):
+            results[clip.name] = found = measure(clip, model, config)
+            rows.append(
+                row(policy, fps, clip.name, len(clip.inputs), found.cost, found.similarities)
+            )
+        total = sum(len(clip.inputs) for clip in encoded)
+        rows.append(summary(policy, fps, results) | {"frames": total})
     return rows
 
 
-def summary(
-    policy: str, fps: float, results: dict[str, tuple[float, list[float]]]
-) -> dict[str, object]:
+def summary(policy: str, fps: float, results: dict[str, Fidelity]) -> dict[str, object]:
     """Means over the clips, each clip counting the same, and the worst clip's error."""
-    means = [float(np.mean(similarities)) for _, similarities in results.values()]
-    pooled = [value for _, similarities in results.values() for value in similarities]
-    cost = float(np.mean([cost for cost, _ in results.values()]))
+    means = [found.similarity for found in results.values()]
+    pooled = [value for found in results.values() for value in found.similarities]
+    cost = float(np.mean([found.cost for found in results.values()]))
     line = row(policy, fps, "all", 0, cost, pooled)
     similarity = float(np.mean(means))
     return line | {

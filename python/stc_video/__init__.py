@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from stc_kernels._version import __version__
     from stc_video.acceleration import Acceleration, accelerate
     from stc_video.cacher import Cacher, CacheStats, FrameRecord, attach_cacher
+    from stc_video.calibration import Calibration
     from stc_video.config import CacheConfig
     from stc_video.errors import AttachError, MemoryFullError, UnsupportedModelError
     from stc_video.memory import PlainConfig, RekvConfig
@@ -35,6 +36,7 @@ _HOMES = {
     "CacheConfig": "stc_video.config",
     "CacheStats": "stc_video.cacher",
     "Cacher": "stc_video.cacher",
+    "Calibration": "stc_video.calibration",
     "FrameRecord": "stc_video.cacher",
     "MemoryFullError": "stc_video.errors",
     "PlainConfig": "stc_video.memory",
@@ -61,6 +63,7 @@ __all__ = [
     "CacheConfig",
     "CacheStats",
     "Cacher",
+    "Calibration",
     "FrameRecord",
     "MemoryFullError",
     "PlainConfig",

@@ -4,13 +4,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
+
+from stc_video.calibration import Aim, Calibration, default_calibration
 
 POLICIES = ("motion", "stc")
 METRICS = ("keys", "values")
 BATCHINGS = ("auto", "ragged", "bucketed")
-
-# Chosen on real clips with a trained DINOv2; benchmarks/fidelity.py measures what it gives.
-MOTION_THRESHOLD = 0.92
 
 
 @dataclass(frozen=True)
@@ -28,10 +28,17 @@ class CacheConfig:
         ``stc``: fraction of the tokens that a cached frame re-encodes, 0 < ratio <= 1.
     interval
         ``stc``: every how many calls of the tower one is dense, at least 1.
+    quality
+        ``motion``: similarity (cosine) to a dense encode to aim at, 0.5 to 0.999. The policy sets
+        the threshold and the tail of each stream by itself so that a stream's mean error stays
+        below 1.5 (1 - quality), as far as the calibration holds.
+    calibration
+        ``motion``: which aims give which similarity: a :class:`Calibration`, or the file that
+        ``stc calibrate`` wrote; None for what was measured with a trained DINOv2.
     threshold
         Cosine at or below which a token counts as changed, -1 to 1. ``motion`` compares inputs of
-        the first attention; None takes its default, 0.92. ``stc`` compares keys (or values); None
-        means that ``ratio`` decides instead.
+        the first attention; None lets it follow ``quality``. ``stc`` compares keys (or values);
+        None means that ``ratio`` decides instead.
     metric
         ``stc``: what is compared with the reference, ``"keys"`` or ``"values"``.
     buckets
@@ -49,6 +56,12 @@ class CacheConfig:
         for a quarter of the layers.
     tail_from
         ``motion``: fraction of re-encoded patches from which on they do, 0 to 1.
+    propagate
+        ``motion``: how much of what the refreshed tokens' outputs moved by is passed on to the
+        tokens left out that look like them, 0 to 1.
+    redo_from
+        ``motion``: a cached frame is encoded densely after all if the refreshed tokens' outputs
+        moved by more than this (mean 1 - cosine), 0 to 2; None for never.
     max_streams
         How many streams may have a state at a time; one more is an error until one is reset.
     batching
@@ -70,13 +83,17 @@ class CacheConfig:
     policy: str = "motion"
     ratio: float = 0.25
     interval: int = 2
+    quality: float = 0.983
+    calibration: Calibration | str | Path | None = None
     threshold: float | None = None
     metric: str = "keys"
     buckets: tuple[float, ...] = (1 / 16, 1 / 8, 1 / 4, 3 / 8, 1 / 2)
-    refresh: float = 1 / 8
+    refresh: float = 1 / 16
     age_rate: float = 0.01
     tail_layers: int | None = None
     tail_from: float = 3 / 8
+    propagate: float = 0.75
+    redo_from: float | None = 0.1
     max_streams: int = 64
     batching: str = "auto"
     graphs: bool = True
@@ -97,6 +114,15 @@ class CacheConfig:
             _at_least("tail_layers", self.tail_layers, 0)
         _fraction("refresh", self.refresh)
         _fraction("tail_from", self.tail_from)
+        _fraction("propagate", self.propagate)
+        if not 0.5 <= self.quality <= 0.999:
+            raise ValueError(
+                f"CacheConfig: quality must be a cosine between 0.5 and 0.999, got {self.quality}"
+            )
+        if self.redo_from is not None and not 0.0 <= self.redo_from <= 2.0:
+            raise ValueError(
+                f"CacheConfig: redo_from must be between 0 and 2, or None, got {self.redo_from}"
+            )
         if not self.age_rate >= 0.0:
             raise ValueError(f"CacheConfig: age_rate must be at least 0, got {self.age_rate}")
         _at_least("max_streams", self.max_streams, 1)
@@ -111,10 +137,14 @@ class CacheConfig:
                 f"got {self.buckets}"
             )
 
-    @property
-    def motion_threshold(self) -> float:
-        """Threshold of the ``motion`` policy, its default filled in."""
-        return MOTION_THRESHOLD if self.threshold is None else self.threshold
+    def aim(self) -> Aim:
+        """Return what the ``motion`` policy steers by; raises ValueError for a bad file."""
+        calibration = self.calibration
+        if calibration is None:
+            calibration = default_calibration()
+        elif not isinstance(calibration, Calibration):
+            calibration = Calibration.load(calibration)
+        return calibration.aim(self.quality)
 
     @classmethod
     def of(cls, policy: str | CacheConfig) -> CacheConfig:

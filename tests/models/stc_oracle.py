@@ -11,6 +11,10 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import layer_norm
+
+from stc_video import CacheConfig
+from stc_video.calibration import Aim
 
 
 class Block:
@@ -48,6 +52,11 @@ class Block:
         )
         weights = torch.softmax(q @ k.transpose(-1, -2) / math.sqrt(channels // self.heads), -1)
         return self.scale1(self.out((weights @ v).transpose(1, 2).reshape(batch, rows, channels)))
+
+    def operations(self) -> int:
+        """Multiply-adds of the products for one token."""
+        linears = [m for m in self.mlp.modules() if isinstance(m, nn.Linear)]
+        return sum(m.weight.numel() for m in [*linears, self.q, self.k, self.v, self.out])
 
 
 def blocks_of(tower: nn.Module) -> list[Block]:
@@ -133,12 +142,15 @@ class MotionOracle:
 
     blocks: list[Block]
     pinned: int
-    threshold: float = 0.92
+    threshold: float | None = None
+    aim: Aim = field(default_factory=lambda: CacheConfig().aim())
     buckets: tuple[float, ...] = (1 / 16, 1 / 8, 1 / 4, 3 / 8, 1 / 2)
-    refresh: float = 1 / 8
+    refresh: float = CacheConfig().refresh
     age_rate: float = 0.01
     tail: int = 1
     tail_from: float = 3 / 8
+    propagate: float = 0.75
+    redo_from: float | None = 0.1
     keys: list[Tensor] = field(default_factory=list)
     values: list[Tensor] = field(default_factory=list)
     hidden: list[Tensor] = field(default_factory=list)  # output of every layer
@@ -146,12 +158,16 @@ class MotionOracle:
     last_input: Tensor | None = None
     stale: list[float] = field(default_factory=list)
     encoded: list[int] = field(default_factory=list)
+    level: float = -1.0
+    error: float | None = None
+    doubt: float = 0.0
 
     def encode(self, x: Tensor) -> list[Tensor]:
         """Outputs of all layers; ``encoded`` then lists the rows that were encoded."""
         tokens = x.shape[1]
         everything = list(range(tokens))
         if self.reference is None:
+            self.level = self.aim.level
             return self._run(x, everything, tail=0, dense=True)
         if torch.equal(x, self.last_input):
             self.encoded = []
@@ -159,17 +175,66 @@ class MotionOracle:
         u = self.blocks[0].norm1(x)
         drift = [1.0 - value for value in cosine(u, self.reference)[0].tolist()]
         patches = everything[self.pinned :]
-        changed = [n for n in patches if drift[n] >= 1.0 - self.threshold]
+        loosest = 0.25 ** (1 - self.level) * 0.04**self.level
+        limit = loosest if self.threshold is None else 1.0 - self.threshold
+        changed = [n for n in patches if drift[n] >= limit]
         sizes = [int(share * len(patches)) for share in self.buckets]
         if len(changed) > sizes[-1]:
             return self._run(x, everything, tail=0, dense=True)
         wanted = min(len(changed) + int(self.refresh * len(patches)), sizes[-1])
         rows = min(size for size in sizes if size >= wanted)
+        has_tail = self.threshold is not None or (self.aim.tail and self.level > 0.5)
+        tail = self.tail if has_tail and rows >= self.tail_from * len(patches) else 0
+        if self.doubt and self._cost(rows + self.pinned, tokens, tail) + self.doubt >= 1.0:
+            self.doubt *= 0.9
+            return self._run(x, everything, tail=0, dense=True)
         self.stale = [s + d + self.age_rate for s, d in zip(self.stale, drift, strict=True)]
         others = sorted(set(patches) - set(changed), key=lambda n: (-self.stale[n], n))
-        chosen = sorted([*everything[: self.pinned], *changed, *others[: rows - len(changed)]])
-        tail = self.tail if rows >= self.tail_from * len(patches) else 0
-        return self._run(x, chosen, tail=tail, dense=False)
+        refreshed = others[: rows - len(changed)]
+        chosen = sorted([*everything[: self.pinned], *changed, *refreshed])
+        before = self.hidden[-1].clone()
+        outputs = self._run(x, chosen, tail=tail, dense=False)
+        if not refreshed:
+            return outputs
+        left_out = sorted(set(everything) - set(chosen))
+        if self._must_redo(before, refreshed, len(left_out) / tokens, tail):
+            return self._run(x, everything, tail=0, dense=True)
+        if not tail:
+            self._pass_on(before, refreshed, left_out)
+        return [output.clone() for output in self.hidden]
+
+    def _must_redo(self, before: Tensor, refreshed: list[int], left_out: float, tail: int) -> bool:
+        drifts = []
+        for n in refreshed:
+            old, new = (layer_norm(h[0, n], h.shape[2:]) for h in (before, self.hidden[-1]))
+            drifts.append(1.0 - float(torch.cosine_similarity(old, new, dim=0)))
+        drift = sum(drifts) / len(drifts)
+        error = drift * left_out * (0.35 if tail else 1.0)
+        self.error = error if self.error is None else (self.error + error) / 2
+        step = math.log(max(self.error, 1e-9) / self.aim.error)
+        self.level = min(1.0, max(0.0, self.level + 0.06 * max(-1.0, min(1.0, step))))
+        redo = self.redo_from is not None and drift > self.redo_from
+        self.doubt = (self.doubt + redo) / 2
+        return redo
+
+    def _pass_on(self, before: Tensor, refreshed: list[int], left_out: list[int]) -> None:
+        output = self.hidden[-1]
+        for n in left_out:
+            alike = [
+                float(torch.cosine_similarity(before[0, n], before[0, m], dim=0)) for m in refreshed
+            ]
+            weights = torch.softmax(torch.tensor(alike) / 0.05, dim=0).tolist()
+            for m, weight in zip(refreshed, weights, strict=True):
+                output[0, n] += self.propagate * weight * (output[0, m] - before[0, m])
+
+    def _cost(self, rows: int, tokens: int, tail: int) -> float:
+        """Multiply-adds of a cached frame as a fraction of a dense one's."""
+        total = dense = 0
+        for number, block in enumerate(self.blocks):
+            one = block.operations() + 2 * tokens * self.hidden[0].shape[2]
+            total += one * (tokens if number >= len(self.blocks) - tail else rows)
+            dense += one * tokens
+        return total / dense
 
     def _run(self, x: Tensor, rows: list[int], *, tail: int, dense: bool) -> list[Tensor]:
         if dense:

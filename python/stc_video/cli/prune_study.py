@@ -3,18 +3,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, nullcontext
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
 from rich.table import Table
 
 from stc_video.cli.environment import chosen_backends, cpu_name, environment
 from stc_video.cli.output import collected_warnings, prepare_folder
+from stc_video.cli.progress import bars
 from stc_video.cli.settings import StudySettings
 from stc_video.cli.stop import Stop
 
@@ -114,7 +114,7 @@ def _run(
             marker = SaliencyMarker(model.tower if default else None)
         expected = [source.expected_frames for _, source in sources]
         frames = None if None in expected else sum(count or 0 for count in expected)
-        with _bars(console, stop) as bar:
+        with bars(console, stop) as bar:
             clips = _encode(sources, model, marker, bar("Encoding", "frames", frames))
             count = steps(len(clips), len(methods), len(set(budgets)))
             pruning = bar("Pruning", "choices", count)
@@ -132,37 +132,6 @@ def _encode(
     from stc_video.studies.clips import encode_clip
 
     return [encode_clip(name, source, model, marker, step) for name, source in sources]
-
-
-@contextmanager
-def _bars(
-    console: Console, stop: Stop
-) -> Iterator[Callable[[str, str, int | None], Callable[[], None]]]:
-    """Show progress bars; yields the function that adds one and returns what moves it on."""
-    columns = (
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[unit]}"),
-    )
-    with Progress(*columns, console=console) as progress:
-
-        def add(what: str, unit: str, total: int | None) -> Callable[[], None]:
-            for task in progress.tasks:
-                progress.update(task.id, total=task.completed)
-            added = progress.add_task(what, total=total, unit=unit)
-
-            def step() -> None:
-                progress.advance(added)
-                if stop.wanted:
-                    raise KeyboardInterrupt
-
-            return step
-
-        yield add
-        for task in progress.tasks:
-            progress.update(task.id, total=task.completed)
 
 
 def _details(

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from stc_video.pruners import Pruner
     from stc_video.studies.methods import Method
 
-__all__ = ["RunSettings", "StudySettings"]
+__all__ = ["CalibrationSettings", "RunSettings", "StudySettings"]
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,7 @@ class RunSettings:
     ratio: float | None = None
     interval: int | None = None
     threshold: float | None = None
+    quality: float | None = None
     prune: str = "stc"
     tokens_per_frame: int = 64
     prune_method: str | None = None
@@ -77,7 +78,13 @@ class RunSettings:
             for name, value in (("ratio", self.ratio), ("interval", self.interval)):
                 if value is not None:
                     raise ValueError(f"--{name} belongs to --policy stc, not to {self.policy}")
+        if self.quality is not None and self.policy != "motion":
+            raise ValueError(f"--quality belongs to --policy motion, not to {self.policy}")
+        if self.quality is not None and self.threshold is not None:
+            raise ValueError("--quality and --threshold exclude each other: give one of them")
         config = CacheConfig(policy=self.policy)
+        if self.quality is not None:
+            config = replace(config, quality=self.quality)
         if self.ratio is not None:
             config = replace(config, ratio=self.ratio)
         if self.interval is not None:
@@ -106,7 +113,16 @@ class RunSettings:
     def shown(self) -> dict[str, object]:
         """Return what the report lists: the options, and the cacher's settings in full."""
         own = asdict(self)
-        for name in ("video", "policy", "ratio", "interval", "threshold", "device", "dtype"):
+        for name in (
+            "video",
+            "policy",
+            "ratio",
+            "interval",
+            "threshold",
+            "quality",
+            "device",
+            "dtype",
+        ):
             del own[name]
         if self.prune == "none":
             del own["tokens_per_frame"]
@@ -176,6 +192,20 @@ class StudySettings:
         for name in ("videos", "device", "dtype"):
             del own[name]
         return own
+
+
+@dataclass(frozen=True)
+class CalibrationSettings:
+    """Options of `stc calibrate` under the same names."""
+
+    videos: tuple[Path, ...] = ()
+    fps: tuple[float, ...] = (2.0, 5.0)
+    max_frames: int = 40
+    model: str | None = None
+    random_weights: str | None = None
+    device: str = "auto"
+    dtype: str = "auto"
+    threads: int | None = None
 
 
 def _parts(text: str) -> list[str]:

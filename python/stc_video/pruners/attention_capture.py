@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from stc_video.cacher.patching import owner_of
+from stc_video.cacher.policies.base import NONFINITE
 from stc_video.cacher.stats import UNCHANGED
 from stc_video.errors import AttachError
 from stc_video.pruners.base import Attention
@@ -74,7 +75,25 @@ def capture_attention(tower: nn.Module, layer: int = -2) -> AttentionCapture:
     owner = owner_of(found.blocks[0].layer)
     if owner is not None and not hasattr(owner, "last_frames"):
         raise AttachError(f"capture_attention: this tower has {owner.title}")
+    if owner is not None and _records_passes(owner, tower):
+        raise AttachError(
+            "capture_attention: recorded passes show no attention; attach the cacher with "
+            "CacheConfig(batching='ragged')"
+        )
     return AttentionCapture(found, layer % count)
+
+
+def _records_passes(cacher: Any, tower: nn.Module) -> bool:
+    """Whether a cacher may replay its passes, so that nobody sees what they compute."""
+    batching = cacher.config.batching
+    on_gpu = any(parameter.is_cuda for parameter in tower.parameters())
+    is_bucketed = batching == "bucketed" or (batching == "auto" and on_gpu)
+    return bool(cacher.config.policy == "motion" and is_bucketed)
+
+
+def _passes(record: Any) -> range:
+    """Once for each time that a frame passed through the layers: cached, and then densely."""
+    return range(2 if record.cost > 1.0 else 1)
 
 
 class _Heads(NamedTuple):
@@ -191,11 +210,11 @@ class AttentionCapture:
         return [self._heads(q, k) for q, k in zip(query, key, strict=True)]
 
     def _settle_cached(self, records: Any) -> list[_Heads]:
-        encoded = iter(self._attended)
+        encoded = dict(zip(self._order(records), self._attended, strict=False))
         frames = []
-        for record in records:
+        for number, record in enumerate(records):
             if record.kind != UNCHANGED:
-                self._latest[record.stream] = next(encoded)
+                self._latest[record.stream] = encoded[number]
             elif record.stream not in self._latest:
                 raise ValueError(
                     f"take: the cacher returned a frame of stream {record.stream!r} unchanged "
@@ -205,6 +224,25 @@ class AttentionCapture:
         for name in [name for name in self._latest if not self._is_kept(name)]:
             del self._latest[name]
         return frames
+
+    def _order(self, records: Any) -> list[int]:
+        """Which record each pass through the layer belongs to; of two passes the last counts."""
+        streams = {record.stream for record in records}
+        config = self._owner().config
+        if len(streams) > 1 and (config.policy == "stc" or len(records) > len(streams)):
+            raise ValueError(
+                "take: beside a cacher, a call must have frames of one stream, or, with the "
+                "motion policy, one frame of each of several streams"
+            )
+        numbered = list(enumerate(records))
+        if len(streams) == 1:
+            return [
+                n for n, record in numbered if record.kind != UNCHANGED for _ in _passes(record)
+            ]
+        kept = [n for n, record in numbered if record.kind != UNCHANGED]
+        kept = [n for n in kept if records[n].reason != NONFINITE]
+        redone = [n for n in kept if len(_passes(records[n])) > 1]
+        return [*kept, *redone, *(n for n, record in numbered if record.reason == NONFINITE)]
 
     def _is_kept(self, stream: str) -> bool:
         """Whether the cacher could return a frame of the stream unchanged."""

@@ -99,6 +99,10 @@ class PolicyBase:
         """Whether a cached frame of so many tokens is faster than a dense one, or not measured."""
         return self.timings is None or not self.config.guard or self.timings.pays(tokens)
 
+    def describe_guard(self, tokens: int) -> str:
+        """Say why a frame with so many tokens to encode is encoded densely."""
+        return self.timings.describe(tokens) if self.timings is not None else ""
+
     @property
     def is_never_cached(self) -> bool:
         """Whether no cached frame is faster than a dense one, as far as measured."""
@@ -113,7 +117,7 @@ class PolicyBase:
     ) -> tuple[Outputs, list[FrameRecord]]:
         """Encode frames (S * F, N, C) densely and keep nothing, because nothing else is faster."""
         assert self.timings is not None
-        reason = self.timings.describe(min(self.timings.cached))
+        reason = self.describe_guard(min(self.timings.cached))
         records = []
         for stream in streams:
             stream.drop_state()

@@ -40,7 +40,11 @@ class Look:
 
 
 def look(
-    streams: Sequence[Stream], frames: Tensor, normed: Tensor, threshold: float, pinned: int
+    streams: Sequence[Stream],
+    frames: Tensor,
+    normed: Tensor,
+    thresholds: Sequence[float],
+    pinned: int,
 ) -> list[Look]:
     """Compare the next frame of each stream with its state, with one transfer for all of them.
 
@@ -52,8 +56,8 @@ def look(
         (S, N, C) input of the first layer.
     normed
         (S, N, C) input of its attention, which is compared.
-    threshold
-        Cosine at or below which a token counts as changed.
+    thresholds
+        For each stream the cosine at or below which a token counts as changed.
     pinned
         How many tokens at the start are not asked.
 
@@ -68,8 +72,9 @@ def look(
     if not known:
         return [Look(bool(is_finite)) for is_finite in finite.tolist()]
     states = [motion_state(streams[number]) for number in known]
+    limits = torch.tensor([thresholds[number] for number in known], device=frames.device)
     counts, repeated, similarity, changed = _compare(
-        states, _rows(frames, known), _rows(normed, known), threshold, pinned
+        states, _rows(frames, known), _rows(normed, known), limits, pinned
     )
     facts = torch.cat([finite.int(), counts.int(), repeated.int()]).tolist()
     looks = [Look(bool(is_finite)) for is_finite in facts[: len(streams)]]
@@ -86,7 +91,7 @@ def look(
 
 
 def _compare(
-    states: Sequence[MotionState], frames: Tensor, normed: Tensor, threshold: float, pinned: int
+    states: Sequence[MotionState], frames: Tensor, normed: Tensor, limits: Tensor, pinned: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Compare frames (S, N, C) with the states of their streams.
 
@@ -94,7 +99,7 @@ def _compare(
     similarity (S, N) and which tokens changed, (S, N).
     """
     similarity = token_cosine(normed, _stacked([state.reference for state in states]))
-    changed = ~(similarity > threshold)
+    changed = ~(similarity > limits[:, None])
     changed[:, :pinned] = False
     counts = changed.sum(dim=1)
     # On a CPU a look at a number is free, and one at every value of a frame is not.

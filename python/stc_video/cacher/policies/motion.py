@@ -3,59 +3,25 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from stc_video.cacher.bucketed import BucketedEncoder
 from stc_video.cacher.guard import Timings, fastest
-from stc_video.cacher.policies.base import NONFINITE, Outputs, PolicyBase
-from stc_video.cacher.policies.looking import Look, look, motion_state
+from stc_video.cacher.policies.base import Outputs, PolicyBase
+from stc_video.cacher.policies.effort import EffortControl
+from stc_video.cacher.policies.looking import look, motion_state
+from stc_video.cacher.policies.planning import Plan, Planner, effort_of
+from stc_video.cacher.policies.propagation import Refreshed
 from stc_video.cacher.ragged import RaggedEncoder
 from stc_video.cacher.segments import Segment, SegmentEncoder, take_rows
-from stc_video.cacher.stats import CACHED, DENSE, UNCHANGED, FrameRecord
+from stc_video.cacher.stats import DENSE, FrameRecord
 from stc_video.cacher.stream_pool import StreamPool
 from stc_video.cacher.stream_state import Layout, MotionState, Stream
 from stc_video.config import CacheConfig
 from stc_video.towers.pre_norm import PreNormTower
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What is done with a frame.
-
-    Attributes
-    ----------
-    reason
-        Why, in words.
-    changed
-        How many tokens changed.
-    indices
-        (1, K) int32 rows to encode, class token and registers among them; None for all rows.
-    similarity
-        (N,) cosine of each token with the input at which it was last encoded, if compared.
-    with_tail
-        Whether the last layers run for all tokens.
-    is_kept
-        Whether what is computed goes into the state.
-    """
-
-    reason: str
-    changed: int
-    indices: Tensor | None = None
-    similarity: Tensor | None = None
-    with_tail: bool = False
-    is_kept: bool = True
-
-    @property
-    def kind(self) -> str:
-        """The kind of frame, as in :class:`FrameRecord`."""
-        if self.indices is None:
-            return DENSE
-        return CACHED if self.indices.shape[1] else UNCHANGED
 
 
 class MotionPolicy(PolicyBase):
@@ -65,20 +31,20 @@ class MotionPolicy(PolicyBase):
     one at which it was last encoded, so that slow drift adds up until it is noticed. The number
     of changed tokens is rounded up to a bucket with some room in it, which goes to the tokens
     that are most stale: those that drifted most below the threshold, or waited longest. When
-    many tokens are encoded, what the others see has changed a lot, and the last layers run for
-    all of them. When most of them changed (a cut, a moving camera), the frame is dense.
+    most tokens changed (a cut, a moving camera), the frame is dense.
+
+    What the refreshed tokens' outputs move by tells how stale the others are. It is passed on to
+    them (``propagation.py``), it sets the threshold, and whether the last layers run for all
+    tokens (``effort.py``), and where it is large, the frame is encoded densely after all.
     """
 
     def __init__(self, tower: PreNormTower, config: CacheConfig, pool: StreamPool) -> None:
         super().__init__(tower, config, pool)
-        layers = len(self.blocks)
-        tail = round(layers / 4) if config.tail_layers is None else config.tail_layers
-        if tail >= layers:
-            raise ValueError(
-                f"attach_cacher: tail_layers must be below the number of layers ({layers}), "
-                f"got {tail}"
-            )
-        self.head = layers - tail
+        redo_from = config.redo_from
+        self.control = EffortControl(config.aim(), redo_from, config.threshold)
+        self.planner = Planner(
+            config, self.control, self.pinned, self.operations, self.pays, self.describe_guard
+        )
         self._encoders: dict[torch.device, SegmentEncoder] = {}
 
     def encode(
@@ -120,10 +86,10 @@ class MotionPolicy(PolicyBase):
         for stream in streams:
             self._check_hidden(stream, wanted)
         normed = self.blocks[0].norm1(frames)
-        looks = self._look(streams, frames, normed)
+        looks = look(streams, frames, normed, self._thresholds(streams), self.pinned)
         tokens = frames.shape[1]
-        plans = [self._plan(*pair, tokens) for pair in zip(streams, looks, strict=True)]
-        outputs = self._carry_out(streams, plans, frames, normed, mask, wanted)
+        plans = [self.planner.plan(*pair, tokens) for pair in zip(streams, looks, strict=True)]
+        outputs, plans = self._carry_out(streams, plans, frames, normed, mask, wanted)
         chosen = zip(streams, plans, strict=True)
         return outputs, [self._record(stream, plan, tokens) for stream, plan in chosen]
 
@@ -135,29 +101,70 @@ class MotionPolicy(PolicyBase):
         normed: Tensor,
         mask: Tensor | None,
         wanted: frozenset[int],
-    ) -> Outputs:
-        """Encode frames (S, N, C) as planned."""
+    ) -> tuple[Outputs, list[Plan]]:
+        """Encode frames (S, N, C) as planned, and say what was done with them in the end."""
         chosen = list(zip(streams, plans, strict=True))
         self.place([s for s, plan in chosen if plan.is_kept and s.state is None], wanted)
-        segments = []
-        outputs: list[Outputs] = [{}] * len(streams)
-        for number, (stream, plan) in enumerate(chosen):
+
+        def masks(number: int) -> Tensor | None:
+            return None if mask is None else mask[number, None]
+
+        def segment(number: int, plan: Plan) -> Segment:
             one = slice(number, number + 1)
-            one_mask = None if mask is None else mask[one]
-            if not plan.is_kept:
-                outputs[number] = self.dense_uncached(frames[one], one_mask, wanted)
-                continue
-            segment = self._begin(stream, plan, frames[one], normed[one], one_mask)
-            if segment.rows:
-                segments.append(segment)
-        if segments:
-            self._encoder(frames.device).encode(segments)
-        for number, (stream, plan) in enumerate(chosen):
-            if plan.is_kept:
-                outputs[number] = self._cached_outputs(motion_state(stream), wanted)
+            return self._begin(streams[number], plan, frames[one], normed[one], masks(number))
+
+        kept = [number for number, plan in enumerate(plans) if plan.is_kept]
+        refreshed = {number: self._refreshed(*chosen[number]) for number in kept}
+        self._encode_segments([segment(number, plans[number]) for number in kept])
+        plans = self._learn(streams, plans, refreshed)
+        redone = [number for number, plan in enumerate(plans) if plan.spent]
+        self._encode_segments([segment(number, plans[number]) for number in redone])
+        outputs = [
+            self._cached_outputs(motion_state(stream), wanted)
+            if plan.is_kept
+            else self.dense_uncached(frames[number, None], masks(number), wanted)
+            for number, (stream, plan) in enumerate(zip(streams, plans, strict=True))
+        ]
         if len(outputs) == 1:
-            return outputs[0]
-        return {layer: torch.cat([one[layer] for one in outputs]) for layer in wanted}
+            return outputs[0], plans
+        return {layer: torch.cat([one[layer] for one in outputs]) for layer in wanted}, plans
+
+    def _encode_segments(self, segments: Sequence[Segment]) -> None:
+        if filled := [segment for segment in segments if segment.rows]:
+            self._encoder(filled[0].x.device).encode(filled)
+
+    def _refreshed(self, stream: Stream, plan: Plan) -> Refreshed | None:
+        """Keep the outputs of the tokens that are about to be refreshed, if there are any."""
+        if plan.refreshed is None or plan.left_out is None or not len(plan.refreshed):
+            return None
+        return Refreshed.before(motion_state(stream).output, plan.refreshed, plan.left_out)
+
+    def _learn(
+        self,
+        streams: Sequence[Stream],
+        plans: Sequence[Plan],
+        refreshed: dict[int, Refreshed | None],
+    ) -> list[Plan]:
+        """Learn from the refreshed tokens; frames that must be encoded densely get a new plan."""
+        plans = list(plans)
+        seen = {number: tokens for number, tokens in refreshed.items() if tokens is not None}
+        if not seen:
+            return plans
+        states = {number: motion_state(streams[number]) for number in seen}
+        # One transfer for all streams.
+        drifts = torch.stack(
+            [tokens.drift(states[number].output) for number, tokens in seen.items()]
+        ).tolist()
+        for (number, tokens), drift in zip(seen.items(), drifts, strict=True):
+            plan, output = plans[number], states[number].output
+            left_out = len(tokens.left_out) / output.shape[0]
+            if self.control.observe(effort_of(streams[number]), drift, left_out, plan.with_tail):
+                cost = self._cost(plan, output.shape[0])
+                reason = f"refreshed tokens had changed by {drift:.2f}: encoded densely after all"
+                plans[number] = Plan(reason, plan.changed, similarity=plan.similarity, spent=cost)
+            elif self.config.propagate and not plan.with_tail:
+                tokens.propagate(output, self.config.propagate)
+        return plans
 
     def rehearse(
         self, layout: Layout, frames: Tensor, mask: Tensor | None, wanted: frozenset[int]
@@ -173,7 +180,7 @@ class MotionPolicy(PolicyBase):
 
         def run(plan: Plan) -> None:
             normed = self.blocks[0].norm1(frames)
-            self._look(streams, frames, normed)
+            look(streams, frames, normed, self._thresholds(streams), self.pinned)
             self._carry_out(streams, [plan] * len(streams), frames, normed, mask, wanted)
 
         def seconds(call: Callable[[], object]) -> float:
@@ -182,9 +189,10 @@ class MotionPolicy(PolicyBase):
         try:
             run(Plan("warm-up", patches))
             cached = {}
-            for rows in self._bucket_sizes(patches):
+            for rows in self.planner.bucket_sizes(patches):
                 every = torch.arange(rows + self.pinned, dtype=torch.int32, device=frames.device)
-                plan = Plan("warm-up", rows, every[None], None, self._has_tail(rows, patches))
+                with_tail = self.planner.runs_tail(rows, patches, self.control.start())
+                plan = Plan("warm-up", rows, every[None], with_tail=with_tail)
                 cached[rows + self.pinned] = seconds(lambda: run(plan))  # noqa: B023
             return Timings(seconds(lambda: self.dense_uncached(frames, mask, wanted)), cached)
         finally:
@@ -198,59 +206,15 @@ class MotionPolicy(PolicyBase):
         stream.drop_state()
         stream.restart_reason = "hidden states are asked for from here on"
 
-    def _look(self, streams: Sequence[Stream], frames: Tensor, normed: Tensor) -> list[Look]:
-        return look(streams, frames, normed, self.config.motion_threshold, self.pinned)
-
-    def _plan(self, stream: Stream, seen: Look, tokens: int) -> Plan:
-        """Choose the rows to encode, and let the others grow staler."""
-        patches = tokens - self.pinned
-        if not seen.is_finite:
-            return Plan(NONFINITE, patches, is_kept=False)
-        if seen.similarity is None or seen.is_changed is None:
-            return Plan(stream.restart_reason or "first frame of the stream", patches)
-        count = seen.changed
-        rows = 0 if seen.is_repeated else self._bucket(count, patches)
-        if rows is None:
-            reason = f"{count / max(1, patches):.0%} of the tokens changed"
-            return Plan(reason, count, similarity=seen.similarity)
-        if rows and not self.pays(rows + self.pinned):
-            stream.counters.guarded += 1
-            reason = self.timings.describe(rows + self.pinned) if self.timings else ""
-            return Plan(reason, count, similarity=seen.similarity)
-        if rows == 0:
-            nothing = seen.similarity.new_empty((1, 0), dtype=torch.int32)
-            return Plan("nothing changed", 0, nothing, seen.similarity)
-        state = motion_state(stream)
-        state.staleness += (1.0 - seen.similarity) + self.config.age_rate
-        rank = torch.where(seen.is_changed, torch.inf, state.staleness)
-        rank[: self.pinned] = torch.inf
-        order = torch.sort(rank, descending=True, stable=True).indices[: rows + self.pinned]
-        indices = order.sort().values
-        state.staleness[indices] = 0.0
-        with_tail = self._has_tail(rows, patches)
-        reason = f"{count} tokens changed, {rows - count} refreshed"
-        return Plan(reason, count, indices.int()[None], seen.similarity, with_tail)
-
-    def _bucket_sizes(self, patches: int) -> list[int]:
-        return [max(1, math.floor(share * patches)) for share in self.config.buckets]
-
-    def _has_tail(self, rows: int, patches: int) -> bool:
-        """Whether the last layers run for all tokens when so many patches are encoded."""
-        return self.head < len(self.blocks) and rows >= self.config.tail_from * patches
-
-    def _bucket(self, changed: int, patches: int) -> int | None:
-        """How many patches to encode; None for all of them, 0 for nothing to do."""
-        sizes = self._bucket_sizes(patches)
-        if changed > sizes[-1]:
-            return None
-        # The refresh yields when the largest bucket is full of changed tokens.
-        wanted = min(changed + math.floor(self.config.refresh * patches), sizes[-1])
-        return next(size for size in sizes if size >= wanted) if wanted else 0
+    def _thresholds(self, streams: Sequence[Stream]) -> list[float]:
+        """Cosine at or below which a token of each stream counts as changed."""
+        return [self.control.threshold(stream.effort) for stream in streams]
 
     def place(self, streams: Sequence[Stream], wanted: frozenset[int]) -> None:
         """Give streams without a state one, which also keeps the hidden states wanted."""
         for stream in streams:
             stream.restart_reason = ""
+            stream.effort = stream.effort or self.control.start()
         if not streams:
             return
         layout = streams[0].layout
@@ -261,7 +225,7 @@ class MotionPolicy(PolicyBase):
         self, layout: Layout, wanted: frozenset[int]
     ) -> tuple[Hashable, Callable[[int], MotionState]]:
         """What tells states apart, and what allocates some."""
-        hidden, has_tail = wanted - {self.last}, self.head < len(self.blocks)
+        hidden, has_tail = wanted - {self.last}, self.planner.has_tail
 
         def allocate(slots: int) -> MotionState:
             return MotionState.empty(layout, len(self.blocks), has_tail, hidden, (slots,))
@@ -292,9 +256,9 @@ class MotionPolicy(PolicyBase):
                 else (self.config.batching == "ragged")
             )
             self._encoders[device] = (
-                RaggedEncoder(self.blocks, self.head)
+                RaggedEncoder(self.blocks, self.planner.head)
                 if is_ragged
-                else BucketedEncoder(self.blocks, self.head, self.graphs_on(device))
+                else BucketedEncoder(self.blocks, self.planner.head, self.graphs_on(device))
             )
         return self._encoders[device]
 
@@ -312,6 +276,7 @@ class MotionPolicy(PolicyBase):
                 DENSE,
                 plan.reason,
                 tokens,
+                cost=1.0 + plan.spent,
                 changed=plan.changed,
                 similarity=plan.similarity,
             )
@@ -328,12 +293,5 @@ class MotionPolicy(PolicyBase):
         )
 
     def _cost(self, plan: Plan, tokens: int) -> float:
-        """Operations of a cached frame as a fraction of a dense one's."""
         assert plan.indices is not None
-        rows = plan.indices.shape[1]
-        head = sum(operations.rows(rows, tokens) for operations in self.operations[: self.head])
-        tail_rows = tokens if plan.with_tail else rows
-        tail = sum(
-            operations.rows(tail_rows, tokens) for operations in self.operations[self.head :]
-        )
-        return (head + tail) / self.dense_operations(tokens)
+        return self.planner.cost(plan.indices.shape[1], tokens, plan.with_tail)

@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which aim of the ``motion`` policy gives which similarity to a dense encode."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+_DEFAULT = Path(__file__).with_name("calibrations") / "default.json"
+_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Aim:
+    """What the policy steers by.
+
+    Attributes
+    ----------
+    error
+        The error that a stream's own estimate is kept near.
+    level
+        Effort that a stream starts with, 0 to 1.
+    tail
+        Whether the last layers may run for all tokens when the effort is high.
+    """
+
+    error: float
+    level: float
+    tail: bool = True
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What an aim gave on the clips of a calibration.
+
+    Attributes
+    ----------
+    aim
+        The aim.
+    similarity
+        Mean cosine to a dense encode, each clip counting the same.
+    worst_clip
+        The lowest clip's mean cosine.
+    cost
+        Mean fraction of a dense encode's operations.
+    """
+
+    aim: Aim
+    similarity: float
+    worst_clip: float
+    cost: float
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Measurements of several aims, and what they were made with.
+
+    ``stc calibrate`` makes one for a tower; without one, that of a trained DINOv2 ViT-S/14 is
+    taken.
+    """
+
+    points: tuple[Measured, ...]
+    facts: dict[str, str] = field(default_factory=dict)
+
+    def aim(self, quality: float) -> Aim:
+        """Return the cheapest aim under which no clip fell below what ``quality`` promises.
+
+        The promise is a mean error of each clip of at most 1.5 (1 - quality): 0.985 at 0.99.
+        Where no aim was good enough, the best one is taken.
+        """
+        kept = [point for point in self.points if point.worst_clip >= lowest_clip(quality)]
+        if kept:
+            return min(kept, key=lambda point: point.cost).aim
+        return max(self.points, key=lambda point: point.worst_clip).aim
+
+    @property
+    def best_quality(self) -> float:
+        """The highest quality whose promise was kept."""
+        return 1.0 - (1.0 - max(point.worst_clip for point in self.points)) / 1.5
+
+    def save(self, path: str | Path) -> None:
+        """Write it as JSON."""
+        points = [asdict(point) for point in self.points]
+        content = {"version": _VERSION, "facts": self.facts, "points": points}
+        Path(path).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | Path) -> Calibration:
+        """Read what :meth:`save` wrote.
+
+        Raises
+        ------
+        ValueError
+            If the file is not there or is no calibration.
+        """
+        try:
+            content = json.loads(Path(path).read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise ValueError(f"calibration {path} cannot be read: {error}") from error
+        try:
+            if content["version"] != _VERSION:
+                raise ValueError(
+                    f"calibration {path}: version must be {_VERSION}, got {content['version']!r}"
+                )
+            points = tuple(_measured(point) for point in content["points"])
+            if not points:
+                raise ValueError(f"calibration {path} has no points")
+            return cls(points, dict(content["facts"]))
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"calibration {path} is not one of `stc calibrate`") from error
+
+
+def lowest_clip(quality: float) -> float:
+    """Mean similarity that no clip is to fall below at a quality."""
+    return 1.0 - 1.5 * (1.0 - quality)
+
+
+@cache
+def default_calibration() -> Calibration:
+    """Return what was measured with a trained DINOv2 ViT-S/14 on seven clips."""
+    return Calibration.load(_DEFAULT)
+
+
+def _measured(point: dict[str, Any]) -> Measured:
+    given = point["aim"]
+    aim = Aim(float(given["error"]), float(given["level"]), bool(given["tail"]))
+    rest = (float(point[name]) for name in ("similarity", "worst_clip", "cost"))
+    return Measured(aim, *rest)
