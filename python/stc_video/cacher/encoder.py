@@ -14,7 +14,7 @@ from torch import Tensor
 
 from stc_kernels import gather_rows, scatter_residual, scatter_rows_
 from stc_video.cacher.stream_state import MotionState, StcState
-from stc_video.towers.pre_norm import PreNormBlock
+from stc_video.towers.block import Block
 
 
 class LayerTrace(NamedTuple):
@@ -27,21 +27,19 @@ class LayerTrace(NamedTuple):
     output: Tensor
 
 
-def dense_layers(
-    blocks: Sequence[PreNormBlock], x: Tensor, mask: Tensor | None
-) -> Iterator[LayerTrace]:
+def dense_layers(blocks: Sequence[Block], x: Tensor, mask: Tensor | None) -> Iterator[LayerTrace]:
     """Run the blocks for all tokens, yielding what each one computed."""
     for block in blocks:
         normed = block.norm1(x)
-        key, value = block.key(normed), block.value(normed)
-        attention = block.attend(block.query(normed), key, value, mask)
+        query, key, value = block.project(normed)
+        attention = block.attend(query, key, value, mask)
         mlp = block.feed_forward(middle := x + attention)
         x = middle + mlp
         yield LayerTrace(normed, key, value, attention + mlp, x)
 
 
 def motion_layers(
-    blocks: Sequence[PreNormBlock],
+    blocks: Sequence[Block],
     x: Tensor,
     indices: Tensor,
     state: MotionState,
@@ -76,9 +74,10 @@ def motion_layers(
         block = blocks[layer]
         normed = block.norm1(x)
         keys, values = state.keys[layer, None], state.values[layer, None]
-        scatter_rows_(keys, indices, block.key(normed))
-        scatter_rows_(values, indices, block.value(normed))
-        x = x + block.attend(block.query(normed), keys, values, mask)
+        query, key, value = block.project(normed, indices)
+        scatter_rows_(keys, indices, key)
+        scatter_rows_(values, indices, value)
+        x = x + block.attend(query, keys, values, mask, indices)
         x = x + block.feed_forward(x)
         if layer in state.hidden:
             scatter_rows_(state.hidden[layer][None], indices, x)
@@ -94,7 +93,7 @@ class StcLayer(NamedTuple):
 
 
 def stc_layer(
-    block: PreNormBlock,
+    block: Block,
     x: Tensor,
     state: StcState,
     layer: int,
@@ -129,13 +128,16 @@ def stc_layer(
         Output (F, N, C), indices (F, K) int32, similarity (F, N) float32.
     """
     normed = block.norm1(x)
-    fresh = (block.key if by_keys else block.value)(normed)
+    compare, reuse = block.project_key, block.project_value
+    if not by_keys:
+        compare, reuse = reuse, compare
+    fresh = compare(normed)
     indices, similarity = select(fresh, state.compared[layer])
     rows = gather_rows(normed, indices)
     stale = state.reused[layer].expand_as(x).clone()
-    scatter_rows_(stale, indices, (block.value if by_keys else block.key)(rows))
+    scatter_rows_(stale, indices, reuse(rows, indices))
     key, value = (fresh, stale) if by_keys else (stale, fresh)
-    attention = block.attend(block.query(rows), key, value, mask)
+    attention = block.attend(block.project_query(rows, indices), key, value, mask, indices)
     # The MLP needs the selected rows only, so only they are normalised.
     update = attention + block.feed_forward(gather_rows(x, indices) + attention)
     output = scatter_residual(x, state.update[layer], indices, update)

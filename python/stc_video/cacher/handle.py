@@ -18,6 +18,8 @@ from stc_video.cacher.stats import CacheStats, FrameRecord
 from stc_video.cacher.stream_state import Layout, Stream
 from stc_video.config import CacheConfig
 from stc_video.errors import AttachError
+from stc_video.towers.block import Tower
+from stc_video.towers.packed_vision import PackedTower
 from stc_video.towers.pre_norm import PreNormTower, key_mask
 
 DEFAULT_STREAM = "default"
@@ -32,8 +34,9 @@ def attach_cacher(tower: nn.Module, policy: str | CacheConfig = "motion") -> Cac
     Parameters
     ----------
     tower
-        A SigLIP, SigLIP2, CLIP or DINOv2 vision model of transformers, or LLaVA-NeXT's SigLIP,
-        in eval mode. Its instances are patched; its class and its ``state_dict`` are not touched.
+        A SigLIP, SigLIP2, CLIP or DINOv2 vision model of transformers, LLaVA-NeXT's SigLIP, or the
+        tower of a Qwen2-VL, Qwen2.5-VL or Qwen3-VL (see :class:`PackedCacher`), in eval mode. Its
+        instances are patched; its class and its ``state_dict`` are not touched.
     policy
         ``"motion"``, ``"stc"``, or a :class:`CacheConfig`.
 
@@ -65,6 +68,11 @@ def attach_cacher(tower: nn.Module, policy: str | CacheConfig = "motion") -> Cac
     (1, 1)
     >>> cacher.detach()
     """
+    packed = PackedTower.find(tower)
+    if packed is not None:
+        from stc_video.cacher.packed_frames import PackedCacher  # which is a Cacher itself
+
+        return PackedCacher(packed, CacheConfig.of(policy))
     return Cacher(PreNormTower.of(tower), CacheConfig.of(policy))
 
 
@@ -81,7 +89,7 @@ class Cacher:
         What happened to each row of the last call of the tower.
     """
 
-    def __init__(self, tower: PreNormTower, config: CacheConfig) -> None:
+    def __init__(self, tower: Tower, config: CacheConfig) -> None:
         self.config = config
         self.last_frames: list[FrameRecord] = []
         self._tower = tower
@@ -108,13 +116,19 @@ class Cacher:
         try:
             for block, forward in zip(self._tower.blocks, forwards, strict=True):
                 self._patches.append(InstancePatch.install(block.layer, _as_function(forward)))
-        except AttachError:
-            for patch in self._patches:
-                patch.remove()
-            self._patches.clear()
+            self._watcher.install()
+            self._packed.install()
+        except BaseException:
+            self._remove()
             raise
-        self._watcher.install()
-        self._packed.install()
+
+    def _remove(self) -> None:
+        """Take off what is installed."""
+        for patch in self._patches:
+            patch.remove()
+        self._patches.clear()
+        self._watcher.remove()
+        self._packed.remove()
 
     def _later_layers(self) -> range:
         return range(1, len(self._tower.blocks))
@@ -139,11 +153,7 @@ class Cacher:
                 f"{type(self._tower.root).__name__} after the cacher; undo that first, or call "
                 "detach(force=True) to put the original forwards back"
             )
-        for patch in self._patches:
-            patch.remove()
-        self._patches.clear()
-        self._watcher.remove()
-        self._packed.remove()
+        self._remove()
         self._streams.clear()
 
     # -- streams and totals ------------------------------------------------------------------

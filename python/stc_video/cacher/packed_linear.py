@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from stc_video.cacher.patching import InstancePatch
-from stc_video.towers.pre_norm import PreNormBlock
+from stc_video.towers.block import Block
 
 _DTYPES = (torch.float32, torch.bfloat16)
 
@@ -66,7 +66,7 @@ class PackedLinears:
         Whether to use packed weights where they help: float32 and bfloat16 on a CPU.
     """
 
-    blocks: Sequence[PreNormBlock]
+    blocks: Sequence[Block]
     enabled: bool = True
     _layers: list[PackedLinear] = field(default_factory=list)
     _patches: list[InstancePatch] = field(default_factory=list)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from stc_video.towers.pre_norm import PreNormBlock
+from stc_video.towers.block import Block
 
 DENSE, CACHED, UNCHANGED = "dense", "cached", "unchanged"
 
@@ -30,7 +30,7 @@ class Operations:
     mlp: int
 
     @classmethod
-    def of(cls, block: PreNormBlock, channels: int) -> Operations:
+    def of(cls, block: Block, channels: int) -> Operations:
         """Count the operations of a block."""
         return cls(channels, block.mlp_operations())
 

@@ -13,7 +13,7 @@ from stc_video.cacher.encoder import dense_layers
 from stc_video.cacher.stats import FrameRecord, Operations
 from stc_video.cacher.stream_state import Stream
 from stc_video.config import CacheConfig
-from stc_video.towers.pre_norm import PreNormTower
+from stc_video.towers.block import Tower
 
 #: outputs of the layers that were asked for, by layer number, each (F, N, C)
 Outputs = dict[int, Tensor]
@@ -34,12 +34,11 @@ class Policy(Protocol):
 class PolicyBase:
     """What both policies share: the tower's geometry, dense frames, and the book-keeping."""
 
-    def __init__(self, tower: PreNormTower, config: CacheConfig) -> None:
+    def __init__(self, tower: Tower, config: CacheConfig) -> None:
         self.blocks = tower.blocks
         self.pinned = tower.prefix_tokens
         self.config = config
-        channels = _channels(tower)
-        self.operations = [Operations.of(block, channels) for block in tower.blocks]
+        self.operations = [Operations.of(block, block.channels) for block in tower.blocks]
 
     @property
     def last(self) -> int:
@@ -92,10 +91,3 @@ def finite_frames(frames: Tensor) -> list[bool]:
     # A sum shows any of them, at the price of one pass and one transfer.
     sums = frames.sum(dim=(1, 2), dtype=torch.float32)
     return [bool(value) for value in torch.isfinite(sums).tolist()]
-
-
-def _channels(tower: PreNormTower) -> int:
-    """Width of the residual stream, read off the first query projection."""
-    weight = tower.blocks[0].query.weight
-    assert isinstance(weight, Tensor)
-    return weight.shape[1]

@@ -15,7 +15,7 @@ from stc_video.cacher.policies.base import NONFINITE, Outputs, PolicyBase, finit
 from stc_video.cacher.stats import CACHED, DENSE, UNCHANGED, FrameRecord
 from stc_video.cacher.stream_state import MotionState, Stream
 from stc_video.config import CacheConfig
-from stc_video.towers.pre_norm import PreNormTower
+from stc_video.towers.block import Tower
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class MotionPolicy(PolicyBase):
     all of them. When most of them changed (a cut, a moving camera), the frame is dense.
     """
 
-    def __init__(self, tower: PreNormTower, config: CacheConfig) -> None:
+    def __init__(self, tower: Tower, config: CacheConfig) -> None:
         super().__init__(tower, config)
         layers = len(self.blocks)
         tail = round(layers / 4) if config.tail_layers is None else config.tail_layers
