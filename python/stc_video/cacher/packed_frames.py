@@ -160,8 +160,8 @@ class PackedCacher(Cacher):
             size = height * width
             frames = rows[start : start + time * size].view(time, size, -1)
             # All temporal patches of a video have the same places.
-            places = (table[start : start + size] for table in positions)
-            self._tower.geometry.enter(*places, self._tower.windows(height, width))
+            cos, sin = (table[start : start + size] for table in positions)
+            self._tower.geometry.enter(cos, sin, self._tower.windows(height, width))
             stream = self._stream(name)
             stream.meet(Layout(size, rows.shape[1], rows.dtype, rows.device, (height, width)))
             outputs, made = self._policy.encode(stream, frames, None, wanted)
@@ -193,8 +193,8 @@ class PackedCacher(Cacher):
         odd = [grid for grid in grids if any(side % self._tower.merge for side in grid[1:])]
         if odd or sizes != rows:
             raise ValueError(
-                f"{type(self._tower.root).__name__}: grid_thw must have even heights and widths and "
-                f"as many places as there are rows ({rows}), got {[list(grid) for grid in grids]}"
+                f"{type(self._tower.root).__name__}: grid_thw must have even heights and widths "
+                f"and as many places as there are rows ({rows}), got {[list(g) for g in grids]}"
             )
         return [(time, height, width) for time, height, width in grids]
 

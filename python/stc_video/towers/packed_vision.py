@@ -174,8 +174,9 @@ class PackedBlock:
         if not self.is_windowed or len(geometry.windows) == 1:
             return attention(query, key, value, self.heads, mask)
         if places is None:
-            parts = zip(*(x.split(geometry.windows, 1) for x in (query, key, value)), strict=True)
-            return torch.cat([attention(*part, self.heads) for part in parts], dim=1)
+            queries, keys, values = (x.split(geometry.windows, 1) for x in (query, key, value))
+            windows = zip(queries, keys, values, strict=True)
+            return torch.cat([attention(q, k, v, self.heads) for q, k, v in windows], dim=1)
         # One call for whatever rows there are: their number per window is only known on the device.
         same = geometry.window_of[places.long()][:, None, :, None] == geometry.window_of
         return attention(query, key, value, self.heads, same)
