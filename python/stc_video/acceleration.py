@@ -22,7 +22,7 @@ from stc_video.pruners import PrunedTokens, Pruner, make_pruner
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["Acceleration", "accelerate"]
+__all__ = ["Acceleration", "accelerate", "accelerate_with"]
 
 #: pruners without a count of their own
 _UNCOUNTED = ("none",)
@@ -81,11 +81,22 @@ def accelerate(
     ValueError
         If a setting is out of range.
     """
-    if isinstance(getattr(model, "stc", None), Acceleration):
-        raise AttachError(
-            "accelerate: this model is accelerated already; call model.stc.restore() first"
-        )
-    adapter = adapter_for(model, positions)
+    _check_free(model)
+    return accelerate_with(
+        adapter_for(model, positions), cache, prune, tokens_per_frame, **pruner_settings
+    ).model
+
+
+def accelerate_with(
+    adapter: ModelAdapter,
+    cache: str | CacheConfig | None,
+    prune: str | Pruner,
+    tokens_per_frame: int | None,
+    **pruner_settings: Any,
+) -> Acceleration:
+    """Put cacher and pruner on the model of an adapter; see :func:`accelerate`."""
+    model = adapter.model
+    _check_free(model)
     if isinstance(prune, Pruner):
         if pruner_settings:
             raise ValueError(
@@ -98,7 +109,14 @@ def accelerate(
             pruner_settings["tokens_per_frame"] = tokens_per_frame
         pruner = make_pruner(prune, **pruner_settings)
     cacher = None if cache is None else attach_cacher(adapter.tower, cache)
-    return Acceleration(model, adapter, cacher, pruner).model
+    return Acceleration(model, adapter, cacher, pruner)
+
+
+def _check_free(model: Any) -> None:
+    if isinstance(getattr(model, "stc", None), Acceleration):
+        raise AttachError(
+            "accelerate: this model is accelerated already; call model.stc.restore() first"
+        )
 
 
 class Acceleration:
@@ -120,6 +138,8 @@ class Acceleration:
         How many sessions use it.
     owned
         Whether a session made it, so that the last one takes it off.
+    adapter
+        What is particular to the family of the model.
     """
 
     def __init__(
@@ -136,7 +156,7 @@ class Acceleration:
         self.users = 0
         self.owned = False
         self.grid = adapter.grid()
-        self._adapter = adapter
+        self.adapter = adapter
         self._batcher = TowerBatcher(self._run_tower)
         self._exit = ExitStack()
         if cacher is not None:
@@ -179,7 +199,7 @@ class Acceleration:
             else:
                 self.model.__dict__[name] = before
         del self.model.__dict__["stc"]
-        self._adapter.restore()
+        self.adapter.restore()
         self.pruner.reset()
 
     @property
@@ -235,19 +255,19 @@ class Acceleration:
             if cacher is not None:
                 inside.enter_context(cacher.resumed())
                 inside.enter_context(cacher.streams([job.stream for job in jobs]))
-            features = self._adapter.features(pixels, len(jobs))
+            features = self.adapter.features(pixels, len(jobs))
         for job, part in zip(jobs, features.chunk(len(jobs)), strict=True):
             job.features = part
 
     # -- the model's own calls ---------------------------------------------------------------
 
     def _forward(self, **arguments: Any) -> Any:
-        return self._adapter.forward(self, self._stock["forward"], arguments)
+        return self.adapter.forward(self, self._stock["forward"], arguments)
 
     def _generate(self, **arguments: Any) -> Any:
         if arguments.get("input_ids") is None and arguments.get("inputs") is not None:
             arguments["input_ids"] = arguments.pop("inputs")
-        return self._adapter.generate(self, self._stock["generate"], arguments)
+        return self.adapter.generate(self, self._stock["generate"], arguments)
 
 
 def _bound(model: PreTrainedModel, name: str, ours: Callable[..., Any]) -> types.MethodType:

@@ -15,14 +15,22 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from stc_video.models.placeholders import kept_places, padding_token, shortened
 from stc_video.pruners import PrunedTokens
 
-__all__ = ["Conversation", "QwenPrompt", "make_prompt"]
+__all__ = ["Conversation", "ConversationStream", "QwenPrompt", "make_prompt"]
 
 #: encodes and prunes temporal patches (T, h, w, P) of a video, given its number in the call
 Encoder = Callable[[Tensor, int], PrunedTokens]
+
+
+@dataclass(frozen=True, eq=False)
+class ConversationStream:
+    """The stream that all videos of a conversation are of; it lives as long as that does."""
+
+    name: str
 
 
 @dataclass(frozen=True)
@@ -39,12 +47,15 @@ class Conversation:
         Seconds per temporal patch of each video; empty if never given.
     offset
         (B,) what to add to the number of tokens in the cache for the position of the next one.
+    stream
+        The stream that the videos are of, if they all are of one.
     """
 
     kept: Tensor
     grids: dict[str, Tensor]
     intervals: tuple[float, ...]
     offset: Tensor
+    stream: ConversationStream | None = None
 
     @classmethod
     def empty(cls, batch: int) -> Conversation:
@@ -97,6 +108,8 @@ def make_prompt(
     encode: Encoder,
     past: int,
     said: Conversation,
+    *,
+    flat_turns: bool = False,
 ) -> QwenPrompt:
     """Encode the videos of a prompt and take out the placeholders of what was pruned.
 
@@ -113,6 +126,8 @@ def make_prompt(
         How many tokens are in the cache.
     said
         What is known of them.
+    flat_turns
+        Number the tokens of all turns but the first one after the other, as if they were text.
 
     Returns
     -------
@@ -127,6 +142,8 @@ def make_prompt(
     ids: Tensor = arguments["input_ids"]
     given_mask = arguments.get("attention_mask")
     mask = torch.ones_like(ids) if given_mask is None else given_mask
+    if past:  # some callers give that of the new turn only
+        mask = pad(mask, (ids.shape[1] - mask.shape[1], 0), value=1)
     first = past + said.removed
     if past and (len(ids) != 1 or first >= ids.shape[1]):
         raise ValueError(
@@ -152,23 +169,29 @@ def make_prompt(
         "video": torch.cat([said.grids["video"], videos]),
     }
     intervals = _intervals(arguments, said, len(videos))
-    positions = _positions(model, ids, mask, grids, intervals)[:, :, first:]
+    if past and flat_turns:
+        count = int(keep.sum())
+        start = past + int(said.offset)
+        rows = [torch.arange(start, start + count, device=ids.device)[None]] * 3
+    else:
+        positions = _positions(model, ids, mask, grids, intervals)[:, :, first:]
+        rows = [shortened(part, keep, 0) for part in positions]
     # Tokens that were made since the last prompt have all stayed.
     since = torch.ones((len(ids), first - said.kept.shape[1]), dtype=torch.bool)
     kept = torch.cat([said.kept, since, keep.cpu()], dim=1)
     short = shortened(ids, kept.to(ids.device), padding_token(model))
     short_mask = shortened(mask, kept.to(mask.device), 0)
-    rows = [shortened(part, keep, 0) for part in positions]
+    places = torch.stack(rows)
     # The next token follows the last one of the prompt, as in `generate` of all releases.
-    offset = positions[:, :, -1].max(0).values.cpu() + 1 - short.shape[1]
+    offset = places[:, :, -1].max(0).values.cpu() + 1 - short.shape[1]
     labels = arguments.get("labels")
     return QwenPrompt(
         input_ids=short,
         attention_mask=short_mask,
         embeds=_shortened_rows(embeds, keep),
-        positions=torch.stack(rows),
+        positions=places,
         past=past,
-        conversation=Conversation(kept, grids, intervals, offset),
+        conversation=Conversation(kept, grids, intervals, offset, said.stream),
         removed=ids.shape[1] - short.shape[1],
         extra={} if labels is None else {"labels": shortened(labels[:, first:], keep, -100)},
     )

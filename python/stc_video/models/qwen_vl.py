@@ -40,6 +40,8 @@ class QwenVLAdapter(ModelAdapter):
     """
 
     allowed_positions = ("original",)
+    #: whether turns after the first are numbered like text
+    flat_turns = False
 
     def __init__(self, model: PreTrainedModel, positions: str | None) -> None:
         super().__init__(model, positions)
@@ -84,6 +86,15 @@ class QwenVLAdapter(ModelAdapter):
         if pixels is None:
             return None
         return pixels.shape[1] // self._merge, pixels.shape[2] // self._merge
+
+    def kept_ids(self, ids: Tensor, cache: Any) -> Tensor:
+        """Those of a conversation's ids (1, L) that are in its cache, (1, n)."""
+        said = self._said(cache)
+        if said is None:
+            return ids
+        kept = torch.ones_like(ids, dtype=torch.bool)
+        kept[:, : said.kept.shape[1]] = said.kept.to(ids.device)
+        return ids[kept][None]
 
     # -- the model's own calls ---------------------------------------------------------------
 
@@ -138,17 +149,27 @@ class QwenVLAdapter(ModelAdapter):
                 "were made by this accelerated model"
             )
 
+        said = self._begin(said, frames)
+
         def encode(pixels: Tensor, number: int) -> PrunedTokens:
-            """Encode and prune a video (T, h, w, P), a stream of its own."""
-            stream = f"accelerate:{threading.get_ident()}:{number}"
+            """Encode and prune a video (T, h, w, P)."""
+            own = f"accelerate:{threading.get_ident()}:{number}"
+            stream = own if said.stream is None else said.stream.name
             try:
                 features = frames.encode(pixels, stream)
                 return frames.prune(features, stream, self.grid(pixels))
             finally:
-                frames.forget(stream)
+                if said.stream is None:
+                    frames.forget(stream)
 
         with torch.no_grad():
-            return make_prompt(self.model, arguments, encode, past, said)
+            return make_prompt(
+                self.model, arguments, encode, past, said, flat_turns=self.flat_turns
+            )
+
+    def _begin(self, said: Conversation, frames: FrameEncoder) -> Conversation:
+        """Prepare for a turn; without a stream of the conversation each video is one of its own."""
+        return said
 
     @contextmanager
     def _steps_of(self, prompt: QwenPrompt) -> Iterator[None]:
@@ -207,6 +228,7 @@ class QwenVLAdapter(ModelAdapter):
         return self._caches.get(cache)
 
     def _remember(self, cache: Any, said: Conversation) -> None:
+        """Keep with a cache what is known of it."""
         if cache is not None:
             self._caches[cache] = said
         # Whoever asks the model itself for positions gets the right ones, too.
