@@ -5,6 +5,9 @@ from __future__ import annotations
 
 import functools
 import gc
+import os
+import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -180,6 +183,34 @@ def test_their_patch_may_stay_where_it_is(model):
     assert [answer for *_, answer in got] == [answer for *_, answer in expected]
 
 
+def authors_file() -> str:
+    """Their patch, from a folder or git checkout of their repository."""
+    place = os.environ.get("STC_UPSTREAM_LIVECC")
+    if not place:
+        pytest.skip("STC_UPSTREAM_LIVECC names no folder or git checkout of LiveCC")
+    path = "livecc-utils/src/livecc_utils/generation_patch.py"
+    if (Path(place) / path).is_file():
+        return (Path(place) / path).read_text()
+    command = ["git", "-C", place, "show", f"HEAD:{path}"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+@pytest.mark.skipif(transformers.__version__ >= "5", reason="their patch needs transformers 4")
+def test_the_authors_own_file_makes_the_same_tokens(model):
+    names: dict[str, object] = {}
+    exec(compile(authors_file(), "generation_patch.py", "exec"), names)
+    patch = names["prepare_multiturn_multimodal_inputs_for_generation"]
+    model.prepare_inputs_for_generation = functools.partial(patch, model)
+    try:
+        stock = run(model)
+        with livecc.apply(model, cache=None, prune="none"):
+            got = run(model, by_us=True)
+    finally:
+        del model.prepare_inputs_for_generation
+    assert [answer for *_, answer in got] == [answer for *_, answer in stock]
+    assert all(torch.equal(a[0], b[0]) for a, b in zip(got, stock, strict=True))
+
+
 def test_with_cacher_and_pruner_cache_ids_and_positions_agree_at_every_turn(model, monkeypatch):
     handle = livecc.apply(model, CacheConfig(threshold=0.9), tokens_per_frame=KEPT)
     choose, seen, chosen = handle.pruner._choose, [], []
@@ -243,7 +274,7 @@ def test_restore_and_other_models(model):
         livecc.apply(model)
     handle.restore()
     assert set(model.__dict__) == before
-    with pytest.raises(UnsupportedModelError, match="must be a Qwen2VL.*, got Linear"):
+    with pytest.raises(UnsupportedModelError, match=r"must be a Qwen2VL.*, got Linear"):
         livecc.apply(torch.nn.Linear(2, 2))
     with pytest.raises(UnsupportedModelError, match="got Qwen2_5_VLForConditionalGeneration"):
         livecc.apply(make_model("qwen2.5-vl"))
