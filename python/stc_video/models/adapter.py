@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import importlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from stc_video.pruners import PrunedTokens
 
-__all__ = ["FrameEncoder", "ModelAdapter", "adapter_for"]
+__all__ = ["FrameEncoder", "ModelAdapter", "SessionSide", "adapter_for"]
 
 #: model type -> home of its adapter
 _FAMILIES = {
@@ -44,6 +44,65 @@ class FrameEncoder(Protocol):
 
     def forget(self, stream: str) -> None:
         """Drop what is kept of a stream."""
+
+
+class SessionSide(ABC):
+    """What is particular to a family of models in a session of one stream."""
+
+    #: settings of the memories that fit its positions, by name of their class
+    memories: tuple[str, ...]
+
+    @abstractmethod
+    def prepare(
+        self, pictures: Any, timestamps: Sequence[float] | float | None
+    ) -> tuple[Tensor | None, list[float | None]]:
+        """Make frames (F, ...) of the next pictures, and say when each was taken.
+
+        None if there are not enough pictures for a frame yet.
+        """
+
+    @property
+    def is_incomplete(self) -> bool:
+        """Whether pictures wait for more before they are a frame."""
+        return False
+
+    def complete(self) -> tuple[Tensor, list[float | None]] | None:
+        """Make a frame of pictures that wait for more, if there are any."""
+        return None
+
+    @abstractmethod
+    def place(self, kept: Tensor, grid: tuple[int, int]) -> tuple[Tensor, int]:
+        """Place the next frame.
+
+        Parameters
+        ----------
+        kept
+            (n,) int64 on the CPU, places of the kept tokens in the frame.
+        grid
+            (H, W) of the frame's tokens.
+
+        Returns
+        -------
+        tuple
+            Positions of the kept tokens, counted from the first free one, (n,) or (3, n); how many
+            positions the frame takes.
+        """
+
+    def ending(self) -> Tensor | None:
+        """Embedding (D,) of what ends a video, if anything does."""
+        return None
+
+    def before_answer(self, cache: Any) -> None:
+        """Look at the cache that an answer will be generated from."""
+        return
+
+    def state(self) -> Any:
+        """What is remembered of the stream, to be saved with it."""
+        return None
+
+    def restore(self, state: Any) -> None:
+        """Take over what :meth:`state` returned; None for a new stream."""
+        return
 
 
 class ModelAdapter(ABC):
@@ -107,6 +166,10 @@ class ModelAdapter(ABC):
         self, frames: FrameEncoder, stock: Callable[..., Any], arguments: dict[str, Any]
     ) -> Any:
         """Run the model's own generate on a prompt without the pruned tokens."""
+
+    @abstractmethod
+    def session_side(self, processor: Any) -> SessionSide:
+        """Prepare for a session with the model's processor or tokenizer."""
 
     def restore(self) -> None:
         """Take back what calls have left on the model."""

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from stc_video.errors import UnsupportedModelError
-from stc_video.models.adapter import FrameEncoder, ModelAdapter
+from stc_video.models.adapter import FrameEncoder, ModelAdapter, SessionSide
+from stc_video.models.pictures import to_pixels, to_times
 from stc_video.models.placeholders import PrunedPrompt, prune_prompt, with_prompt
 from stc_video.models.preprocess import Preprocessor, default_processor
 from stc_video.pruners import PrunedTokens
@@ -119,6 +120,10 @@ class LlavaOnevisionAdapter(ModelAdapter):
         """(H, W) of the tokens of a frame, the same for all."""
         return self._grid
 
+    def session_side(self, processor: Any) -> SessionSide:
+        """Prepare for a session with the model's processor or tokenizer."""
+        return _LlavaSessionSide(self, getattr(processor, "image_processor", None))
+
     def forward(
         self, frames: FrameEncoder, stock: Callable[..., Any], arguments: dict[str, Any]
     ) -> Any:
@@ -177,6 +182,36 @@ class LlavaOnevisionAdapter(ModelAdapter):
         height, width = self._grid
         with torch.no_grad():
             return prune_prompt(self.model, arguments, encode, height * width, self.positions)
+
+
+class _LlavaSessionSide(SessionSide):
+    """Pictures of the tower's size, positions in one row, a newline behind the video."""
+
+    memories = ("PlainConfig", "RekvConfig")
+
+    def __init__(self, adapter: LlavaOnevisionAdapter, images: Any) -> None:
+        self._model: Any = adapter.model
+        self._is_original = adapter.positions == "original"
+        self._preprocessor = frame_preprocessor(adapter.tower, images)
+        self._size = int(self._model.config.vision_config.image_size)
+
+    def prepare(
+        self, pictures: Any, timestamps: Sequence[float] | float | None
+    ) -> tuple[Tensor | None, list[float | None]]:
+        """Each picture is a frame (F, 3, S, S)."""
+        pixels = to_pixels(pictures, self._preprocessor, self._size)
+        return pixels, to_times(timestamps, len(pixels))
+
+    def place(self, kept: Tensor, grid: tuple[int, int]) -> tuple[Tensor, int]:
+        """One position per token."""
+        if self._is_original:
+            return kept, grid[0] * grid[1]
+        return torch.arange(len(kept)), len(kept)
+
+    def ending(self) -> Tensor | None:
+        """Embedding of the newline token."""
+        newline: Tensor = self._model.model.image_newline
+        return newline
 
 
 def frame_preprocessor(tower: nn.Module, processor: Any | None) -> Preprocessor:

@@ -7,13 +7,13 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from torch import Tensor, nn
 
 from stc_video.errors import UnsupportedModelError
-from stc_video.models.adapter import FrameEncoder, ModelAdapter
+from stc_video.models.adapter import FrameEncoder, ModelAdapter, SessionSide
 from stc_video.models.placeholders import with_prompt
 from stc_video.models.qwen_prompt import Conversation, QwenPrompt, make_prompt
 from stc_video.pruners import PrunedTokens
@@ -66,6 +66,8 @@ class QwenVLAdapter(ModelAdapter):
         self._inner = inner
         self._deltas_before = inner.rope_deltas
         self._caches: WeakKeyDictionary[Any, Conversation] = WeakKeyDictionary()
+        # Caches with one number per position, which is that of tokens.
+        self._plain: WeakSet[Any] = WeakSet()
         # The prompt that `generate` is called with, for its steps.
         self._under_way = threading.local()
 
@@ -86,6 +88,16 @@ class QwenVLAdapter(ModelAdapter):
         if pixels is None:
             return None
         return pixels.shape[1] // self._merge, pixels.shape[2] // self._merge
+
+    def session_side(self, processor: Any) -> SessionSide:
+        """Prepare for a session with the model's processor or tokenizer."""
+        from stc_video.models.qwen_session import QwenSessionSide
+
+        return QwenSessionSide(self, getattr(processor, "image_processor", None))
+
+    def number_by_tokens(self, cache: Any) -> None:
+        """Give what follows in a cache the position of its number of tokens."""
+        self._plain.add(cache)
 
     def kept_ids(self, ids: Tensor, cache: Any) -> Tensor:
         """Those of a conversation's ids (1, L) that are in its cache, (1, n)."""
@@ -117,8 +129,7 @@ class QwenVLAdapter(ModelAdapter):
             )
             self._remember(made.past_key_values, prompt.conversation)
             return made
-        self._continue(arguments)
-        return stock(**arguments)
+        return stock(**self._placed(arguments))
 
     def generate(
         self, frames: FrameEncoder, stock: Callable[..., Any], arguments: dict[str, Any]
@@ -126,8 +137,12 @@ class QwenVLAdapter(ModelAdapter):
         """Run the model's own generate on a prompt without the pruned tokens."""
         given = arguments.get("input_ids")
         has_video = arguments.get("pixel_values_videos") is not None
-        goes_on = self._said(arguments.get("past_key_values")) is not None
+        cache = arguments.get("past_key_values")
+        goes_on = self._said(cache) is not None
         if given is None or not (has_video or goes_on):
+            if cache is not None and cache in self._plain:
+                # `generate` looks at it, though the positions are given; another call left it.
+                self._inner.rope_deltas = torch.zeros((1, 1), dtype=torch.int64)
             return stock(**arguments)
         prompt = self._pruned(frames, arguments)
         arguments = {k: v for k, v in arguments.items() if k not in _REPLACED}
@@ -175,6 +190,7 @@ class QwenVLAdapter(ModelAdapter):
     def _steps_of(self, prompt: QwenPrompt) -> Iterator[None]:
         """Inside the block, forward runs steps of ``generate`` for this prompt."""
         self._under_way.prompt = prompt
+        self._inner.rope_deltas = prompt.conversation.offset[:, None].to(self.model.device)
         try:
             yield
         finally:
@@ -202,16 +218,21 @@ class QwenVLAdapter(ModelAdapter):
         self._remember(cache, prompt.conversation)
         return arguments | {"position_ids": positions}
 
-    def _continue(self, arguments: dict[str, Any]) -> None:
-        """Give the next tokens of a cache that was pruned their positions."""
-        said = self._said(arguments.get("past_key_values"))
-        tokens = arguments.get("input_ids")
+    def _placed(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        """Arguments with the positions of tokens that go on in a cache of ours."""
+        cache, tokens = arguments.get("past_key_values"), arguments.get("input_ids")
         tokens = arguments.get("inputs_embeds") if tokens is None else tokens
-        if said is None or tokens is None or arguments.get("position_ids") is not None:
-            return
-        start = int(arguments["past_key_values"].get_seq_length())
+        if cache is None or tokens is None:
+            return arguments
+        start = int(cache.get_seq_length())
+        if cache in self._plain:
+            places = torch.arange(start, start + tokens.shape[1], device=tokens.device)
+            return arguments | {"position_ids": places.expand(3, len(tokens), -1)}
+        said = self._said(cache)
+        if said is None or arguments.get("position_ids") is not None:
+            return arguments
         repeats = len(tokens) // len(said.kept)
-        arguments["position_ids"] = self._text_positions(said, start, tokens, repeats)
+        return arguments | {"position_ids": self._text_positions(said, start, tokens, repeats)}
 
     def _text_positions(
         self, said: Conversation, start: int, tokens: Tensor, repeats: int
