@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import inspect
-import threading
 import types
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -15,16 +14,15 @@ from torch import Tensor
 
 from stc_video.cacher import Cacher, FrameRecord, attach_cacher
 from stc_video.config import CacheConfig
-from stc_video.errors import AttachError, UnsupportedModelError
+from stc_video.errors import AttachError
+from stc_video.models.adapter import ModelAdapter, adapter_for
 from stc_video.models.batching import TowerBatcher, TowerJob
-from stc_video.models.llava_onevision import VisionSide
-from stc_video.models.placeholders import POSITIONS, PrunedPrompt, prune_prompt
 from stc_video.pruners import PrunedTokens, Pruner, make_pruner
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["Acceleration", "accelerate"]
+__all__ = ["Acceleration", "accelerate", "accelerate_with"]
 
 #: pruners without a count of their own
 _UNCOUNTED = ("none",)
@@ -36,7 +34,7 @@ def accelerate(
     prune: str | Pruner = "stc",
     tokens_per_frame: int | None = 64,
     *,
-    positions: str = "repacked",
+    positions: str | None = None,
     **pruner_settings: Any,
 ) -> PreTrainedModel:
     """Make a video language model encode what changed and read what matters.
@@ -52,7 +50,8 @@ def accelerate(
     Parameters
     ----------
     model
-        A ``LlavaOnevisionForConditionalGeneration`` in eval mode.
+        A ``LlavaOnevisionForConditionalGeneration``, ``Qwen2VLForConditionalGeneration`` or
+        ``Qwen2_5_VLForConditionalGeneration`` in eval mode.
     cache
         Policy of the cacher (see :func:`attach_cacher`), or None for none.
     prune
@@ -60,9 +59,10 @@ def accelerate(
     tokens_per_frame
         How many tokens the pruner keeps of each frame; None leaves it to the pruner's default.
     positions
-        ``"repacked"``: the kept tokens and the text get consecutive positions, as if the others
-        had never been there, which is what the model saw in training. ``"original"``: each keeps
-        the position that it has in the full prompt.
+        ``"repacked"`` (LLaVA-OneVision, its default): the kept tokens and the text get consecutive
+        positions, as if the others had never been there, which is what the model saw in training.
+        ``"original"``: each keeps the position that it has in the full prompt; the only choice for
+        Qwen-VL, whose positions are time, height and width.
     **pruner_settings
         Further settings of the pruner.
 
@@ -81,15 +81,22 @@ def accelerate(
     ValueError
         If a setting is out of range.
     """
-    if isinstance(getattr(model, "stc", None), Acceleration):
-        raise AttachError(
-            "accelerate: this model is accelerated already; call model.stc.restore() first"
-        )
-    if positions not in POSITIONS:
-        raise ValueError(
-            f"accelerate: positions must be one of {', '.join(POSITIONS)}, got {positions!r}"
-        )
-    _check_model(model)
+    _check_free(model)
+    return accelerate_with(
+        adapter_for(model, positions), cache, prune, tokens_per_frame, **pruner_settings
+    ).model
+
+
+def accelerate_with(
+    adapter: ModelAdapter,
+    cache: str | CacheConfig | None,
+    prune: str | Pruner,
+    tokens_per_frame: int | None,
+    **pruner_settings: Any,
+) -> Acceleration:
+    """Put cacher and pruner on the model of an adapter; see :func:`accelerate`."""
+    model = adapter.model
+    _check_free(model)
     if isinstance(prune, Pruner):
         if pruner_settings:
             raise ValueError(
@@ -101,9 +108,15 @@ def accelerate(
         if tokens_per_frame is not None and prune not in _UNCOUNTED:
             pruner_settings["tokens_per_frame"] = tokens_per_frame
         pruner = make_pruner(prune, **pruner_settings)
-    side = VisionSide(model)
-    cacher = None if cache is None else attach_cacher(side.tower, cache)
-    return Acceleration(model, side, cacher, pruner, positions).model
+    cacher = None if cache is None else attach_cacher(adapter.tower, cache)
+    return Acceleration(model, adapter, cacher, pruner)
+
+
+def _check_free(model: Any) -> None:
+    if isinstance(getattr(model, "stc", None), Acceleration):
+        raise AttachError(
+            "accelerate: this model is accelerated already; call model.stc.restore() first"
+        )
 
 
 class Acceleration:
@@ -120,31 +133,30 @@ class Acceleration:
     positions
         ``"repacked"`` or ``"original"``.
     grid
-        (H, W) of the tokens of a frame before pruning.
+        (H, W) of the tokens of a frame before pruning; None where each video has its own.
     users
         How many sessions use it.
     owned
         Whether a session made it, so that the last one takes it off.
+    adapter
+        What is particular to the family of the model.
     """
 
     def __init__(
         self,
         model: PreTrainedModel,
-        side: VisionSide,
+        adapter: ModelAdapter,
         cacher: Cacher | None,
         pruner: Pruner,
-        positions: str,
     ) -> None:
         self.model = model
         self.cacher = cacher
         self.pruner = pruner
-        self.positions = positions
+        self.positions = adapter.positions
         self.users = 0
         self.owned = False
-        self._side = side
-        config: Any = side.tower.config
-        size = config.image_size // config.patch_size
-        self.grid = side.feature_grid((size, size))
+        self.grid = adapter.grid()
+        self.adapter = adapter
         self._batcher = TowerBatcher(self._run_tower)
         self._records: dict[str, list[FrameRecord]] = {}
         self._exit = ExitStack()
@@ -153,8 +165,6 @@ class Acceleration:
             self._exit.enter_context(cacher.paused())
         self._before = {name: model.__dict__.get(name) for name in ("forward", "generate")}
         self._stock = {name: getattr(model, name) for name in self._before}
-        # Positions of the prompt that `generate` is called with, for its first step.
-        self._prompt = threading.local()
         untyped: Any = model
         untyped.stc = self
         untyped.forward = _bound(model, "forward", self._forward)
@@ -190,11 +200,16 @@ class Acceleration:
             else:
                 self.model.__dict__[name] = before
         del self.model.__dict__["stc"]
+        self.adapter.restore()
         self.pruner.reset()
 
     @property
     def tokens_per_frame(self) -> int:
-        """Tokens of a frame before pruning, N."""
+        """Tokens of a frame before pruning, N, where all videos have the same."""
+        if self.grid is None:
+            raise ValueError(
+                f"{type(self.model).__name__}: each video has its own number of tokens per frame"
+            )
         return self.grid[0] * self.grid[1]
 
     # -- frames ------------------------------------------------------------------------------
@@ -207,7 +222,8 @@ class Acceleration:
         Parameters
         ----------
         pixels
-            (F, 3, h, w) the next frames of the stream, preprocessed.
+            The next frames of the stream, preprocessed: (F, 3, h, w); for Qwen-VL (F, h, w, P)
+            temporal patches of h x w rows of P pixels, in the processor's order.
         stream
             Name of the stream.
 
@@ -218,9 +234,14 @@ class Acceleration:
         """
         return self._batcher(stream, pixels)
 
-    def prune(self, features: Tensor, stream: str) -> PrunedTokens:
-        """Choose the tokens of frames (F, N, D) that enter the language model."""
-        return self.pruner(features, grid=self.grid, stream=stream)
+    def prune(
+        self, features: Tensor, stream: str, grid: tuple[int, int] | None = None
+    ) -> PrunedTokens:
+        """Choose the tokens of frames (F, N, D) that enter the language model.
+
+        ``grid`` is that of the tokens, where each video has its own.
+        """
+        return self.pruner(features, grid=grid or self.grid, stream=stream)
 
     def records(self, stream: str) -> list[FrameRecord]:
         """What the cacher did with the frames that were encoded last; empty without one."""
@@ -240,79 +261,23 @@ class Acceleration:
             if cacher is not None:
                 inside.enter_context(cacher.resumed())
                 inside.enter_context(cacher.streams([job.stream for job in jobs]))
-            features = self._side.features(self._side.tokens({"pixel_values": pixels}))
+            features = self.adapter.features(pixels, len(jobs))
         for number, (job, part) in enumerate(zip(jobs, features.chunk(len(jobs)), strict=True)):
             if cacher is not None:
-                rows = slice(number * len(part), (number + 1) * len(part))
+                frames = len(cacher.last_frames) // len(jobs)
+                rows = slice(number * frames, (number + 1) * frames)
                 self._records[job.stream] = cacher.last_frames[rows]
             job.features = part
 
     # -- the model's own calls ---------------------------------------------------------------
 
     def _forward(self, **arguments: Any) -> Any:
-        positions = getattr(self._prompt, "positions", None)
-        embeds = arguments.get("inputs_embeds")
-        if positions is not None and embeds is not None:
-            # The first step of `generate`, which knows no other than consecutive positions.
-            self._prompt.positions = None
-            repeats = embeds.shape[0] // positions.shape[0]
-            arguments["position_ids"] = positions.repeat_interleave(repeats, 0)
-        if arguments.get("pixel_values_videos") is None or arguments.get("input_ids") is None:
-            return self._stock["forward"](**arguments)
-        prompt = self._pruned(arguments)
-        return self._stock["forward"](**prompt.arguments)
+        return self.adapter.forward(self, self._stock["forward"], arguments)
 
     def _generate(self, **arguments: Any) -> Any:
         if arguments.get("input_ids") is None and arguments.get("inputs") is not None:
             arguments["input_ids"] = arguments.pop("inputs")
-        given = arguments.get("input_ids")
-        if arguments.get("pixel_values_videos") is None or given is None:
-            return self._stock["generate"](**arguments)
-        prompt = self._pruned(arguments)
-        arguments = prompt.arguments
-        positions = arguments.pop("position_ids", None)
-        if positions is not None:
-            # Decoding goes on at the number of tokens so far. Attention sees differences only,
-            # so all positions may be shifted to meet it.
-            last = arguments["attention_mask"].sum(-1, keepdim=True) - 1
-            self._prompt.positions = positions - positions[:, -1:] + last
-        if arguments.get("max_length") is not None:
-            arguments["max_length"] -= prompt.removed
-        try:
-            made = self._stock["generate"](input_ids=prompt.input_ids, **arguments)
-        finally:
-            self._prompt.positions = None
-        return _with_prompt(made, given, prompt.input_ids.shape[1])
-
-    def _pruned(self, arguments: dict[str, Any]) -> PrunedPrompt:
-        cache = arguments.get("past_key_values")
-        if cache is not None and cache.get_seq_length() > 0:
-            raise ValueError(
-                "accelerated model: a video cannot be added to past_key_values; give the whole "
-                "conversation at once, or use StreamingSession"
-            )
-        with torch.no_grad():
-            return prune_prompt(
-                self.model, arguments, self._videos, self.tokens_per_frame, self.positions
-            )
-
-    def _videos(self, pixels: Tensor) -> list[PrunedTokens]:
-        """Encode and prune videos (V, F, 3, h, w), each as a stream of its own."""
-        kept = []
-        for number, frames in enumerate(pixels):
-            stream = f"accelerate:{threading.get_ident()}:{number}"
-            kept.append(self.prune(self.encode(frames, stream), stream))
-            self.forget(stream)
-        return kept
-
-
-def _check_model(model: Any) -> None:
-    kind = getattr(getattr(model, "config", None), "model_type", None)
-    if kind != "llava_onevision" or not hasattr(model, "generate"):
-        raise UnsupportedModelError(
-            "accelerate: supported is LlavaOnevisionForConditionalGeneration of transformers, got "
-            f"{type(model).__name__}"
-        )
+        return self.adapter.generate(self, self._stock["generate"], arguments)
 
 
 def _bound(model: PreTrainedModel, name: str, ours: Callable[..., Any]) -> types.MethodType:
@@ -331,14 +296,3 @@ def _bound(model: PreTrainedModel, name: str, ours: Callable[..., Any]) -> types
     method.__name__, method.__doc__ = stock.__name__, stock.__doc__
     method.__signature__ = signature  # type: ignore[attr-defined]
     return types.MethodType(method, model)
-
-
-def _with_prompt(made: Any, given: Tensor, length: int) -> Any:
-    """Put the prompt as it was given in front of what was generated."""
-    sequences = made if isinstance(made, Tensor) else made.sequences
-    given = given.to(sequences.device).repeat_interleave(sequences.shape[0] // given.shape[0], 0)
-    whole = torch.cat([given, sequences[:, length:]], dim=1)
-    if isinstance(made, Tensor):
-        return whole
-    made.sequences = whole
-    return made

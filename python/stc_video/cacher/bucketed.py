@@ -21,7 +21,7 @@ from stc_video.cacher.graphs import GraphCache
 from stc_video.cacher.segments import Segment
 from stc_video.cacher.stream_pool import Slab
 from stc_video.cacher.stream_state import MotionState
-from stc_video.towers.pre_norm import PreNormBlock
+from stc_video.towers.block import Block
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class BucketedEncoder:
         Where passes are recorded and run.
     """
 
-    blocks: Sequence[PreNormBlock]
+    blocks: Sequence[Block]
     head: int
     graphs: GraphCache
 
@@ -118,7 +118,7 @@ class BucketedEncoder:
 
     def _attention(
         self,
-        block: PreNormBlock,
+        block: Block,
         normed: Tensor,
         state: MotionState,
         rows: Rows,

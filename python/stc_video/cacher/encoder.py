@@ -14,7 +14,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from stc_kernels import gather_rows, scatter_residual, scatter_rows_
-from stc_video.towers.pre_norm import PreNormBlock
+from stc_video.towers.block import Block
 
 
 class LayerTrace(NamedTuple):
@@ -27,14 +27,12 @@ class LayerTrace(NamedTuple):
     output: Tensor
 
 
-def dense_layers(
-    blocks: Sequence[PreNormBlock], x: Tensor, mask: Tensor | None
-) -> Iterator[LayerTrace]:
+def dense_layers(blocks: Sequence[Block], x: Tensor, mask: Tensor | None) -> Iterator[LayerTrace]:
     """Run the blocks for all tokens, yielding what each one computed."""
     for block in blocks:
         normed = block.norm1(x)
-        key, value = block.key(normed), block.value(normed)
-        attention = block.attend(block.query(normed), key, value, mask)
+        query, key, value = block.project(normed)
+        attention = block.attend(query, key, value, mask)
         mlp = block.feed_forward(middle := x + attention)
         x = middle + mlp
         yield LayerTrace(normed, key, value, attention + mlp, x)
@@ -57,7 +55,7 @@ class StcLayer(NamedTuple):
 
 
 def stc_layer(
-    block: PreNormBlock,
+    block: Block,
     x: Tensor,
     reference: StcReference,
     *,
@@ -89,13 +87,16 @@ def stc_layer(
         Output (F, N, C), indices (F, K) int32, similarity (F, N) float32.
     """
     normed = block.norm1(x)
-    fresh = (block.key if by_keys else block.value)(normed)
+    compare, reuse = block.project_key, block.project_value
+    if not by_keys:
+        compare, reuse = reuse, compare
+    fresh = compare(normed)
     indices, similarity = select(fresh, reference.compared)
     rows = gather_rows(normed, indices)
     stale = reference.reused.expand_as(x).clone()
-    scatter_rows_(stale, indices, (block.value if by_keys else block.key)(rows))
+    scatter_rows_(stale, indices, reuse(rows, indices))
     key, value = (fresh, stale) if by_keys else (stale, fresh)
-    attention = block.attend(block.query(rows), key, value, mask)
+    attention = block.attend(block.project_query(rows, indices), key, value, mask, indices)
     # The MLP needs the selected rows only, so only they are normalised.
     update = attention + block.feed_forward(gather_rows(x, indices) + attention)
     output = scatter_residual(x, reference.update, indices, update)

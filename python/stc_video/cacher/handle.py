@@ -25,6 +25,8 @@ from stc_video.cacher.stats import CacheStats, Counters, FrameRecord
 from stc_video.cacher.stream_pool import StreamPool
 from stc_video.cacher.stream_state import Layout, Stream
 from stc_video.config import CacheConfig
+from stc_video.towers.block import Tower
+from stc_video.towers.packed_vision import PackedTower
 from stc_video.towers.pre_norm import PreNormTower, key_mask
 
 DEFAULT_STREAM = "default"
@@ -39,8 +41,9 @@ def attach_cacher(tower: nn.Module, policy: str | CacheConfig = "motion") -> Cac
     Parameters
     ----------
     tower
-        A SigLIP, SigLIP2, CLIP or DINOv2 vision model of transformers, or LLaVA-NeXT's SigLIP,
-        in eval mode. Its instances are patched; its class and its ``state_dict`` are not touched.
+        A SigLIP, SigLIP2, CLIP or DINOv2 vision model of transformers, LLaVA-NeXT's SigLIP, or the
+        tower of a Qwen2-VL, Qwen2.5-VL or Qwen3-VL (see :class:`PackedCacher`), in eval mode. Its
+        instances are patched; its class and its ``state_dict`` are not touched.
     policy
         ``"motion"``, ``"stc"``, or a :class:`CacheConfig`.
 
@@ -72,6 +75,11 @@ def attach_cacher(tower: nn.Module, policy: str | CacheConfig = "motion") -> Cac
     (1, 1)
     >>> cacher.detach()
     """
+    packed = PackedTower.find(tower)
+    if packed is not None:
+        from stc_video.cacher.packed_frames import PackedCacher  # which is a Cacher itself
+
+        return PackedCacher(packed, CacheConfig.of(policy))
     return Cacher(PreNormTower.of(tower), CacheConfig.of(policy))
 
 
@@ -91,7 +99,7 @@ class Cacher:
     #: what `attach_...` functions say that a tower with a cacher already has
     title = CACHER_TITLE
 
-    def __init__(self, tower: PreNormTower, config: CacheConfig) -> None:
+    def __init__(self, tower: Tower, config: CacheConfig) -> None:
         self.config = config
         self.last_frames: list[FrameRecord] = []
         self._tower = tower
@@ -125,8 +133,20 @@ class Cacher:
             owner=self,
             caller="attach_cacher",
         )
-        self._watcher.install()
-        self._packed.install()
+        try:
+            self._watcher.install()
+            self._packed.install()
+        except BaseException:
+            self._remove()
+            raise
+
+    def _remove(self) -> None:
+        """Take off what is installed."""
+        for patch in self._patches:
+            patch.remove()
+        self._patches.clear()
+        self._watcher.remove()
+        self._packed.remove()
 
     def _later_layers(self) -> range:
         return range(1, len(self._tower.blocks))
@@ -146,11 +166,7 @@ class Cacher:
         """
         if not force:
             check_in_place(self._patches, self._tower.root, owner="cacher", undo="detach")
-        for patch in self._patches:
-            patch.remove()
-        self._patches.clear()
-        self._watcher.remove()
-        self._packed.remove()
+        self._remove()
         self._streams.clear()
         self._pool.slabs.clear()
         if self._policy.graphs is not None:

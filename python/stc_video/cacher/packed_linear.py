@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from stc_video.cacher.patching import InstancePatch
-from stc_video.towers.pre_norm import PreNormBlock
+from stc_video.towers.block import Block
 
 #: rows that the packed layout is chosen for: an eighth to a half of a few hundred tokens
 _TYPICAL_ROWS = 192
@@ -65,7 +65,7 @@ class PackedLinears:
         Whether to use packed weights where they help: float32, and bfloat16 on a CPU with AVX-512.
     """
 
-    blocks: Sequence[PreNormBlock]
+    blocks: Sequence[Block]
     enabled: bool = True
     _layers: list[PackedLinear] = field(default_factory=list)
     _patches: list[InstancePatch] = field(default_factory=list)

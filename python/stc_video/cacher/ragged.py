@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from stc_video.cacher.segments import Segment
-from stc_video.towers.pre_norm import PreNormBlock
+from stc_video.towers.block import Block
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class RaggedEncoder:
         Number of the first layer that may run for all tokens (``with_tail``).
     """
 
-    blocks: Sequence[PreNormBlock]
+    blocks: Sequence[Block]
     head: int
 
     def encode(self, segments: Sequence[Segment]) -> None:
@@ -61,7 +61,7 @@ def _widen(x: Tensor, segments: Sequence[Segment]) -> tuple[Tensor, list[Segment
 
 
 def _run_layers(
-    blocks: Sequence[PreNormBlock], x: Tensor, segments: Sequence[Segment], layers: range
+    blocks: Sequence[Block], x: Tensor, segments: Sequence[Segment], layers: range
 ) -> Tensor:
     places = _places(segments, x.device)
     for layer in layers:
@@ -75,7 +75,7 @@ def _run_layers(
 
 
 def _attention(
-    block: PreNormBlock,
+    block: Block,
     normed: Tensor,
     segments: Sequence[Segment],
     places: Tensor | None,

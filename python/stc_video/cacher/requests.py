@@ -28,7 +28,8 @@ class TowerRequest:
         Hidden states wanted: False, True for all, or their numbers as transformers counts them
         (0 is the input of the first layer).
     grids
-        SigLIP2's (height, width) of each row of the batch, or empty.
+        SigLIP2's (height, width) of each row of the batch, Qwen-VL's (time, height, width) of each
+        video of the call, or empty.
     """
 
     hidden: bool | frozenset[int] = False
@@ -95,8 +96,9 @@ class RequestWatcher:
                 raise ValueError(f"{type(module).__name__}: {name} {self.no_attentions}")
         hidden = _asks(module, arguments, "output_hidden_states")
         self._request.hidden = _merge(self._request.hidden, hidden)
-        if isinstance(shapes := arguments.get("spatial_shapes"), torch.Tensor):
-            self._request.grids = tuple(tuple(shape) for shape in shapes.tolist())
+        for name in ("spatial_shapes", "grid_thw"):
+            if isinstance(shapes := arguments.get(name), torch.Tensor):
+                self._request.grids = tuple(tuple(shape) for shape in shapes.tolist())
 
 
 def _bind(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:

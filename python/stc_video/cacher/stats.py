@@ -11,7 +11,7 @@ from torch import Tensor
 
 from stc_video.cacher.graphs import GraphStats
 from stc_video.cacher.guard import Timings
-from stc_video.towers.pre_norm import PreNormBlock
+from stc_video.towers.block import Block
 
 DENSE, CACHED, UNCHANGED = "dense", "cached", "unchanged"
 
@@ -32,7 +32,7 @@ class Operations:
     mlp: int
 
     @classmethod
-    def of(cls, block: PreNormBlock, channels: int) -> Operations:
+    def of(cls, block: Block, channels: int) -> Operations:
         """Count the operations of a block."""
         return cls(channels, block.mlp_operations())
 

@@ -26,7 +26,8 @@ class Frame:
     embeds
         (n, D) its kept tokens.
     offsets
-        (n,) int64 on the CPU: the position of each, counted from the frame's first.
+        (n,) int64 on the CPU: the position of each, counted from the first that was free; (3, n)
+        for models with positions in time, height and width.
     span
         How many positions the frame takes.
     number

@@ -60,7 +60,7 @@ class PlainMemory(Memory):
             position += frame.span
         if new:
             embeds = torch.cat([frame.embeds for frame in frames])
-            self._feed(self._cache, embeds, torch.cat(positions))
+            self._feed(self._cache, embeds, torch.cat(positions, dim=-1))
         self._position = position
 
     def context(self, prompt: Tensor, question: slice, text: str) -> Context:
@@ -110,12 +110,12 @@ class PlainMemory(Memory):
         return rotary
 
     def _feed(self, cache: Any, embeds: Tensor, positions: Tensor) -> None:
-        """Run tokens through the model; a failure leaves the cache as it was."""
+        """Run tokens (n, D) at positions (n,) or (3, n); a failure leaves the cache as it was."""
         before = list(_layers(cache))
         try:
             self._model(
                 inputs_embeds=embeds[None],
-                position_ids=positions[None].to(embeds.device),
+                position_ids=positions.unsqueeze(-2).to(embeds.device),
                 past_key_values=cache,
                 use_cache=True,
             )

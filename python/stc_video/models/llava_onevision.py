@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The vision side of LLaVA-OneVision: tower, projector and pooling, without the language model."""
+"""LLaVA-OneVision: its vision side, and its calls with a pruned prompt."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -11,14 +12,18 @@ import torch
 from torch import Tensor, nn
 
 from stc_video.errors import UnsupportedModelError
+from stc_video.models.adapter import FrameEncoder, ModelAdapter, SessionSide
+from stc_video.models.pictures import to_pixels, to_times
+from stc_video.models.placeholders import PrunedPrompt, prune_prompt, with_prompt
 from stc_video.models.preprocess import Preprocessor, default_processor
+from stc_video.pruners import PrunedTokens
 from stc_video.towers.pre_norm import PreNormTower
 from stc_video.versions import VIDEO_MODELS_FROM, require_transformers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["VisionSide", "frame_preprocessor"]
+__all__ = ["LlavaOnevisionAdapter", "VisionSide", "frame_preprocessor"]
 
 
 class VisionSide:
@@ -97,6 +102,123 @@ class VisionSide:
     def feature_grid(self, grid: tuple[int, int]) -> tuple[int, int]:
         """Return the grid of `features` for a tower with this token grid: half, rounded up."""
         return (grid[0] + 1) // 2, (grid[1] + 1) // 2
+
+
+class LlavaOnevisionAdapter(ModelAdapter):
+    """Runs a LLaVA-OneVision on prompts without the pruned tokens."""
+
+    allowed_positions = ("repacked", "original")
+
+    def __init__(self, model: PreTrainedModel, positions: str | None) -> None:
+        super().__init__(model, positions)
+        self._side = VisionSide(model)
+        self.tower = self._side.tower
+        config: Any = self.tower.config
+        size = config.image_size // config.patch_size
+        self._grid = self._side.feature_grid((size, size))
+        # Positions of the prompt that `generate` is called with, for its first step.
+        self._prompt = threading.local()
+
+    def features(self, pixels: Tensor, streams: int) -> Tensor:
+        """Run tower, projector and pooling on frames (F, 3, h, w)."""
+        return self._side.features(self._side.tokens({"pixel_values": pixels}))
+
+    def grid(self, pixels: Tensor | None = None) -> tuple[int, int]:
+        """(H, W) of the tokens of a frame, the same for all."""
+        return self._grid
+
+    def session_side(self, processor: Any) -> SessionSide:
+        """Prepare for a session with the model's processor or tokenizer."""
+        return _LlavaSessionSide(self, getattr(processor, "image_processor", None))
+
+    def forward(
+        self, frames: FrameEncoder, stock: Callable[..., Any], arguments: dict[str, Any]
+    ) -> Any:
+        """Run the model's own forward on a prompt without the pruned tokens."""
+        positions = getattr(self._prompt, "positions", None)
+        embeds = arguments.get("inputs_embeds")
+        if positions is not None and embeds is not None:
+            # The first step of `generate`, which knows no other than consecutive positions.
+            self._prompt.positions = None
+            repeats = embeds.shape[0] // positions.shape[0]
+            arguments["position_ids"] = positions.repeat_interleave(repeats, 0)
+        if arguments.get("pixel_values_videos") is None or arguments.get("input_ids") is None:
+            return stock(**arguments)
+        return stock(**self._pruned(frames, arguments).arguments)
+
+    def generate(
+        self, frames: FrameEncoder, stock: Callable[..., Any], arguments: dict[str, Any]
+    ) -> Any:
+        """Run the model's own generate on a prompt without the pruned tokens."""
+        given = arguments.get("input_ids")
+        if arguments.get("pixel_values_videos") is None or given is None:
+            return stock(**arguments)
+        prompt = self._pruned(frames, arguments)
+        arguments = prompt.arguments
+        positions = arguments.pop("position_ids", None)
+        if positions is not None:
+            # Decoding goes on at the number of tokens so far. Attention sees differences only,
+            # so all positions may be shifted to meet it.
+            last = arguments["attention_mask"].sum(-1, keepdim=True) - 1
+            self._prompt.positions = positions - positions[:, -1:] + last
+        if arguments.get("max_length") is not None:
+            arguments["max_length"] -= prompt.removed
+        try:
+            made = stock(input_ids=prompt.input_ids, **arguments)
+        finally:
+            self._prompt.positions = None
+        return with_prompt(made, given, prompt.input_ids.shape[1])
+
+    def _pruned(self, frames: FrameEncoder, arguments: dict[str, Any]) -> PrunedPrompt:
+        cache = arguments.get("past_key_values")
+        if cache is not None and cache.get_seq_length() > 0:
+            raise ValueError(
+                "accelerated model: a video cannot be added to past_key_values; give the whole "
+                "conversation at once, or use StreamingSession"
+            )
+
+        def encode(pixels: Tensor) -> list[PrunedTokens]:
+            """Encode and prune videos (V, F, 3, h, w), each as a stream of its own."""
+            kept = []
+            for number, video in enumerate(pixels):
+                stream = f"accelerate:{threading.get_ident()}:{number}"
+                kept.append(frames.prune(frames.encode(video, stream), stream))
+                frames.forget(stream)
+            return kept
+
+        height, width = self._grid
+        with torch.no_grad():
+            return prune_prompt(self.model, arguments, encode, height * width, self.positions)
+
+
+class _LlavaSessionSide(SessionSide):
+    """Pictures of the tower's size, positions in one row, a newline behind the video."""
+
+    memories = ("PlainConfig", "RekvConfig")
+
+    def __init__(self, adapter: LlavaOnevisionAdapter, images: Any) -> None:
+        self._model: Any = adapter.model
+        self._is_original = adapter.positions == "original"
+        self._preprocessor = frame_preprocessor(adapter.tower, images)
+        self._size = int(self._model.config.vision_config.image_size)
+
+    def prepare(
+        self, pictures: Any, timestamps: Sequence[float] | float | None
+    ) -> tuple[Tensor | None, list[float | None]]:
+        """Each picture is a frame (F, 3, S, S)."""
+        pixels = to_pixels(pictures, self._preprocessor, self._size)
+        return pixels, to_times(timestamps, len(pixels))
+
+    def place(self, kept: Tensor, grid: tuple[int, int]) -> tuple[Tensor, int]:
+        """One position per token."""
+        if self._is_original:
+            return kept, grid[0] * grid[1]
+        return torch.arange(len(kept)), len(kept)
+
+    def ending(self) -> Tensor | None:
+        """Embedding of the newline token."""
+        newline: Tensor = self._model.model.image_newline
+        return newline
 
 
 def frame_preprocessor(tower: nn.Module, processor: Any | None) -> Preprocessor:

@@ -15,9 +15,15 @@ from stc_video.pruners import PrunedTokens
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["POSITIONS", "PrunedPrompt", "prune_prompt"]
-
-POSITIONS = ("repacked", "original")
+__all__ = [
+    "PrunedPrompt",
+    "kept_places",
+    "padding_token",
+    "prune_prompt",
+    "shortened",
+    "video_token",
+    "with_prompt",
+]
 
 #: arguments of a model that have one value per token of the prompt
 _PER_TOKEN = {"attention_mask": 0, "labels": -100, "mm_token_type_ids": 0}
@@ -81,7 +87,7 @@ def prune_prompt(
     arguments.pop("image_sizes_videos", None)
     inner: Any = model.model
     newline: Tensor = inner.image_newline
-    is_video = ids == _video_token(model)
+    is_video = ids == video_token(model)
     videos, frames = pixels.shape[:2]
     expected = videos * (frames * tokens_per_frame + 1)
     if int(is_video.sum()) != expected:
@@ -91,9 +97,9 @@ def prune_prompt(
         )
     kept = encode(pixels)
     keep = torch.ones_like(ids, dtype=torch.bool)
-    keep[is_video] = torch.cat([_kept_placeholders(k, tokens_per_frame) for k in kept]).to(
-        ids.device
-    )
+    newline_stays = keep.new_ones(1)
+    parts = [(kept_places(k, tokens_per_frame).to(ids.device), newline_stays) for k in kept]
+    keep[is_video] = torch.cat([part for pair in parts for part in pair])
     features = torch.cat([row for k in kept for row in (k.packed(), newline[None].to(k.tokens))])
 
     mask = arguments.get("attention_mask")
@@ -103,29 +109,28 @@ def prune_prompt(
     if given_positions is None and positions == "original":
         given_positions = (mask.cumsum(-1) - 1).clamp_min(0)
     if given_positions is not None:
-        arguments["position_ids"] = _shortened(given_positions.expand_as(ids), keep, 0)
+        arguments["position_ids"] = shortened(given_positions.expand_as(ids), keep, 0)
     for name, padding in _PER_TOKEN.items():
         if arguments.get(name) is not None:
-            arguments[name] = _shortened(arguments[name], keep, padding)
-    short = _shortened(ids, keep, _padding_token(model))
+            arguments[name] = shortened(arguments[name], keep, padding)
+    short = shortened(ids, keep, padding_token(model))
     embeds = model.get_input_embeddings()(short)
     # In place: the embeddings are a fresh tensor, and each placeholder has one row of features.
-    embeds[short == _video_token(model)] = features.to(embeds)
+    embeds[short == video_token(model)] = features.to(embeds)
     arguments["inputs_embeds"] = embeds
     return PrunedPrompt(short, arguments, ids.shape[1] - short.shape[1])
 
 
-def _kept_placeholders(kept: PrunedTokens, tokens_per_frame: int) -> Tensor:
-    """Which placeholders of a video stay, the one of the newline at its end included."""
+def kept_places(kept: PrunedTokens, tokens_per_frame: int) -> Tensor:
+    """Which placeholders of a video stay, (F * tokens_per_frame,) bool."""
     frames = kept.indices.shape[0]
     # Padding (-1) is sent to an extra column that is cut off.
     places = torch.where(kept.indices >= 0, kept.indices, tokens_per_frame).long()
     stay = torch.zeros((frames, tokens_per_frame + 1), dtype=torch.bool, device=places.device)
-    stay = stay.scatter_(1, places, True)[:, :tokens_per_frame].flatten()
-    return torch.cat([stay, stay.new_ones(1)])
+    return stay.scatter_(1, places, True)[:, :tokens_per_frame].flatten()
 
 
-def _shortened(values: Tensor, keep: Tensor, padding: int) -> Tensor:
+def shortened(values: Tensor, keep: Tensor, padding: int) -> Tensor:
     """Take out of each row what is not kept, and pad on the left to the longest row."""
     rows: Sequence[Tensor] = [row[k] for row, k in zip(values, keep, strict=True)]
     padded: Tensor = torch.nn.utils.rnn.pad_sequence(
@@ -134,12 +139,25 @@ def _shortened(values: Tensor, keep: Tensor, padding: int) -> Tensor:
     return padded
 
 
-def _video_token(model: PreTrainedModel) -> int:
+def video_token(model: PreTrainedModel) -> int:
+    """Id of the placeholder of a video's token."""
     config: Any = model.config
     return int(config.video_token_id)
 
 
-def _padding_token(model: PreTrainedModel) -> int:
+def padding_token(model: PreTrainedModel) -> int:
+    """Id to pad prompts with."""
     config: Any = model.config.get_text_config()
     padding = getattr(config, "pad_token_id", None)
     return 0 if padding is None else int(padding)
+
+
+def with_prompt(made: Any, given: Tensor, length: int) -> Any:
+    """Put the prompt as it was given in front of what `generate` made of one of this length."""
+    sequences = made if isinstance(made, Tensor) else made.sequences
+    given = given.to(sequences.device).repeat_interleave(sequences.shape[0] // given.shape[0], 0)
+    whole = torch.cat([given, sequences[:, length:]], dim=1)
+    if isinstance(made, Tensor):
+        return whole
+    made.sequences = whole
+    return made

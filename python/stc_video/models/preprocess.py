@@ -17,7 +17,13 @@ from torch import Tensor
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["Preprocessor", "default_processor", "load_processor", "patch_processor"]
+__all__ = [
+    "Preprocessor",
+    "default_processor",
+    "load_processor",
+    "patch_processor",
+    "processor_class",
+]
 
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -168,7 +174,7 @@ def default_processor(model_type: str, image_size: int, **override: Any) -> Any:
             "size": {"height": image_size, "width": image_size},
             "resample": _BICUBIC,
         }
-        make = _processor_class("SiglipImageProcessor")
+        make = processor_class("SiglipImageProcessor")
     else:
         clip = model_type.startswith("clip")
         mean, std = _CLIP if clip else _IMAGENET
@@ -177,7 +183,7 @@ def default_processor(model_type: str, image_size: int, **override: Any) -> Any:
             "crop_size": {"height": image_size, "width": image_size},
             "resample": _BICUBIC,
         }
-        make = _processor_class("CLIPImageProcessor" if clip else "BitImageProcessor")
+        make = processor_class("CLIPImageProcessor" if clip else "BitImageProcessor")
     settings.update(image_mean=list(mean), image_std=list(std), do_convert_rgb=False)
     settings.update(override)
     return make(**settings)
@@ -185,7 +191,7 @@ def default_processor(model_type: str, image_size: int, **override: Any) -> Any:
 
 def patch_processor(patch_size: int, max_num_patches: int) -> Any:
     """Build the image processor of towers with a variable number of patches (SigLIP2 NaFlex)."""
-    make = _processor_class("Siglip2ImageProcessor")
+    make = processor_class("Siglip2ImageProcessor")
     mean, std = _HALF
     return make(
         patch_size=patch_size,
@@ -197,7 +203,7 @@ def patch_processor(patch_size: int, max_num_patches: int) -> Any:
     )
 
 
-def _processor_class(name: str) -> Callable[..., Any]:
+def processor_class(name: str) -> Callable[..., Any]:
     """Return the class that needs no torchvision, under the name that this release gives it."""
     import transformers
 

@@ -21,19 +21,23 @@ class SavedSession:
 
     Attributes
     ----------
-    frames, tokens_kept, refused
+    frames, tokens_seen, tokens_kept, refused
         Totals.
     turns
         Questions and answers of the dialogue.
     waiting
         Frames that wait for their prefill chunk.
+    side
+        What the model's family remembers of the stream.
     """
 
     frames: int
+    tokens_seen: int
     tokens_kept: int
     refused: int
     turns: list[tuple[str, str]]
     waiting: list[Frame]
+    side: Any
 
 
 def describe(saved: SavedSession, handle: Acceleration, stream: str, memory: Memory) -> Snapshot:

@@ -14,13 +14,12 @@ from torch import Tensor
 
 from stc_video.acceleration import Acceleration, accelerate
 from stc_video.config import CacheConfig
-from stc_video.errors import MemoryFullError
+from stc_video.errors import MemoryFullError, UnsupportedModelError
 from stc_video.memory import Frame, PlainConfig, RekvConfig, make_memory, memory_config
-from stc_video.models.llava_onevision import frame_preprocessor
+from stc_video.models.pictures import FrameLike, to_times
 from stc_video.pruners import PrunedTokens, Pruner
 from stc_video.session.answer import Answer, generate_answer, next_logits
 from stc_video.session.fingerprint import describe_settings, model_fingerprint
-from stc_video.session.frames import FrameLike, to_pixels, to_times
 from stc_video.session.prompt import Prompt, PromptTemplate
 from stc_video.session.pushed import PushedFrame, pushed_frames
 from stc_video.session.saving import SavedSession, check_same, describe, take_over
@@ -45,8 +44,10 @@ class StreamingSession:
     Parameters
     ----------
     model
-        A ``LlavaOnevisionForConditionalGeneration`` in eval mode. If it is not accelerated yet,
-        it is until the last session on it is closed.
+        A ``LlavaOnevisionForConditionalGeneration``, ``Qwen2VLForConditionalGeneration`` or
+        ``Qwen2_5_VLForConditionalGeneration`` in eval mode. If it is not accelerated yet, it is
+        until the last session on it is closed. For Qwen-VL two pictures are a frame, and the memory
+        must be ``"plain"``.
     processor
         The model's processor, or its tokenizer; it must have a chat template.
     memory
@@ -81,7 +82,7 @@ class StreamingSession:
         cache: str | CacheConfig | None = "motion",
         prune: str | Pruner = "stc",
         tokens_per_frame: int | None = 64,
-        positions: str = "repacked",
+        positions: str | None = None,
         prefill_chunk: int = 8,
     ) -> None:
         if isinstance(prefill_chunk, bool) or prefill_chunk < 1:
@@ -101,6 +102,8 @@ class StreamingSession:
         try:
             self._placeholder = int(untyped.config.video_token_id)
             self._template = PromptTemplate(processor, self._placeholder)
+            self._side = self._handle.adapter.session_side(processor)
+            _check_memory(model, config, self._side.memories)
             self._memory = make_memory(untyped.model.language_model, config)
         except BaseException:
             self.close()
@@ -109,9 +112,6 @@ class StreamingSession:
         self._config = config
         self._chunk = prefill_chunk
         self._name = f"session-{next(_NUMBERS)}"
-        self._image_size = int(untyped.config.vision_config.image_size)
-        images = getattr(processor, "image_processor", None)
-        self._preprocessor = frame_preprocessor(untyped.model.vision_tower, images)
         self._timer = StageTimer(model.device)
         self._waiting: list[Frame] = []
         self._turns: list[tuple[str, str]] = []
@@ -161,20 +161,11 @@ class StreamingSession:
             If the memory is full and may not forget; the frames that are left out are counted.
         """
         self._check_open()
-        with self._timer("decode"):
-            pixels = to_pixels(frames, self._preprocessor, self._image_size)
-        times = to_times(timestamps, len(pixels))
-        pushed = []
         with self._push_lock:
             self._check_open()
-            for first in range(0, len(pixels), self._chunk):
-                part = slice(first, first + self._chunk)
-                kept = self._encode(pixels[part])
-                handle, first_number = self._handle, self._frames
-                records = handle.records(self._name)
-                pushed += pushed_frames(first_number, times[part], handle.grid, kept, records)
-                self._take(kept, times[part])
-        return pushed
+            with self._timer("decode"):
+                pixels, times = self._side.prepare(frames, timestamps)
+            return [] if pixels is None else self._take_in(pixels, times)
 
     def push_tokens(
         self, kept: PrunedTokens, timestamps: Sequence[float] | float | None = None
@@ -196,10 +187,25 @@ class StreamingSession:
         times = to_times(timestamps, len(kept.tokens))
         with self._push_lock:
             self._check_open()
-            self._take(kept, times)
+            self._take(kept, self._handle.grid, times)
+
+    def _take_in(self, pixels: Tensor, times: Sequence[float | None]) -> list[PushedFrame]:
+        """Encode frames and let whole chunks into the memory."""
+        pushed = []
+        for first in range(0, len(pixels), self._chunk):
+            part = slice(first, first + self._chunk)
+            kept, grid = self._encode(pixels[part])
+            records = self._handle.records(self._name)
+            pushed += pushed_frames(self._frames, times[part], grid, kept, records)
+            self._take(kept, grid, times[part])
+        return pushed
 
     def flush(self) -> None:
-        """Let frames that wait for their prefill chunk into the memory now."""
+        """Let frames that wait for their prefill chunk into the memory now.
+
+        Of a picture that waits for a second one (Qwen-VL) a frame is made.
+        """
+        self._complete()
         with self._memory_lock:
             self._prefill(len(self._waiting))
 
@@ -242,6 +248,8 @@ class StreamingSession:
         """
         with self._memory_lock:
             prompt = self._prompt(question, [*history, *(self._turns if dialogue else ())])
+        self._complete()
+        with self._memory_lock:
             context = self._context(prompt, question)
             frame, retrieve = self._frames, self._timer.last("retrieve")
         settings.setdefault("max_new_tokens", _MAX_NEW_TOKENS)
@@ -264,8 +272,9 @@ class StreamingSession:
 
     def logits(self, question: str) -> Tensor:
         """Logits (V,) of the first token of the answer, to choose among given options."""
+        prompt = self._prompt(question, ())
+        self._complete()
         with self._memory_lock:
-            prompt = self._prompt(question, ())
             context = self._context(prompt, question)
         return next_logits(self._model, context, prompt.ids)
 
@@ -306,7 +315,7 @@ class StreamingSession:
                 waiting=len(self._waiting),
                 refused=self._refused,
                 evicted=getattr(self._memory, "evicted", 0),
-                tokens_seen=self._frames * handle.tokens_per_frame,
+                tokens_seen=self._tokens_seen,
                 tokens_kept=self._tokens_kept,
                 memory_tokens=self._memory.tokens,
                 bytes=held,
@@ -321,14 +330,17 @@ class StreamingSession:
 
         The folder always holds a whole save: the one before until this one is complete.
         """
+        self._complete()
         with self._push_lock, self._memory_lock:
             self._check_open()
             saved = SavedSession(
                 frames=self._frames,
+                tokens_seen=self._tokens_seen,
                 tokens_kept=self._tokens_kept,
                 refused=self._refused,
                 turns=self._turns,
                 waiting=self._waiting,
+                side=self._side.state(),
             )
             snapshot = describe(saved, self._handle, self._name, self._memory)
             snapshot.values |= self._identity()
@@ -373,7 +385,8 @@ class StreamingSession:
             raise
         session._frames, session._tokens_kept = saved.frames, saved.tokens_kept
         session._refused, session._turns = saved.refused, saved.turns
-        session._waiting = saved.waiting
+        session._waiting, session._tokens_seen = saved.waiting, saved.tokens_seen
+        session._side.restore(saved.side)
         return session
 
     def _identity(self) -> dict[str, Any]:
@@ -387,7 +400,8 @@ class StreamingSession:
 
     def _start_over(self) -> None:
         self._waiting, self._turns = [], []
-        self._frames = self._tokens_kept = self._refused = 0
+        self._frames = self._tokens_seen = self._tokens_kept = self._refused = 0
+        self._side.restore(None)
         with torch.no_grad():
             self._memory.begin(self._embed(self._template.prefix))
 
@@ -401,31 +415,45 @@ class StreamingSession:
         embedded: Tensor = embed(tokens)
         return embedded
 
-    def _encode(self, pixels: Tensor) -> PrunedTokens:
+    def _complete(self) -> None:
+        """Take in a frame of a picture that waits for more."""
+        if not self._side.is_incomplete:  # a question need not wait for a push
+            return
+        with self._push_lock:
+            waiting = self._side.complete()
+            if waiting is not None:
+                self._take_in(*waiting)
+
+    def _encode(self, pixels: Tensor) -> tuple[PrunedTokens, tuple[int, int]]:
+        """Kept tokens of frames, and the grid (H, W) they are chosen from."""
         pixels = pixels.to(self._model.device, self._model.dtype)
+        grid = self._handle.adapter.grid(pixels)
+        assert grid is not None
         with torch.no_grad():
             with self._timer("encode"):
                 features = self._handle.encode(pixels, self._name)
             with self._timer("prune"):
-                return self._handle.prune(features, self._name)
+                return self._handle.prune(features, self._name, grid), grid
 
-    def _take(self, kept: PrunedTokens, times: Sequence[float | None]) -> None:
+    def _take(
+        self, kept: PrunedTokens, grid: tuple[int, int], times: Sequence[float | None]
+    ) -> None:
         """Let frames wait for their chunk, and full chunks into the memory."""
         with self._memory_lock:
-            self._waiting += self._as_frames(kept, times)
+            self._waiting += self._as_frames(kept, grid, times)
             while len(self._waiting) >= self._chunk:
                 self._prefill(self._chunk)
 
-    def _as_frames(self, kept: PrunedTokens, times: Sequence[float | None]) -> list[Frame]:
+    def _as_frames(
+        self, kept: PrunedTokens, grid: tuple[int, int], times: Sequence[float | None]
+    ) -> list[Frame]:
         frames = []
-        original = self._handle.positions == "original"
         for row, (count, time) in enumerate(zip(kept.counts.tolist(), times, strict=True)):
-            places = kept.indices[row, :count].long().cpu()
-            offsets = places if original else torch.arange(count)
-            span = self._handle.tokens_per_frame if original else count
+            offsets, span = self._side.place(kept.indices[row, :count].long().cpu(), grid)
             frames.append(Frame(kept.tokens[row, :count], offsets, span, self._frames, time))
             self._frames += 1
             self._tokens_kept += count
+            self._tokens_seen += grid[0] * grid[1]
         return frames
 
     def _prefill(self, count: int) -> None:
@@ -445,14 +473,29 @@ class StreamingSession:
         if not isinstance(question, str) or not question.strip():
             raise ValueError(f"ask: the question must be a text, got {question!r}")
         prompt = self._template.prompt(turns, question)
-        # The newline that ends every video comes with the question, as the video goes on.
+        if self._side.ending() is None:
+            return prompt
+        # What ends every video comes with the question, as the video goes on.
         rows = slice(prompt.question.start + 1, prompt.question.stop + 1)
         return Prompt([self._placeholder, *prompt.ids], rows)
 
     def _context(self, prompt: Prompt, question: str) -> Any:
-        self.flush()
-        inner: Any = self._model.model
-        with torch.no_grad(), self._timer("retrieve"):
-            embeds = self._embed(prompt.ids)
-            embeds[0] = inner.image_newline
-            return self._memory.context(embeds, prompt.question, question)
+        with torch.no_grad():
+            self._prefill(len(self._waiting))
+            with self._timer("retrieve"):
+                embeds = self._embed(prompt.ids)
+                if (ending := self._side.ending()) is not None:
+                    embeds[0] = ending
+                context = self._memory.context(embeds, prompt.question, question)
+        self._side.before_answer(context.cache)
+        return context
+
+
+def _check_memory(
+    model: PreTrainedModel, config: PlainConfig | RekvConfig, fitting: tuple[str, ...]
+) -> None:
+    if type(config).__name__ not in fitting:
+        raise UnsupportedModelError(
+            "StreamingSession: memory='rekv' turns a key by one position, and those of "
+            f"{type(model).__name__} are time, height and width; use memory='plain'"
+        )

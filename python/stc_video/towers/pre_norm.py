@@ -94,11 +94,30 @@ class PreNormBlock:
         """
         return "output_attentions" in inspect.signature(type(self.layer).forward).parameters
 
+    @property
+    def channels(self) -> int:
+        """Width of the residual stream."""
+        weight = self.query.weight
+        assert isinstance(weight, Tensor)
+        return weight.shape[1]
+
     def project(
         self, normed: Tensor, places: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values of normalised rows, each (B, K, C)."""
         return self.query(normed), self.key(normed), self.value(normed)
+
+    def project_query(self, normed: Tensor, places: Tensor | None = None) -> Tensor:
+        """Queries alone."""
+        return cast(Tensor, self.query(normed))
+
+    def project_key(self, normed: Tensor, places: Tensor | None = None) -> Tensor:
+        """Keys alone."""
+        return cast(Tensor, self.key(normed))
+
+    def project_value(self, normed: Tensor, places: Tensor | None = None) -> Tensor:
+        """Values alone."""
+        return cast(Tensor, self.value(normed))
 
     def attend(
         self,
@@ -126,14 +145,7 @@ class PreNormBlock:
         """Mix the values by attention: :meth:`attend` in front of the output projection."""
         for observer in attention_observers.get(self.layer, ()):
             observer(query, key)
-        if _has_sparse_kernel(query, key):
-            return _sparse_attention(query, key, value, self.heads, mask)
-        batch, rows, channels = query.shape
-        q, k, v = (_split_heads(part, self.heads) for part in (query, key, value))
-        if _is_float32_on_cpu(q) and _PADDED_FROM <= rows < _CPU_QUERIES:
-            q = pad(q, (0, 0, 0, _CPU_QUERIES - rows))
-        mixed = scaled_dot_product_attention(q, k, v, attn_mask=mask)[:, :, :rows]
-        return mixed.transpose(1, 2).reshape(batch, rows, channels)
+        return attention(query, key, value, self.heads, mask)
 
     def attention_branch(self, mixed: Tensor) -> Tensor:
         """Project mixed values (B, K, C) to what is added to the residual stream."""
@@ -290,6 +302,24 @@ def _heads(attention: nn.Module) -> int:
         f"attach_cacher: {type(attention).__name__} does not tell its number of heads "
         f"({' or '.join(_HEADS)})"
     )
+
+
+def attention(
+    query: Tensor, key: Tensor, value: Tensor, heads: int, mask: Tensor | None = None
+) -> Tensor:
+    """Attention of queries (B, K, C) to keys and values (B, N, C), in front of its projection.
+
+    ``mask`` is None or broadcastable to (B, heads, K, N).
+    """
+    if _has_sparse_kernel(query, key):
+        return _sparse_attention(query, key, value, heads, mask)
+    batch, rows, channels = query.shape
+    q, k, v = (_split_heads(part, heads) for part in (query, key, value))
+    is_key_mask = mask is None or mask.shape[-2] == 1
+    if is_key_mask and _is_float32_on_cpu(q) and _PADDED_FROM <= rows < _CPU_QUERIES:
+        q = pad(q, (0, 0, 0, _CPU_QUERIES - rows))
+    mixed = scaled_dot_product_attention(q, k, v, attn_mask=mask)[:, :, :rows]
+    return mixed.transpose(1, 2).reshape(batch, rows, channels)
 
 
 def _is_float32_on_cpu(x: Tensor) -> bool:

@@ -12,11 +12,11 @@ from stc_video.cacher.policies.motion import MotionPolicy
 from stc_video.cacher.policies.stc import StcPolicy
 from stc_video.cacher.stream_pool import StreamPool
 from stc_video.config import CacheConfig
-from stc_video.towers.pre_norm import PreNormTower
+from stc_video.towers.block import Tower
 
 __all__ = ["MotionPolicy", "Outputs", "Policy", "StcPolicy", "make_policy"]
 
 
-def make_policy(tower: PreNormTower, config: CacheConfig, pool: StreamPool) -> Policy:
+def make_policy(tower: Tower, config: CacheConfig, pool: StreamPool) -> Policy:
     """Make the policy that the settings name; states of streams go into the pool."""
     return (MotionPolicy if config.policy == "motion" else StcPolicy)(tower, config, pool)

@@ -16,7 +16,7 @@ from stc_video.cacher.stats import DENSE, FrameRecord, Operations
 from stc_video.cacher.stream_pool import StreamPool
 from stc_video.cacher.stream_state import Layout, Stream
 from stc_video.config import CacheConfig
-from stc_video.towers.pre_norm import PreNormTower
+from stc_video.towers.block import Tower
 
 #: outputs of the layers that were asked for, by layer number, each (F, N, C)
 Outputs = dict[int, Tensor]
@@ -61,15 +61,14 @@ class PolicyBase:
     #: how often each kind of frame is timed
     REHEARSALS = 3
 
-    def __init__(self, tower: PreNormTower, config: CacheConfig, pool: StreamPool) -> None:
+    def __init__(self, tower: Tower, config: CacheConfig, pool: StreamPool) -> None:
         self.blocks = tower.blocks
         self.pool = pool
         self.graphs: GraphCache | None = None
         self.timings: Timings | None = None
         self.pinned = tower.prefix_tokens
         self.config = config
-        channels = _channels(tower)
-        self.operations = [Operations.of(block, channels) for block in tower.blocks]
+        self.operations = [Operations.of(block, block.channels) for block in tower.blocks]
 
     def place(self, streams: Sequence[Stream], wanted: frozenset[int]) -> None:
         """Give streams without a state an empty one for the outputs of the ``wanted`` layers."""
@@ -177,10 +176,3 @@ def finite_frames(frames: Tensor) -> list[bool]:
     # A sum shows any of them, at the price of one pass and one transfer.
     sums = frames.sum(dim=(1, 2), dtype=torch.float32)
     return [bool(value) for value in torch.isfinite(sums).tolist()]
-
-
-def _channels(tower: PreNormTower) -> int:
-    """Width of the residual stream, read off the first query projection."""
-    weight = tower.blocks[0].query.weight
-    assert isinstance(weight, Tensor)
-    return weight.shape[1]

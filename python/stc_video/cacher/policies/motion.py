@@ -21,7 +21,7 @@ from stc_video.cacher.stats import DENSE, FrameRecord
 from stc_video.cacher.stream_pool import StreamPool
 from stc_video.cacher.stream_state import Layout, MotionState, Stream
 from stc_video.config import CacheConfig
-from stc_video.towers.pre_norm import PreNormTower
+from stc_video.towers.block import Tower
 
 
 class MotionPolicy(PolicyBase):
@@ -38,7 +38,7 @@ class MotionPolicy(PolicyBase):
     tokens (``effort.py``), and where it is large, the frame is encoded densely after all.
     """
 
-    def __init__(self, tower: PreNormTower, config: CacheConfig, pool: StreamPool) -> None:
+    def __init__(self, tower: Tower, config: CacheConfig, pool: StreamPool) -> None:
         super().__init__(tower, config, pool)
         redo_from = config.redo_from
         self.control = EffortControl(config.aim(), redo_from, config.threshold)

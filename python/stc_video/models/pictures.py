@@ -13,7 +13,7 @@ from torch import Tensor
 
 from stc_video.models.preprocess import Preprocessor
 
-__all__ = ["FrameLike", "to_pixels", "to_times"]
+__all__ = ["FrameLike", "pictures_of", "to_pixels", "to_times"]
 
 #: a PIL image, a NumPy array, a tensor, or a sequence of these
 FrameLike: TypeAlias = Any
@@ -48,7 +48,7 @@ def to_pixels(frames: FrameLike, preprocessor: Preprocessor, size: int) -> Tenso
     """
     if isinstance(frames, Tensor) and frames.is_floating_point():
         return _prepared(frames, size)
-    pictures = _pictures(frames)
+    pictures = pictures_of(frames)
     if not pictures:
         raise ValueError("push: frames must be one or more frames, got none")
     parts, run = [], [pictures[0]]
@@ -83,8 +83,8 @@ def _prepared(frames: Tensor, size: int) -> Tensor:
     return batch
 
 
-def _pictures(frames: FrameLike) -> list[_Picture]:
-    """Take frames apart into (H, W, 3) arrays."""
+def pictures_of(frames: FrameLike) -> list[_Picture]:
+    """Take frames apart into (H, W, 3) arrays; raises as :func:`to_pixels`."""
     if isinstance(frames, Tensor):
         if frames.dtype != torch.uint8:
             raise TypeError(f"push: a frame must be uint8 or prepared float, got {frames.dtype}")
@@ -93,7 +93,7 @@ def _pictures(frames: FrameLike) -> list[_Picture]:
                 "push: a uint8 tensor must be (3, H, W) or (F, 3, H, W), "
                 f"got shape {tuple(frames.shape)}"
             )
-        return _pictures(frames.movedim(-3, -1).cpu().numpy())
+        return pictures_of(frames.movedim(-3, -1).cpu().numpy())
     if isinstance(frames, np.ndarray):
         if frames.dtype != np.uint8:
             raise TypeError(f"push: a frame must be uint8, got {frames.dtype}")
@@ -106,7 +106,7 @@ def _pictures(frames: FrameLike) -> list[_Picture]:
     if hasattr(frames, "convert") and hasattr(frames, "size"):
         return [np.asarray(frames.convert("RGB"))]
     if isinstance(frames, Sequence) and not isinstance(frames, (str, bytes)):
-        return [picture for frame in frames for picture in _pictures(frame)]
+        return [picture for frame in frames for picture in pictures_of(frame)]
     raise TypeError(
         f"push: frames must be PIL images, NumPy arrays or tensors, got {type(frames).__name__}"
     )

@@ -1,0 +1,195 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What `accelerate` asks of a family of models, and which families there are."""
+
+from __future__ import annotations
+
+import importlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+from torch import Tensor, nn
+
+from stc_video.errors import UnsupportedModelError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from stc_video.pruners import PrunedTokens
+
+__all__ = ["FrameEncoder", "ModelAdapter", "SessionSide", "adapter_for"]
+
+#: model type -> home of its adapter
+_FAMILIES = {
+    "llava_onevision": "stc_video.models.llava_onevision:LlavaOnevisionAdapter",
+    "qwen2_vl": "stc_video.models.qwen_vl:QwenVLAdapter",
+    "qwen2_5_vl": "stc_video.models.qwen_vl:QwenVLAdapter",
+}
+_SUPPORTED = (
+    "LlavaOnevisionForConditionalGeneration, Qwen2VLForConditionalGeneration and "
+    "Qwen2_5_VLForConditionalGeneration of transformers from 4.57 on"
+)
+
+
+class FrameEncoder(Protocol):
+    """Encodes and prunes the frames of a stream, with whatever is attached to the model."""
+
+    def encode(self, pixels: Tensor, stream: str) -> Tensor:
+        """Features (F, N, D) of the next frames of a stream."""
+
+    def prune(
+        self, features: Tensor, stream: str, grid: tuple[int, int] | None = None
+    ) -> PrunedTokens:
+        """The tokens of frames (F, N, D) that enter the language model."""
+
+    def forget(self, stream: str) -> None:
+        """Drop what is kept of a stream."""
+
+
+class SessionSide(ABC):
+    """What is particular to a family of models in a session of one stream."""
+
+    #: settings of the memories that fit its positions, by name of their class
+    memories: tuple[str, ...]
+
+    @abstractmethod
+    def prepare(
+        self, pictures: Any, timestamps: Sequence[float] | float | None
+    ) -> tuple[Tensor | None, list[float | None]]:
+        """Make frames (F, ...) of the next pictures, and say when each was taken.
+
+        None if there are not enough pictures for a frame yet.
+        """
+
+    @property
+    def is_incomplete(self) -> bool:
+        """Whether pictures wait for more before they are a frame."""
+        return False
+
+    def complete(self) -> tuple[Tensor, list[float | None]] | None:
+        """Make a frame of pictures that wait for more, if there are any."""
+        return None
+
+    @abstractmethod
+    def place(self, kept: Tensor, grid: tuple[int, int]) -> tuple[Tensor, int]:
+        """Place the next frame.
+
+        Parameters
+        ----------
+        kept
+            (n,) int64 on the CPU, places of the kept tokens in the frame.
+        grid
+            (H, W) of the frame's tokens.
+
+        Returns
+        -------
+        tuple
+            Positions of the kept tokens, counted from the first free one, (n,) or (3, n); how many
+            positions the frame takes.
+        """
+
+    def ending(self) -> Tensor | None:
+        """Embedding (D,) of what ends a video, if anything does."""
+        return None
+
+    def before_answer(self, cache: Any) -> None:
+        """Look at the cache that an answer will be generated from."""
+        return
+
+    def state(self) -> Any:
+        """What is remembered of the stream, to be saved with it."""
+        return None
+
+    def restore(self, state: Any) -> None:
+        """Take over what :meth:`state` returned; None for a new stream."""
+        return
+
+
+class ModelAdapter(ABC):
+    """What is particular to a family of models.
+
+    Parameters
+    ----------
+    model
+        The model; it is read, not changed.
+    positions
+        How kept tokens are numbered: one of `allowed_positions`, or None for the first of them.
+
+    Attributes
+    ----------
+    tower
+        The vision tower.
+    """
+
+    allowed_positions: tuple[str, ...]
+    tower: nn.Module
+
+    def __init__(self, model: PreTrainedModel, positions: str | None) -> None:
+        positions = self.allowed_positions[0] if positions is None else positions
+        if positions not in self.allowed_positions:
+            raise ValueError(
+                f"accelerate: positions must be one of {', '.join(self.allowed_positions)}, "
+                f"got {positions!r}"
+            )
+        self.model = model
+        self.positions = positions
+
+    @abstractmethod
+    def features(self, pixels: Tensor, streams: int) -> Tensor:
+        """Run the vision side.
+
+        Parameters
+        ----------
+        pixels
+            (streams * F, ...) frames, those of each stream together.
+        streams
+            How many streams they are of.
+
+        Returns
+        -------
+        Tensor
+            (streams * F, N, D) what would enter the language model.
+        """
+
+    @abstractmethod
+    def grid(self, pixels: Tensor | None = None) -> tuple[int, int] | None:
+        """(H, W) of the tokens of a frame; None if it depends on frames that are not given."""
+
+    @abstractmethod
+    def forward(
+        self, frames: FrameEncoder, stock: Callable[..., Any], arguments: dict[str, Any]
+    ) -> Any:
+        """Run the model's own forward on a prompt without the pruned tokens."""
+
+    @abstractmethod
+    def generate(
+        self, frames: FrameEncoder, stock: Callable[..., Any], arguments: dict[str, Any]
+    ) -> Any:
+        """Run the model's own generate on a prompt without the pruned tokens."""
+
+    @abstractmethod
+    def session_side(self, processor: Any) -> SessionSide:
+        """Prepare for a session with the model's processor or tokenizer."""
+
+    def restore(self) -> None:
+        """Take back what calls have left on the model."""
+        return
+
+
+def adapter_for(model: Any, positions: str | None) -> ModelAdapter:
+    """Return the adapter of a model's family.
+
+    Raises
+    ------
+    UnsupportedModelError
+        If there is none, naming what was found.
+    ValueError
+        If the family cannot number the kept tokens like that.
+    """
+    kind = getattr(getattr(model, "config", None), "model_type", None)
+    if kind not in _FAMILIES or not hasattr(model, "generate"):
+        found = type(model).__name__ + ("" if kind is None else f" (model type {kind})")
+        raise UnsupportedModelError(f"accelerate: supported are {_SUPPORTED}, got {found}")
+    home, _, name = _FAMILIES[kind].partition(":")
+    make: type[ModelAdapter] = getattr(importlib.import_module(home), name)
+    return make(model, positions)

@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From pictures to temporal patches, which Qwen-VL's towers take for frames."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from stc_video.models.preprocess import processor_class
+
+__all__ = ["TemporalPatches"]
+
+#: bounds of a picture's size in pixels, those of the released processors for video
+MIN_PIXELS, MAX_PIXELS = 128 * 28 * 28, 768 * 28 * 28
+
+
+class TemporalPatches:
+    """Makes temporal patches of pictures by transformers' own image processor.
+
+    Parameters
+    ----------
+    tower
+        The vision tower.
+    processor
+        The model's image processor, whose mean, deviation and resampling are taken over, or None.
+    min_pixels, max_pixels
+        Bounds of a picture's size after resizing; its sides become multiples of 28.
+    """
+
+    def __init__(
+        self,
+        tower: nn.Module,
+        processor: Any | None = None,
+        *,
+        min_pixels: int = MIN_PIXELS,
+        max_pixels: int = MAX_PIXELS,
+    ) -> None:
+        config: Any = tower.config
+        keep = {k: getattr(processor, k, None) for k in ("image_mean", "image_std", "resample")}
+        self.pictures: int = config.temporal_patch_size
+        self._make = processor_class("Qwen2VLImageProcessor")(
+            size={"shortest_edge": min_pixels, "longest_edge": max_pixels},
+            patch_size=config.patch_size,
+            temporal_patch_size=config.temporal_patch_size,
+            merge_size=config.spatial_merge_size,
+            do_convert_rgb=False,
+            **{k: v for k, v in keep.items() if v is not None},
+        )
+
+    def __call__(self, frames: Sequence[npt.NDArray[np.uint8]]) -> Tensor:
+        """Make temporal patches.
+
+        Parameters
+        ----------
+        frames
+            (H, W, 3) uint8 RGB, all of one size; a missing last one repeats the one before, as the
+            released processors do it.
+
+        Returns
+        -------
+        Tensor
+            (T, h, w, P) float32: T temporal patches of h x w rows.
+        """
+        out = self._make(
+            images=list(frames), return_tensors="pt", input_data_format="channels_last"
+        )
+        _, height, width = (int(side) for side in out["image_grid_thw"][0])
+        # An image is a picture that stands still: each row holds it once per picture in time.
+        rows: Tensor = out["pixel_values"].view(len(frames), height * width, 3, self.pictures, -1)
+        still = rows[:, :, :, 0]
+        missing = -len(still) % self.pictures
+        still = torch.cat([still, still[-1:].expand(missing, -1, -1, -1)])
+        moving = still.unflatten(0, (-1, self.pictures)).movedim(1, 3)
+        patches: Tensor = moving.reshape(len(moving), height, width, -1)
+        return patches
