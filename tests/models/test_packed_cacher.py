@@ -348,11 +348,11 @@ def test_failing_at_any_patch_leaves_nothing_half_patched(tower, monkeypatch):
     for failing in range(patches):
         done = []
 
-        def fail(module, forward, failing=failing, done=done):
+        def fail(module, forward, *, failing=failing, done=done, **names):
             if len(done) == failing:
                 raise RuntimeError("no")
             done.append(module)
-            return install(module, forward)
+            return install(module, forward, **names)
 
         monkeypatch.setattr(InstancePatch, "install", fail)
         with pytest.raises(RuntimeError, match="no"):

@@ -98,7 +98,7 @@ class InstancePatch:
         try:
             for module, forward in zip(modules, forwards, strict=True):
                 patches.append(cls.install(module, forward, owner=owner, caller=caller))
-        except AttachError:
+        except BaseException:
             for patch in patches:
                 patch.remove()
             raise

@@ -183,11 +183,18 @@ class StreamingSession:
         ------
         MemoryFullError
             As for :meth:`push`.
+        UnsupportedModelError
+            If each video of the model has a grid of its own (Qwen-VL).
         """
+        grid = self._handle.grid
+        if grid is None:
+            raise UnsupportedModelError(
+                f"push_tokens: frames of {type(self._model).__name__} have a grid each; use push"
+            )
         times = to_times(timestamps, len(kept.tokens))
         with self._push_lock:
             self._check_open()
-            self._take(kept, self._handle.grid, times)
+            self._take(kept, grid, times)
 
     def _take_in(self, pixels: Tensor, times: Sequence[float | None]) -> list[PushedFrame]:
         """Encode frames and let whole chunks into the memory."""
