@@ -7,9 +7,21 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+import transformers
+from packaging.version import Version
 from tiny_towers import make_tower
 
 import stc_kernels
+
+# Older releases are supported for the towers of SigLIP, CLIP and DINOv2 alone.
+if Version(transformers.__version__) < Version("4.57"):
+    collect_ignore = [
+        "test_livecc.py",
+        "test_load_chat.py",
+        "test_packed_cacher.py",
+        "test_qwen_session.py",
+        "test_qwen_vl.py",
+    ]
 
 
 @pytest.fixture(autouse=True)

@@ -42,6 +42,8 @@ def dense(name: str, picture: torch.Tensor, layer: int = -2) -> torch.Tensor:
 @pytest.mark.parametrize("layer", [0, -2, 3])
 def test_it_is_the_attention_of_the_layer(name, layer):
     tower = make_tower(name)
+    if not hasattr(tower, "set_attn_implementation"):
+        pytest.skip("this release of transformers cannot say what its attention is")
     expected_output = last_hidden(tower, PICTURES)
     with stc_video.capture_attention(tower, layer) as capture:
         assert torch.equal(last_hidden(tower, PICTURES), expected_output)

@@ -10,6 +10,8 @@ import os
 
 import cacher_stream
 import pytest
+import transformers
+from packaging.version import Version
 
 FRAMES = int(os.environ.get("STC_STREAM_FRAMES", "2000"))
 
@@ -22,6 +24,10 @@ def test_bytes_memory_and_likeness_stay(policy):
     assert row["likeness_last_third"] > 0.9
 
 
+@pytest.mark.skipif(
+    Version(transformers.__version__) < Version("4.57"),
+    reason="older releases draw other weights, with which the noise shows less",
+)
 def test_drift_would_be_noticed(monkeypatch):
     """A scene that grows noisier makes the same check fail."""
     stock = cacher_stream.next_picture
