@@ -100,7 +100,8 @@ def stock_inputs(ids: Tensor, pixels: Tensor, grids: Tensor) -> dict[str, Tensor
         "pixel_values_videos": pixels,
         "video_grid_thw": grids,
     }
-    if transformers.__version__ >= "5":
+    rule = transformers.Qwen2VLModel.get_rope_index
+    if "mm_token_type_ids" in inspect.signature(rule).parameters:
         inputs["mm_token_type_ids"] = token_types(ids)
     return inputs
 
