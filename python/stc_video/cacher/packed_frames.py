@@ -187,7 +187,13 @@ class PackedCacher(Cacher):
             self._tower.geometry.enter(cos, sin, self._tower.windows(height, width))
             stream = self._stream(name)
             stream.meet(Layout(size, rows.shape[1], rows.dtype, rows.device, (height, width)))
-            outputs, made = self._encode_frames(stream, frames, wanted)
+            try:
+                outputs, made = self._policy.encode([stream], frames, None, wanted)
+            except BaseException:
+                # Some of the streams of the call, and some blocks, were written to, others not.
+                for touched in names:
+                    self._stream(touched).restart("the call before failed")
+                raise
             tokens.append(self._merge(stream, outputs))
             parts.append({layer: output.flatten(0, 1) for layer, output in outputs.items()})
             records += made
@@ -197,16 +203,6 @@ class PackedCacher(Cacher):
         self._tokens = {
             number: torch.cat(part) for number, part in enumerate(zip(*tokens, strict=True))
         }
-
-    def _encode_frames(
-        self, stream: PackedStream, frames: Tensor, wanted: frozenset[int]
-    ) -> tuple[Outputs, list[FrameRecord]]:
-        try:
-            return self._policy.encode([stream], frames, None, wanted)
-        except BaseException:
-            # Some blocks may have written to the state and others not.
-            stream.restart("the call before failed")
-            raise
 
     def _grids(
         self, grids: Sequence[tuple[int, ...]], rows: int, names: Sequence[str]

@@ -17,7 +17,7 @@ from stc_video.calibration import Aim
 _LOOSEST, _TIGHTEST = 0.25, 0.04
 # From here on the last layers may run for all tokens.
 _TAIL_FROM_LEVEL = 0.5
-# What a tail leaves of the error, measured on a trained DINOv2.
+# What a tail leaves of the error: a rough guess, which the calibration absorbs.
 _LEFT_BY_TAIL = 0.35
 # How fast the effort follows, and how long a frame's error is remembered.
 _RATE, _MEMORY = 0.06, 0.5
