@@ -109,7 +109,12 @@ def accelerate_with(
             pruner_settings["tokens_per_frame"] = tokens_per_frame
         pruner = make_pruner(prune, **pruner_settings)
     cacher = None if cache is None else attach_cacher(adapter.tower, cache)
-    return Acceleration(model, adapter, cacher, pruner)
+    try:
+        return Acceleration(model, adapter, cacher, pruner)
+    except BaseException:
+        if cacher is not None:
+            cacher.detach()
+        raise
 
 
 def _check_free(model: Any) -> None:
@@ -160,15 +165,22 @@ class Acceleration:
         self._batcher = TowerBatcher(self._run_tower)
         self._records: dict[str, list[FrameRecord]] = {}
         self._exit = ExitStack()
-        if cacher is not None:
-            # Images also go through the tower, and are no frames of any stream.
-            self._exit.enter_context(cacher.paused())
-        self._before = {name: model.__dict__.get(name) for name in ("forward", "generate")}
-        self._stock = {name: getattr(model, name) for name in self._before}
-        untyped: Any = model
-        untyped.stc = self
-        untyped.forward = _bound(model, "forward", self._forward)
-        untyped.generate = _bound(model, "generate", self._generate)
+        ours: dict[str, Any] = {
+            "forward": _bound(model, "forward", self._forward),
+            "generate": _bound(model, "generate", self._generate),
+            "stc": self,
+        }
+        self._before = {name: model.__dict__.get(name) for name in ours}
+        self._stock = {name: getattr(model, name) for name in ("forward", "generate")}
+        try:
+            if cacher is not None:
+                # Images also go through the tower, and are no frames of any stream.
+                self._exit.enter_context(cacher.paused())
+            for name, value in ours.items():
+                setattr(model, name, value)
+        except BaseException:
+            self._take_off()
+            raise
 
     def __repr__(self) -> str:
         cache = "none" if self.cacher is None else self.cacher.config.policy
@@ -193,15 +205,17 @@ class Acceleration:
             return
         if self.cacher is not None:
             self.cacher.detach()
+        self._take_off()
+        self.adapter.restore()
+        self.pruner.reset()
+
+    def _take_off(self) -> None:
         self._exit.close()
         for name, before in self._before.items():
             if before is None:
-                del self.model.__dict__[name]
+                self.model.__dict__.pop(name, None)
             else:
                 self.model.__dict__[name] = before
-        del self.model.__dict__["stc"]
-        self.adapter.restore()
-        self.pruner.reset()
 
     @property
     def tokens_per_frame(self) -> int:

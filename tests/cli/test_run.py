@@ -96,19 +96,22 @@ def test_stc_policy_and_its_options(clip: Path, tower_folder: Path, tmp_path: Pa
     assert "tokens kept" not in data["headline"]
 
 
-def test_every_pruner_that_needs_only_features_is_offered() -> None:
-    assert {choice.value for choice in Prune} == set(PRUNERS) - {"visionzip"}
+def test_every_pruner_is_offered() -> None:
+    assert {choice.value for choice in Prune} == set(PRUNERS)
     for choice in Prune:
-        pruner = RunSettings(prune=choice.value, tokens_per_frame=5).pruner()
+        settings = RunSettings(prune=choice.value, tokens_per_frame=5)
+        pruner = settings.pruner()
         if pruner is None:
             assert choice is Prune.none
             continue
         assert pruner.exact
+        if settings.needs_attention:
+            continue
         kept = pruner(torch.randn(1, 12, 8), (3, 4))
         assert kept.counts.tolist() == [5]
 
 
-@pytest.mark.parametrize("prune", ["streaming_assistant", "tome"])
+@pytest.mark.parametrize("prune", ["streaming_assistant", "tome", "visionzip"])
 def test_run_with_another_pruner(
     clip: Path, tower_folder: Path, tmp_path: Path, prune: str
 ) -> None:
@@ -162,6 +165,10 @@ def test_a_truncated_video_gives_a_complete_report_and_exit_code_1(
         (["CLIP", "--ratio", "0.5"], "--ratio belongs to --policy stc"),
         (["CLIP", "--policy", "stc", "--ratio", "7"], "ratio must be above 0 and at most 1"),
         (["CLIP", "--prune", "dtd", "--prune-method", "gaussian"], "belongs to --prune stc"),
+        (
+            ["CLIP", "--prune", "visionzip", "--random-weights", "llava-onevision-tiny"],
+            "--prune visionzip needs a tower with a class token",
+        ),
         (["CLIP", "--threshold", "3"], "threshold must be a cosine"),
         (["CLIP", "--fps", "0"], "fps must be a positive number"),
         (["CLIP", "--start", "60"], "no frame from 60 s on"),

@@ -9,27 +9,24 @@ import os
 import subprocess
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 import transformers
 from tiny_qwen_vl import (
-    END,
     GRID,
-    IMAGE,
     PIXELS,
-    START,
     TOKENS,
     VIDEO,
     features_by_hand,
     grid_of,
     make_model,
+    make_tokenizer,
+    pictures,
     rope_index,
     stock_inputs,
     turn,
     video,
 )  # fmt: skip
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 from transformers import DynamicCache, GenerationMixin
 
@@ -51,6 +48,11 @@ CHAT = (
 @pytest.fixture(scope="module")
 def model():
     return make_model("qwen2-vl")
+
+
+@pytest.fixture
+def tokenizer():
+    return make_tokenizer(CHAT)
 
 
 @pytest.fixture(autouse=True)
@@ -281,34 +283,6 @@ def test_restore_and_other_models(model):
 
 
 # -- with pictures and a chat template ---------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    needed = [chr(code) for code in range(33, 127)] + ["\u010a", "\u0120"]  # newline, space
-    letters = needed + sorted(set(alphabet) - set(needed))[: IMAGE - 2 - len(needed)]
-    raw = Tokenizer(models.BPE({c: i for i, c in enumerate(letters)}, [], unk_token=letters[0]))
-    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    raw.decoder = decoders.ByteLevel()
-    raw.add_special_tokens(["<|im_start|>", "<|im_end|>", "<|image_pad|>", "<|video_pad|>",
-                            "<|vision_start|>", "<|vision_end|>"])  # fmt: skip
-    assert raw.token_to_id("<|video_pad|>") == VIDEO
-    assert (raw.token_to_id("<|vision_start|>"), raw.token_to_id("<|vision_end|>")) == (START, END)
-    made = transformers.PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="<|im_end|>")
-    made.chat_template = CHAT
-    return made
-
-
-def pictures(count: int) -> list[np.ndarray]:
-    generator = np.random.default_rng(0)
-    made = [generator.integers(0, 255, (120, 160, 3), dtype=np.uint8)]
-    for _ in range(count - 1):
-        frame = made[-1].copy()
-        row, column = generator.integers(0, 90, 2)
-        frame[row : row + 30, column : column + 30] = generator.integers(0, 255, (30, 30, 3))
-        made.append(frame)
-    return made
 
 
 def test_pictures_become_turns_of_six_and_then_two(model, tokenizer):

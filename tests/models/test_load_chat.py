@@ -4,18 +4,19 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-
-sys.path.append(str(Path(__file__).parents[1] / "session"))  # tiny_llava
-
+from test_qwen_session import CHAT, GREEDY, patches
 from tiny_llava import SIZE, make_model, make_tokenizer
+from tiny_qwen_vl import NAMES
+from tiny_qwen_vl import make_model as make_qwen
+from tiny_qwen_vl import make_tokenizer as make_qwen_tokenizer
 
 from stc_video import StreamingSession, UnsupportedModelError
 from stc_video.models.chat import load_chat_model
+from stc_video.models.load import load_model
 from stc_video.models.placement import ModelError
 
 
@@ -76,7 +77,7 @@ def test_random_weights_answer_in_letters() -> None:
 
 
 def test_what_is_missing_is_said(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(UnsupportedModelError, match="questions need a LLaVA-OneVision, got siglip"):
+    with pytest.raises(UnsupportedModelError, match=r"questions need .* got siglip"):
         load_chat_model("siglip-base")
     with pytest.raises(ModelError, match="there is no such folder"):
         load_chat_model("/nowhere")
@@ -88,3 +89,21 @@ def test_what_is_missing_is_said(folder: Path, tmp_path: Path) -> None:
         (tmp_path / name).symlink_to(folder / name)
     with pytest.raises(ModelError, match="there is no chat template"):
         load_chat_model(tmp_path)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_qwen_vl_answers_and_is_no_tower_for_frames(name: str, tmp_path: Path) -> None:
+    writer = make_qwen_tokenizer(CHAT)
+    model = make_qwen(name)
+    model.save_pretrained(tmp_path)
+    writer.save_pretrained(tmp_path)
+    answers = []
+    for given in (model, load_chat_model(tmp_path).model):
+        with torch.no_grad(), StreamingSession(given, writer, tokens_per_frame=3) as session:
+            session.push(patches())
+            answers.append(session.ask("what?", **GREEDY).ids.tolist())
+    assert answers[0] == answers[1]
+    with pytest.raises(UnsupportedModelError, match="stc chat and stc serve work with it"):
+        load_chat_model(tmp_path).vision()
+    with pytest.raises(UnsupportedModelError, match=r"models of type 'qwen2.* are not supported"):
+        load_model(tmp_path)

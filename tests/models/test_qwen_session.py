@@ -6,8 +6,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-import transformers
-from test_livecc import pictures, tokenizer  # noqa: F401
 from tiny_qwen_vl import (
     GRID,
     NAMES,
@@ -15,13 +13,14 @@ from tiny_qwen_vl import (
     VIDEO,
     grid_of,
     make_model,
+    make_tokenizer,
+    pictures,
     rope_index,
     stock_inputs,
     video,
 )  # fmt: skip
 
-import stc_video
-from stc_video import PlainConfig, StreamingSession, UnsupportedModelError, accelerate
+from stc_video import PlainConfig, StreamingSession, accelerate
 
 QUESTION = "what is it?"
 GREEDY = {"do_sample": False, "max_new_tokens": 5}
@@ -47,10 +46,8 @@ def _no_grad():
 
 
 @pytest.fixture
-def writer(tokenizer):  # noqa: F811
-    before, tokenizer.chat_template = tokenizer.chat_template, CHAT
-    yield tokenizer
-    tokenizer.chat_template = before
+def writer():
+    return make_tokenizer(CHAT)
 
 
 def patches(frames: int = FRAMES, seed: int = 0) -> torch.Tensor:
@@ -189,13 +186,3 @@ def test_sessions_and_other_calls_do_not_disturb_each_other(model, writer):
             two = {k: torch.cat([v, v]) for k, v in inputs.items()}
             model.generate(**two, **GREEDY)  # leaves the offsets of two rows on the model
             assert session.ask(QUESTION, **GREEDY).ids.tolist() == expected
-
-
-def test_a_memory_that_turns_keys_by_one_position_is_refused(model, writer):
-    with pytest.raises(
-        UnsupportedModelError, match="are time, height and width; use memory='plain'"
-    ):
-        StreamingSession(model, writer)
-    assert not hasattr(model, "stc")
-    assert transformers.__version__ >= "4.57"
-    assert stc_video.StreamingSession is StreamingSession

@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import inspect
 
+import numpy as np
 import torch
 import transformers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 
 VOCABULARY, PAD = 200, 199
@@ -113,3 +115,32 @@ def features_by_hand(model, pixels: Tensor, grids: Tensor) -> list[Tensor]:
     made = model.model.get_video_features(pixels, grids)
     made = getattr(made, "pooler_output", made)
     return [part.view(int(g[0]), -1, part.shape[-1]) for part, g in zip(made, grids, strict=True)]
+
+
+def make_tokenizer(chat_template: str) -> transformers.PreTrainedTokenizerFast:
+    """One token per byte of text, and the special ones of Qwen-VL."""
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    needed = [chr(code) for code in range(33, 127)] + ["\u010a", "\u0120"]  # newline, space
+    letters = needed + sorted(set(alphabet) - set(needed))[: IMAGE - 2 - len(needed)]
+    raw = Tokenizer(models.BPE({c: i for i, c in enumerate(letters)}, [], unk_token=letters[0]))
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    raw.decoder = decoders.ByteLevel()
+    raw.add_special_tokens(["<|im_start|>", "<|im_end|>", "<|image_pad|>", "<|video_pad|>",
+                            "<|vision_start|>", "<|vision_end|>"])  # fmt: skip
+    assert raw.token_to_id("<|video_pad|>") == VIDEO
+    assert (raw.token_to_id("<|vision_start|>"), raw.token_to_id("<|vision_end|>")) == (START, END)
+    made = transformers.PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="<|im_end|>")
+    made.chat_template = chat_template
+    return made
+
+
+def pictures(count: int) -> list[np.ndarray]:
+    """Pictures (120, 160, 3), of which each differs in one place from the one before."""
+    generator = np.random.default_rng(0)
+    made = [generator.integers(0, 255, (120, 160, 3), dtype=np.uint8)]
+    for _ in range(count - 1):
+        frame = made[-1].copy()
+        row, column = generator.integers(0, 90, 2)
+        frame[row : row + 30, column : column + 30] = generator.integers(0, 255, (30, 30, 3))
+        made.append(frame)
+    return made

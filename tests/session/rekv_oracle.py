@@ -10,26 +10,27 @@ import torch
 from torch import Tensor
 
 
-def rotated(x: Tensor, positions: list[int], inverse: Tensor) -> Tensor:
-    """x (H, n, d) turned token by token."""
+def rotated(x: Tensor, positions: list[tuple[int, ...]], axes: list[int], inverse: Tensor):
+    """x (H, n, d) turned token by token; each pair of channels belongs to an axis."""
     out = torch.empty_like(x, dtype=torch.float64)
     half = x.shape[-1] // 2
     for token, position in enumerate(positions):
         for pair in range(half):
-            angle = position * float(inverse[pair])
+            angle = position[axes[pair]] * float(inverse[pair])
             a, b = x[:, token, pair].double(), x[:, token, pair + half].double()
             out[:, token, pair] = a * math.cos(angle) - b * math.sin(angle)
             out[:, token, pair + half] = b * math.cos(angle) + a * math.sin(angle)
     return out
 
 
-def attention(query, query_at, key, key_at, value, inverse) -> Tensor:
-    """Softmax over all keys whose position is not behind the query's; (n, H * d)."""
-    q, k = rotated(query, query_at, inverse), rotated(key, key_at, inverse)
+def attention(query, key, value, at, axes, inverse) -> Tensor:
+    """Softmax of the last tokens over all keys that are not behind them; (n, H * d)."""
+    first = len(at) - query.shape[1]
+    q, k = rotated(query, at[first:], axes, inverse), rotated(key, at, axes, inverse)
     repeat = q.shape[0] // k.shape[0]
     k, v = k.repeat_interleave(repeat, 0), value.double().repeat_interleave(repeat, 0)
     logits = q @ k.transpose(1, 2) / math.sqrt(q.shape[-1])
-    later = torch.tensor(key_at)[None, :] > torch.tensor(query_at)[:, None]
+    later = torch.arange(len(at)) > torch.arange(first, len(at))[:, None]
     weights = logits.masked_fill(later, -torch.inf).softmax(-1)
     return (weights @ v).transpose(0, 1).flatten(1).float()
 
@@ -39,6 +40,7 @@ class Stored:
     """Raw keys and values of one frame in each layer."""
 
     tokens: int
+    grid_places: list[tuple[int, int]] | None = None
     keys: list[Tensor] = field(default_factory=list)
     values: list[Tensor] = field(default_factory=list)
 
@@ -48,13 +50,20 @@ class Stored:
 
 
 class RekvOracle:
-    """The definition: who sees whom, and at which position."""
+    """The definition: who sees whom, and at which position.
 
-    def __init__(self, model, window: int, budget: int) -> None:
+    With `sections` positions are time, height and width: `step` is the time between two frames and
+    `side` the larger side of their grid.
+    """
+
+    def __init__(self, model, window: int, budget: int, sections=(), step=1, side=0) -> None:
+        self.step, self.side = step, side
+        self.axes = [axis for axis, count in enumerate(sections) for _ in range(count)]
         self.lm = model.model.language_model
         self.head = model.lm_head
         self.window, self.budget = window, budget
         self.inverse = self.lm.rotary_emb.inv_freq
+        self.axes = self.axes or [0] * len(self.inverse)
         self.frames: list[Stored] = []
         self.retrieved: list[list[int]] = []
 
@@ -71,9 +80,26 @@ class RekvOracle:
         return x + layer.mlp(layer.post_attention_layernorm(x))
 
     def begin(self, prefix: Tensor) -> None:
-        self.prefix = self._run(prefix, [], 0)
+        self.prefix = self._run(prefix, [])
 
-    def push(self, embeds: Tensor) -> None:
+    def _places(self, parts: list[Stored]) -> list[tuple[int, int, int]]:
+        """Positions of what lies behind each other: text, frames of one video, text."""
+        places, free, origin, video = [], 0, 0, None
+        for part in parts:
+            if part.grid_places is None:
+                if video is not None:
+                    last = max(p for place in places for p in place)
+                    free, video = max(last + 1, origin + self.side), None
+                places += [(free + i,) * 3 for i in range(part.tokens)]
+                free += part.tokens
+            else:
+                if video is None:
+                    video, origin = free, free
+                places += [(video, origin + r, origin + c) for r, c in part.grid_places]
+                video += self.step
+        return places
+
+    def push(self, embeds: Tensor, grid_places=None) -> None:
         """A frame sees the prefix and the last frames of at most `window` tokens together."""
         seen, total = [], sum(f.tokens for f in self.frames)
         for frame in self.frames:
@@ -81,20 +107,19 @@ class RekvOracle:
                 seen.append(frame)
             else:
                 total -= frame.tokens
-        self.frames.append(self._run(embeds, [self.prefix, *seen], None))
+        self.frames.append(self._run(embeds, [self.prefix, *seen], grid_places))
 
-    def _run(self, x: Tensor, before: list[Stored], _) -> Stored:
+    def _run(self, x: Tensor, before: list[Stored], grid_places=None) -> Stored:
         """Encode tokens at the positions right behind those before, which are without gaps."""
-        made = Stored(len(x))
-        past = sum(stored.tokens for stored in before)
+        made = Stored(len(x), grid_places)
+        at = self._places([*before, made])
         for number, layer in enumerate(self.lm.layers):
             q, k, v = self._project(layer, x)
             made.keys.append(k)
             made.values.append(v)
             keys = torch.cat([s.keys[number] for s in before] + [k], 1)
             values = torch.cat([s.values[number] for s in before] + [v], 1)
-            at = list(range(past, past + len(x)))
-            out = attention(q, at, keys, list(range(past + len(x))), values, self.inverse)
+            out = attention(q, keys, values, at, self.axes, self.inverse)
             x = self._finish(layer, x, out)
         return made
 
@@ -113,12 +138,14 @@ class RekvOracle:
                     left -= taken[at]
             self.retrieved.append(sorted(taken))
             keys, values = [self.prefix.keys[number]], [self.prefix.values[number]]
+            parts = [self.prefix]
             for at in sorted(taken):
                 keys.append(self.frames[at].keys[number][:, : taken[at]])
                 values.append(self.frames[at].values[number][:, : taken[at]])
-            held = sum(part.shape[1] for part in keys)
-            at = list(range(held, held + len(x)))
-            out = attention(q, at, torch.cat([*keys, k], 1), list(range(held + len(x))),
-                            torch.cat([*values, v], 1), self.inverse)  # fmt: skip
+                places = self.frames[at].grid_places
+                parts.append(Stored(taken[at], places and places[: taken[at]]))
+            at = self._places([*parts, Stored(len(x))])
+            keys, values = torch.cat([*keys, k], 1), torch.cat([*values, v], 1)
+            out = attention(q, keys, values, at, self.axes, self.inverse)
             x = self._finish(layer, x, out)
         return self.head(self.lm.norm(x[-1]))

@@ -220,6 +220,27 @@ def test_a_wrong_setting_leaves_the_model_untouched(model, settings, message):
     accelerate(model).stc.restore()
 
 
+@pytest.mark.parametrize("failing", ["forward", "generate", "stc"])
+def test_failing_at_any_step_leaves_the_model_untouched(model, monkeypatch, failing):
+    def contents() -> list[tuple[str, list[str]]]:
+        return [(name, sorted(vars(module))) for name, module in model.named_modules()]
+
+    def refuse(self, name, value):
+        if name == failing:
+            raise RuntimeError("no")
+        torch.nn.Module.__setattr__(self, name, value)
+
+    inputs, before = arguments(), contents()
+    logits = model(**inputs).logits
+    with monkeypatch.context() as patched:
+        patched.setattr(type(model), "__setattr__", refuse)
+        with pytest.raises(RuntimeError, match="no"):
+            accelerate(model)
+    assert contents() == before
+    assert torch.equal(model(**inputs).logits, logits)
+    accelerate(model).stc.restore()
+
+
 def test_other_models_and_wrong_prompts_are_refused(model):
     with pytest.raises(UnsupportedModelError, match="got Linear"):
         accelerate(torch.nn.Linear(2, 2))

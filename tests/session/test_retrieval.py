@@ -98,10 +98,14 @@ def test_rotation_of_single_tokens_and_its_composition():
         angles = torch.cat([angles, angles], -1)
         return angles.cos().float(), angles.sin().float()
 
+    def right(positions):
+        axes = [0] * len(inverse)
+        return rotated(x, [(position,) for position in positions], axes, inverse).float()
+
     once = turned(x, *table([3, 7, 100]))
-    torch.testing.assert_close(once, rotated(x, [3, 7, 100], inverse).float())
+    torch.testing.assert_close(once, right([3, 7, 100]))
     moved = turned(once, *table([-3, -3, -3]))
-    torch.testing.assert_close(moved, rotated(x, [0, 4, 97], inverse).float(), atol=1e-5, rtol=0)
+    torch.testing.assert_close(moved, right([0, 4, 97]), atol=1e-5, rtol=0)
     assert torch.equal(turned(x, *table([0, 0, 0])), x)
 
 

@@ -135,11 +135,41 @@ def test_a_process_killed_while_saving_leaves_a_whole_save(model, open_session, 
     assert {8, 12} == set(found)
 
 
+def test_what_a_save_has_already_is_not_written_again(model, open_session, tmp_path):
+    memory, folder = rekv(tmp_path / "blocks", host_bytes=1 << 20), tmp_path / "save"
+
+    def files() -> dict[str, tuple[int, bytes]]:
+        found = folder.glob("data-*/0*.safetensors")
+        return {path.name: (path.stat().st_ino, path.read_bytes()) for path in found}
+
+    session = open_session(memory)
+    session.push(video(8))
+    session.save(folder)
+    before = files()
+    session.push(video(8, seed=1))
+    session.save(folder)
+    after = files()
+    assert 0 < len(before) < len(after)
+    assert all(after[name] == file for name, file in before.items())
+    expected = session.logits(QUESTION)
+    loaded = StreamingSession.load(
+        folder, model, make_tokenizer(), memory=memory, cache=None, prune="none"
+    )
+    assert torch.equal(loaded.logits(QUESTION), expected)
+    loaded.close()
+    # Another stream in the same place has other frames under the same numbers.
+    session.reset()
+    session.push(video(8, seed=2))
+    session.save(folder)
+    assert before.keys() == files().keys()
+    assert all(file != before[name] for name, file in files().items())
+
+
 def test_a_save_that_fails_leaves_the_one_before(tmp_path, monkeypatch):
-    write_save(tmp_path, Snapshot(values={"n": 1}, tensors={"a": torch.ones(2)}))
+    write_save(tmp_path, Snapshot(values={"n": 1}, tensors={"a": torch.ones(2)}), "a")
     monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
-        write_save(tmp_path, Snapshot(values={"n": 2}, tensors={"a": torch.zeros(2)}))
+        write_save(tmp_path, Snapshot(values={"n": 2}, tensors={"a": torch.zeros(2)}), "a")
     found = read_save(tmp_path)
     assert found.values["n"] == 1
     assert torch.equal(found.tensors["a"], torch.ones(2))
@@ -180,7 +210,7 @@ def test_a_missing_or_damaged_save_is_named(model, tmp_path):
     (tmp_path / "session.json").write_text(json.dumps({"format": 99}))
     with pytest.raises(ValueError, match="must be of format 1, got 99"):
         load()
-    write_save(tmp_path, Snapshot(records={3: torch.ones((2, 2), dtype=torch.uint8)}))
+    write_save(tmp_path, Snapshot(records={3: torch.ones((2, 2), dtype=torch.uint8)}), "a")
     next(tmp_path.glob("data-*/*3.safetensors")).unlink()
     with pytest.raises(ValueError, match="1 files are missing, among them"):
         load()

@@ -21,12 +21,13 @@ class Policy(str, Enum):
 
 
 class Prune(str, Enum):
-    """Which pruner runs behind the tower: those that need nothing but the features."""
+    """Which pruner runs behind the tower."""
 
     stc = "stc"
     dtd = "dtd"
     streaming_assistant = "streaming_assistant"
     vidcom2 = "vidcom2"
+    visionzip = "visionzip"
     tome = "tome"
     evs = "evs"
     uniform = "uniform"

@@ -78,6 +78,11 @@ class Pipeline:
         self._interview = interview
         self.feature_width = 0
         self._settings = settings
+        if settings.needs_attention and (model.side is not None or not model.prefix_tokens):
+            raise ValueError(
+                "--prune visionzip needs a tower with a class token, whose tokens are pruned as "
+                f"they are (CLIP, DINOv2); got {model.description}"
+            )
         self._start()
 
     def _start(self) -> None:
@@ -86,12 +91,16 @@ class Pipeline:
         config = settings.cache_config()
         self.cacher = stc_video.attach_cacher(self.model.tower, policy=config)
         self._pruner = settings.pruner()
+        tower = self.model.tower
+        self._capture = stc_video.capture_attention(tower) if settings.needs_attention else None
 
     def close(self) -> None:
         """Take the cacher off the tower, which is ours alone.
 
         By force: an error inside a forward of transformers 4.57 leaves its recording wrappers on.
         """
+        if self._capture is not None:
+            self._capture.remove()
         self.cacher.detach(force=True)
 
     def run(self, video: VideoSource, on_frame: Callable[[Outcome], None]) -> Outcome:
@@ -186,19 +195,20 @@ class Pipeline:
         """Run every stage unmeasured: first calls load libraries and plan kernels."""
         model = self.model
         for _ in range(2):  # a dense frame, then one from the cache
-            features = model.features(model.encode(model.pixels([frame.image])))
-            if self._pruner is not None:
-                self._pruner(features, grid=model.feature_grid)
+            self._prune(model.features(model.encode(model.pixels([frame.image]))))
         with self.cacher.paused():
             model.encode(model.pixels([frame.image]))
         # A new cacher and pruner, so that nothing of this is counted.
-        self.cacher.detach()
+        self.close()
         self._start()
 
     def _prune(self, features: Tensor) -> PrunedTokens | None:
         if self._pruner is None:
             return None
-        kept: PrunedTokens = self._pruner(features, grid=self.model.feature_grid)
+        attention = None if self._capture is None else self._capture.take()
+        kept: PrunedTokens = self._pruner(
+            features, grid=self.model.feature_grid, attention=attention
+        )
         return kept
 
     def _remember(

@@ -64,6 +64,11 @@ class RunSettings:
             )
         return made
 
+    @property
+    def needs_attention(self) -> bool:
+        """Whether the pruner ranks tokens by the tower's attention."""
+        return self.prune == "visionzip"
+
     def cache_config(self) -> CacheConfig:
         """Return the cacher's settings.
 
@@ -91,6 +96,9 @@ class RunSettings:
             config = replace(config, interval=self.interval)
         if self.threshold is not None:
             config = replace(config, threshold=self.threshold)
+        if self.needs_attention:
+            # Passes that a GPU replays show no attention.
+            config = replace(config, batching="ragged")
         return config
 
     def pruner(self) -> Pruner | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from stc_video.memory.base import Context, Frame, Memory, Retrieved, Snapshot
+from stc_video.memory.base import Context, Frame, Memory, Retrieved, Snapshot, VideoPlace
 from stc_video.memory.config import PlainConfig, RekvConfig
 from stc_video.memory.plain import PlainMemory
 from stc_video.memory.rekv import RekvMemory
@@ -20,6 +20,7 @@ __all__ = [
     "RekvMemory",
     "Retrieved",
     "Snapshot",
+    "VideoPlace",
     "make_memory",
     "memory_config",
 ]

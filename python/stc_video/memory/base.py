@@ -14,7 +14,28 @@ from torch import Tensor
 if TYPE_CHECKING:
     from transformers import Cache
 
-__all__ = ["Context", "Frame", "Memory", "Retrieved", "Snapshot"]
+__all__ = ["Context", "Frame", "Memory", "Retrieved", "Snapshot", "VideoPlace"]
+
+
+@dataclass(frozen=True)
+class VideoPlace:
+    """Where a frame lies in a video whose positions are time, height and width.
+
+    Attributes
+    ----------
+    time, origin
+        Its time, and the position that its rows and columns are counted from; both counted from
+        the first position that was free.
+    step
+        How much later the next frame is.
+    side
+        Its rows or its columns, whichever are more.
+    """
+
+    time: int
+    origin: int
+    step: int
+    side: int
 
 
 @dataclass(frozen=True)
@@ -34,6 +55,8 @@ class Frame:
         Running number in the stream.
     time
         When it was taken, in seconds, or None.
+    place
+        For models with positions in time, height and width.
     """
 
     embeds: Tensor
@@ -41,6 +64,7 @@ class Frame:
     span: int
     number: int
     time: float | None = None
+    place: VideoPlace | None = None
 
 
 @dataclass(frozen=True)

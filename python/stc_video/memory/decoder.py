@@ -119,7 +119,7 @@ class Decoder:
         self.layers: Sequence[DecoderLayer] = [
             DecoderLayer.of(layer, stack.config) for layer in stack.layers
         ]
-        self.rotary = Rotary(stack.rotary_emb)
+        self.rotary = Rotary(stack.rotary_emb, _sections(stack.config))
         first = self.layers[0]
         if self.rotary.width != first.width:
             raise UnsupportedModelError(
@@ -135,6 +135,20 @@ class Decoder:
         first = self.layers[0]
         size = torch.empty((), dtype=self.dtype).element_size()
         return len(self.layers) * 2 * first.key_heads * first.width * size
+
+
+def _sections(config: Any) -> Sequence[int] | None:
+    """Frequencies of time, height and width, if the model's positions have these."""
+    # transformers 4.x calls them rope_scaling.
+    settings = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None)
+    settings = settings or {}
+    if settings.get("mrope_interleaved"):
+        raise UnsupportedModelError(
+            "memory: positions in time, height and width must turn frequencies that lie side by "
+            "side, got interleaved ones (Qwen3-VL)"
+        )
+    sections: Sequence[int] | None = settings.get("mrope_section")
+    return sections
 
 
 def causal_mask(queries: int, keys: int, device: torch.device) -> Any:

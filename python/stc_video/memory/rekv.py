@@ -117,16 +117,18 @@ class RekvMemory(Memory):
         """Encode frames that fit into a fraction of the window together."""
         window, decoder = self._window, self._decoder
         sizes = [len(frame.embeds) for frame in frames]
-        starts = [window.position + sum(f.span for f in frames[:i]) for i in range(len(frames))]
+        free = [window.position + sum(f.span for f in frames[:i]) for i in range(len(frames))]
         if not (count := sum(sizes)):
             window.position += sum(frame.span for frame in frames)
             return
         window.make_room(count)
-        groups, leaving = window.plan(sizes, [frame.span for frame in frames])
+        starts = [_start(frame, position) for frame, position in zip(frames, free, strict=True)]
+        groups, leaving = window.plan(sizes, starts)
         for _ in range(leaving):
             self._move_out()
-        pairs = zip(frames, starts, strict=True)
-        table = decoder.rotary.table(torch.cat([start + frame.offsets for frame, start in pairs]))
+        pairs = zip(frames, free, strict=True)
+        positions = torch.cat([start + frame.offsets for frame, start in pairs], dim=-1)
+        table = decoder.rotary.table(positions)
         x = torch.cat([frame.embeds for frame in frames])
         masks: list[Any] = []
         means = []
@@ -145,9 +147,9 @@ class RekvMemory(Memory):
                 rows_query = query[:, group.rows]
                 parts.append(layer.attend(rows_query, seen_keys, seen_values, masks[at]))
             x = layer.finish(x, torch.cat(parts))
-        for at, (frame, start) in enumerate(zip(frames, starts, strict=True)):
+        for at, frame in enumerate(frames):
             if sizes[at]:
-                block = Block(frame.number, frame.time, start, frame.span, sizes[at])
+                block = _block(frame, *starts[at])
                 window.commit(block, sizes[at])
                 self._blocks[block.number] = block
                 self._index.add(block.number, torch.stack([layer[at] for layer in means]))
@@ -259,26 +261,33 @@ class RekvMemory(Memory):
         """Fill keys and values (H, P + n, d) with the prefix and blocks, without gaps.
 
         Keys are rotated on from the position they had to that behind the block before, such that
-        the last one ends at the number of tokens.
+        text goes on at the number of tokens. With positions in time, height and width, all blocks
+        become one video: their times follow each other, their rows and columns lie on each other.
         """
         # A block in part takes as many positions as tokens, unless it has gaps anyway.
-        spans = [take if block.span == block.tokens else block.span for block, take in blocks]
-        start = keys.shape[1] - sum(spans)
+        spans = [
+            take if block.span == block.tokens and not block.side else block.span
+            for block, take in blocks
+        ]
+        start = origin = keys.shape[1] - _length([block for block, _ in blocks], spans)
         prefix = self._window.prefix[layer]
         at = prefix.shape[2]
-        table = self._decoder.rotary.table(torch.arange(start - at, start))
+        rotary = self._decoder.rotary
+        table = rotary.table(torch.arange(start - at, start))
         keys[:, :at] = turned(prefix[0], *table)
         values[:, :at] = prefix[1]
-        moves = []
+        moves, shifts = [], []
         for (block, take), span in zip(blocks, spans, strict=True):
             stored = self._read(block, layer)
             keys[:, at : at + take] = stored[0, :, :take]
             values[:, at : at + take] = stored[1, :, :take]
             moves.append(start - block.start)
+            shifts.append(origin - block.origin)
             at, start = at + take, start + span
-        if any(moves):
+        differences = rotary.axes_of(torch.tensor(moves), torch.tensor(shifts))
+        if differences.any():
             takes = torch.tensor([take for _, take in blocks], device=keys.device)
-            cos, sin = self._decoder.rotary.shift_table(torch.tensor(moves))
+            cos, sin = rotary.shift_table(differences)
             each = (part.repeat_interleave(takes, 0) for part in (cos, sin))
             video = keys[:, prefix.shape[2] :]
             video.copy_(turned(video, *each))
@@ -344,3 +353,24 @@ class RekvMemory(Memory):
         self._blocks.clear()
         self._window.begin(self._window.prefix[:, :, :, :0])
         self.evicted = 0
+
+
+def _start(frame: Frame, free: int) -> tuple[int, int]:
+    """Position (time) of a frame, and what its rows and columns are counted from."""
+    place = frame.place
+    return (free, free) if place is None else (free + place.time, free + place.origin)
+
+
+def _block(frame: Frame, start: int, origin: int) -> Block:
+    """Describe a frame at its start and origin."""
+    span, side = (frame.span, 0) if frame.place is None else (frame.place.step, frame.place.side)
+    size = len(frame.embeds)
+    return Block(frame.number, frame.time, start, span, size, origin=origin, side=side)
+
+
+def _length(blocks: Sequence[Block], spans: Sequence[int]) -> int:
+    """How many positions blocks take, one behind the other; text goes on behind the largest."""
+    length = sum(spans)
+    if blocks and blocks[-1].side:
+        length += 1 - spans[-1]  # the time of the last one, and not that of the next
+    return max([length, *(block.side for block in blocks)])

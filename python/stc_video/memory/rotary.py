@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -24,9 +25,17 @@ class Rotary:
     ----------
     module
         The language model's ``rotary_emb``.
+    sections
+        For positions in time, height and width (M-RoPE, arXiv 2409.12191): how many frequencies
+        each of the three turns, one after the other. None for positions in one row.
+
+    Attributes
+    ----------
+    axes
+        How many numbers a position has: 1 or 3.
     """
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, sections: Sequence[int] | None = None) -> None:
         rope: Any = module
         kind = getattr(rope, "rope_type", "default")
         if kind not in _FIXED:
@@ -36,6 +45,9 @@ class Rotary:
             )
         self._module = rope
         self._scaling = float(getattr(rope, "attention_scaling", 1.0))
+        self.axes = 1 if sections is None else len(sections)
+        # Which axis each frequency belongs to.
+        self._axis = torch.arange(self.axes).repeat_interleave(torch.tensor(sections or [1]))
 
     @property
     def width(self) -> int:
@@ -43,7 +55,10 @@ class Rotary:
         return 2 * int(self._module.inv_freq.numel())
 
     def table(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosines and sines (n, d) float32 of positions (n,), for new queries and keys."""
+        """Cosines and sines (n, d) float32 for new queries and keys.
+
+        ``positions`` are (axes, n), or (n,) where all axes have the same.
+        """
         cos, sin = self._angles(positions)
         return cos * self._scaling, sin * self._scaling
 
@@ -51,10 +66,16 @@ class Rotary:
         """As `table`, for keys that are turned already and move by these differences."""
         return self._angles(differences)
 
+    def axes_of(self, first: Tensor, others: Tensor) -> Tensor:
+        """Positions (axes, n) with one number (n,) on the first axis, and one on the others."""
+        return torch.stack([first] + [others] * (self.axes - 1))
+
     def _angles(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         inverse: Tensor = self._module.inv_freq
         # On the CPU, because not every device has float64.
-        angles = positions.cpu().double()[:, None] * inverse.cpu().double()
+        places = positions.cpu().double()
+        places = places[self._axis].T if places.dim() == 2 else places[:, None]
+        angles = places * inverse.cpu().double()
         angles = torch.cat([angles, angles], dim=-1)
         device = inverse.device
         return angles.cos().float().to(device), angles.sin().float().to(device)

@@ -28,15 +28,20 @@ class Block:
     time
         When it was taken, in seconds, or None.
     start
-        Position of its first token, for which its keys are rotated.
+        Position of its first token, for which its keys are rotated; its time, if positions are
+        time, height and width.
     span
-        How many positions it takes.
+        How many positions (of time) it takes.
     tokens
         How many tokens it has.
     slot
         Place of its first token in the window; -1 if it has left the window.
     stands_for
         How many frames it represents: more than one where others were merged into it.
+    origin
+        Position that height and width are counted from, if there are these.
+    side
+        Rows or columns of its grid, whichever are more; 0 if positions are in one row.
     """
 
     number: int
@@ -46,6 +51,8 @@ class Block:
     tokens: int
     slot: int = -1
     stands_for: int = 1
+    origin: int = 0
+    side: int = 0
 
 
 @dataclass(frozen=True)
@@ -58,13 +65,14 @@ class Group:
         Their rows among the new tokens.
     slot
         Place of the first token that they see.
-    start
-        Its position.
+    start, origin
+        Its position, as those of a block.
     """
 
     rows: slice
     slot: int
     start: int
+    origin: int
 
 
 class Window:
@@ -90,8 +98,8 @@ class Window:
         self._end = 0
         self._prefix = self._new_buffer(0)
         self._buffer = self._new_buffer(0)
-        # Where each layer has the rotated prefix: (slot behind it, position behind it).
-        self._prefix_at: list[tuple[int, int] | None] = [None] * len(decoder.layers)
+        # Where each layer has the rotated prefix: (slot behind it, positions behind it).
+        self._prefix_at: list[tuple[int, int, int] | None] = [None] * len(decoder.layers)
 
     @property
     def prefix_tokens(self) -> int:
@@ -116,8 +124,10 @@ class Window:
         self._buffer = self._new_buffer(self._end)
         self._prefix_at = [None] * len(self._prefix_at)
 
-    def plan(self, sizes: Sequence[int], spans: Sequence[int]) -> tuple[list[Group], int]:
-        """Find out what new frames of these sizes see.
+    def plan(
+        self, sizes: Sequence[int], starts: Sequence[tuple[int, int]]
+    ) -> tuple[list[Group], int]:
+        """Find out what new frames of these sizes, starts and origins see.
 
         Call :meth:`make_room` first.
 
@@ -126,22 +136,20 @@ class Window:
         groups, leaving
             The groups of frames, and how many of the window's blocks no later frame will see.
         """
-        seen = [(block.tokens, block.slot, block.start) for block in self.blocks]
+        seen = [(b.tokens, b.slot, b.start, b.origin) for b in self.blocks]
         groups: list[Group] = []
-        row, dropped, total = 0, 0, sum(tokens for tokens, _, _ in seen)
-        start = self.position
-        for size, span in zip(sizes, spans, strict=True):
+        row, dropped, total = 0, 0, sum(block[0] for block in seen)
+        for size, (start, origin) in zip(sizes, starts, strict=True):
             while total > self.limit:
                 total -= seen[dropped][0]
                 dropped += 1
-            seen.append((size, self._end + row, start))
-            first = seen[dropped]
+            seen.append((size, self._end + row, start, origin))
+            first = seen[dropped][1:]
             rows = slice(row, row + size)
-            if groups and groups[-1].slot == first[1]:
-                groups[-1] = Group(slice(groups[-1].rows.start, rows.stop), first[1], first[2])
-            else:
-                groups.append(Group(rows, first[1], first[2]))
-            row, total, start = row + size, total + size, start + span
+            if groups and groups[-1].slot == first[0]:
+                rows = slice(groups.pop().rows.start, rows.stop)
+            groups.append(Group(rows, *first))
+            row, total = row + size, total + size
         return groups, dropped
 
     def make_room(self, tokens: int) -> None:
@@ -175,13 +183,16 @@ class Window:
     def visible(self, layer: int, group: Group) -> tuple[Tensor, Tensor]:
         """Keys and values (H, m, d) that a group sees, its own included; views."""
         first = group.slot - self.prefix_tokens
-        if self.prefix_tokens and self._prefix_at[layer] != (group.slot, group.start):
-            positions = torch.arange(group.start - self.prefix_tokens, group.start)
-            table = self._decoder.rotary.table(positions)
+        behind = (group.slot, group.start, group.origin)
+        if self.prefix_tokens and self._prefix_at[layer] != behind:
+            before = torch.arange(-self.prefix_tokens, 0)
+            rotary = self._decoder.rotary
+            positions = rotary.axes_of(group.start + before, group.origin + before)
+            table = rotary.table(positions)
             place = slice(first, group.slot)
             self._buffer[layer, 0, :, place] = turned(self._prefix[layer, 0], *table)
             self._buffer[layer, 1, :, place] = self._prefix[layer, 1]
-            self._prefix_at[layer] = (group.slot, group.start)
+            self._prefix_at[layer] = behind
         both = self._buffer[layer, :, :, first : self._end + group.rows.stop]
         return both[0], both[1]
 

@@ -15,6 +15,7 @@ from stc_video.errors import UnsupportedModelError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from stc_video.memory import VideoPlace
     from stc_video.pruners import PrunedTokens
 
 __all__ = ["FrameEncoder", "ModelAdapter", "SessionSide", "adapter_for"]
@@ -49,9 +50,6 @@ class FrameEncoder(Protocol):
 class SessionSide(ABC):
     """What is particular to a family of models in a session of one stream."""
 
-    #: settings of the memories that fit its positions, by name of their class
-    memories: tuple[str, ...]
-
     @abstractmethod
     def prepare(
         self, pictures: Any, timestamps: Sequence[float] | float | None
@@ -71,7 +69,7 @@ class SessionSide(ABC):
         return None
 
     @abstractmethod
-    def place(self, kept: Tensor, grid: tuple[int, int]) -> tuple[Tensor, int]:
+    def place(self, kept: Tensor, grid: tuple[int, int]) -> tuple[Tensor, int, VideoPlace | None]:
         """Place the next frame.
 
         Parameters
@@ -85,7 +83,7 @@ class SessionSide(ABC):
         -------
         tuple
             Positions of the kept tokens, counted from the first free one, (n,) or (3, n); how many
-            positions the frame takes.
+            positions the frame takes; its place if they are time, height and width.
         """
 
     def ending(self) -> Tensor | None:

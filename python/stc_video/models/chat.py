@@ -14,7 +14,7 @@ import torch
 
 from stc_video.errors import UnsupportedModelError
 from stc_video.models.byte_tokenizer import byte_tokenizer, unreadable
-from stc_video.models.checkpoint import load_checkpoint
+from stc_video.models.checkpoint import MODEL_CLASSES, TOWER_CLASSES, load_checkpoint
 from stc_video.models.geometries import GEOMETRIES, build_random
 from stc_video.models.load import LoadedModel, ModelError, wrap_model
 from stc_video.models.placement import find_device, find_dtype
@@ -56,7 +56,19 @@ class ChatModel:
         return ANSWERS_NOTICE if self.random else None
 
     def vision(self) -> LoadedModel:
-        """Return the model's tower, projector and pooling, which stay part of the model."""
+        """Return the model's tower, projector and pooling, which stay part of the model.
+
+        Raises
+        ------
+        UnsupportedModelError
+            If the tower does not take single frames.
+        """
+        kind = self.model.config.model_type
+        if kind not in TOWER_CLASSES:
+            raise UnsupportedModelError(
+                f"model {self.name}: a tower that takes frames one by one is needed here, got that "
+                f"of {kind}; stc chat and stc serve work with it"
+            )
         processor = self.processor.image_processor
         return wrap_model(self.model, self.name, processor, random=self.random, whole=True)
 
@@ -72,8 +84,8 @@ def load_chat_model(
     Parameters
     ----------
     name
-        A folder or Hugging Face id of a LLaVA-OneVision, or a geometry such as
-        ``"llava-onevision-tiny"``: that one has random weights and a tokenizer of bytes.
+        A folder or Hugging Face id of a LLaVA-OneVision, Qwen2-VL or Qwen2.5-VL, or a geometry
+        such as ``"llava-onevision-tiny"``: that one has random weights and a tokenizer of bytes.
     device, dtype
         As for :func:`load_model`.
 
@@ -104,7 +116,7 @@ def load_chat_model(
         generation.suppress_tokens = unreadable(tokenizer, model.config)
         images, random = None, True
     else:
-        model, given, images = load_checkpoint(given, kind)
+        model, given, images = load_checkpoint(given, kind, MODEL_CLASSES)
         if not hasattr(model, "generate") or not hasattr(model.config, "video_token_id"):
             raise _speechless(given, type(model).__name__)
         tokenizer, random = _load_tokenizer(given), False
@@ -117,7 +129,9 @@ def load_chat_model(
 
 
 def _speechless(name: str, found: str) -> UnsupportedModelError:
-    return UnsupportedModelError(f"model {name}: questions need a LLaVA-OneVision, got {found}")
+    return UnsupportedModelError(
+        f"model {name}: questions need a LLaVA-OneVision, Qwen2-VL or Qwen2.5-VL, got {found}"
+    )
 
 
 def _load_tokenizer(name: str) -> Any:

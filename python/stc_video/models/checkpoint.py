@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,10 +21,10 @@ from stc_video.models.preprocess import load_processor
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["load_checkpoint", "model_class"]
+__all__ = ["MODEL_CLASSES", "TOWER_CLASSES", "load_checkpoint", "model_class"]
 
-# model type of the configuration -> class that holds the vision tower
-_CLASSES = {
+#: model type of the configuration -> class that holds a tower that takes single frames
+TOWER_CLASSES = {
     "siglip": "SiglipVisionModel",
     "siglip_vision_model": "SiglipVisionModel",
     "siglip2": "Siglip2VisionModel",
@@ -35,10 +35,16 @@ _CLASSES = {
     "dinov2_with_registers": "Dinov2WithRegistersModel",
     "llava_onevision": "LlavaOnevisionForConditionalGeneration",
 }
+#: the same, and those with a tower that takes packed frames
+MODEL_CLASSES = {
+    **TOWER_CLASSES,
+    "qwen2_vl": "Qwen2VLForConditionalGeneration",
+    "qwen2_5_vl": "Qwen2_5_VLForConditionalGeneration",
+}
 
 
-def model_class(model_type: str) -> Any:
-    """Return the transformers class that holds the vision tower of this type of model.
+def model_class(model_type: str, classes: Mapping[str, str] = TOWER_CLASSES) -> Any:
+    """Return the transformers class for this type of model.
 
     Raises
     ------
@@ -47,16 +53,25 @@ def model_class(model_type: str) -> Any:
     """
     import transformers
 
-    if model_type not in _CLASSES:
+    if model_type not in classes:
         raise UnsupportedModelError(
             f"models of type {model_type!r} are not supported; supported are "
-            f"{', '.join(t for t in _CLASSES if not t.endswith('_vision_model'))}"
+            f"{', '.join(t for t in classes if not t.endswith('_vision_model'))}"
         )
-    return getattr(transformers, _CLASSES[model_type])
+    return getattr(transformers, classes[model_type])
 
 
-def load_checkpoint(name: str, dtype: torch.dtype) -> tuple[PreTrainedModel, str, Any | None]:
+def load_checkpoint(
+    name: str, dtype: torch.dtype, classes: Mapping[str, str] = TOWER_CLASSES
+) -> tuple[PreTrainedModel, str, Any | None]:
     """Load from a folder or the hub, and make sure that every weight was there.
+
+    Parameters
+    ----------
+    name, dtype
+        Folder or Hugging Face id, and what its weights become.
+    classes
+        Which types of models are welcome, and their classes.
 
     Returns
     -------
@@ -71,7 +86,7 @@ def load_checkpoint(name: str, dtype: torch.dtype) -> tuple[PreTrainedModel, str
     local = folder.is_dir() or not _hub_resolves()
     with _quiet_transformers():
         try:
-            model, missing = _from_pretrained(name, dtype, local)
+            model, missing = _from_pretrained(name, dtype, local, classes)
             processor = load_processor(name)
         except UnsupportedModelError:
             raise
@@ -85,13 +100,13 @@ def load_checkpoint(name: str, dtype: torch.dtype) -> tuple[PreTrainedModel, str
 
 
 def _from_pretrained(
-    name: str, dtype: torch.dtype, local: bool
+    name: str, dtype: torch.dtype, local: bool, classes: Mapping[str, str]
 ) -> tuple[PreTrainedModel, list[str]]:
     """Return the model and the names of the weights that the checkpoint lacks."""
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(name, local_files_only=local)
-    model, report = model_class(config.model_type).from_pretrained(
+    model, report = model_class(config.model_type, classes).from_pretrained(
         name, dtype=dtype, local_files_only=local, output_loading_info=True
     )
     return model, sorted(report["missing_keys"])

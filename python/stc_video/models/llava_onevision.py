@@ -194,8 +194,6 @@ class LlavaOnevisionAdapter(ModelAdapter):
 class _LlavaSessionSide(SessionSide):
     """Pictures of the tower's size, positions in one row, a newline behind the video."""
 
-    memories = ("PlainConfig", "RekvConfig")
-
     def __init__(self, adapter: LlavaOnevisionAdapter, images: Any) -> None:
         self._model: Any = adapter.model
         self._is_original = adapter.positions == "original"
@@ -209,11 +207,11 @@ class _LlavaSessionSide(SessionSide):
         pixels = to_pixels(pictures, self._preprocessor, self._size)
         return pixels, to_times(timestamps, len(pixels))
 
-    def place(self, kept: Tensor, grid: tuple[int, int]) -> tuple[Tensor, int]:
+    def place(self, kept: Tensor, grid: tuple[int, int]) -> tuple[Tensor, int, None]:
         """One position per token."""
         if self._is_original:
-            return kept, grid[0] * grid[1]
-        return torch.arange(len(kept)), len(kept)
+            return kept, grid[0] * grid[1], None
+        return torch.arange(len(kept)), len(kept), None
 
     def ending(self) -> Tensor | None:
         """Embedding of the newline token."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from stc_video.memory import VideoPlace
 from stc_video.models.adapter import SessionSide
 from stc_video.models.pictures import pictures_of, to_times
 from stc_video.models.qwen_frames import TemporalPatches
@@ -33,8 +34,6 @@ class QwenSessionSide(SessionSide):
     images
         The model's image processor, or None.
     """
-
-    memories = ("PlainConfig",)
 
     def __init__(self, adapter: QwenVLAdapter, images: Any) -> None:
         self._adapter = adapter
@@ -97,15 +96,16 @@ class QwenSessionSide(SessionSide):
             )
         return frames, to_times(timestamps, len(frames))
 
-    def place(self, kept: Tensor, grid: tuple[int, int]) -> tuple[Tensor, int]:
+    def place(self, kept: Tensor, grid: tuple[int, int]) -> tuple[Tensor, int, VideoPlace]:
         """(time, height, width) of the kept tokens, (3, n)."""
         if grid != self._grid:
             self._grid, self._number = grid, 0
         here, after = self._end(self._number), self._end(self._number + 1)
-        time = torch.full_like(kept, self._number * self._step)
+        time = self._number * self._step
         rows, columns = torch.div(kept, grid[1], rounding_mode="floor"), kept % grid[1]
+        offsets = torch.stack([torch.full_like(kept, time), rows, columns]) - here
         self._number += 1
-        return torch.stack([time, rows, columns]) - here, after - here
+        return offsets, after - here, VideoPlace(time - here, -here, self._step, max(grid))
 
     def _end(self, frames: int) -> int:
         """How many positions so many frames of the video take."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,14 +15,15 @@ from torch import Tensor
 
 from stc_video.acceleration import Acceleration, accelerate
 from stc_video.config import CacheConfig
-from stc_video.errors import MemoryFullError, UnsupportedModelError
-from stc_video.memory import Frame, PlainConfig, RekvConfig, make_memory, memory_config
+from stc_video.errors import UnsupportedModelError
+from stc_video.memory import PlainConfig, RekvConfig, make_memory, memory_config
 from stc_video.models.pictures import FrameLike, to_times
 from stc_video.pruners import PrunedTokens, Pruner
 from stc_video.session.answer import Answer, generate_answer, next_logits
 from stc_video.session.fingerprint import describe_settings, model_fingerprint
+from stc_video.session.intake import Intake
 from stc_video.session.prompt import Prompt, PromptTemplate
-from stc_video.session.pushed import PushedFrame, pushed_frames
+from stc_video.session.pushed import PushedFrame
 from stc_video.session.saving import SavedSession, check_same, describe, take_over
 from stc_video.session.stats import SessionStats, StageTimer
 from stc_video.session.storage import read_save, write_save
@@ -46,8 +48,7 @@ class StreamingSession:
     model
         A ``LlavaOnevisionForConditionalGeneration``, ``Qwen2VLForConditionalGeneration`` or
         ``Qwen2_5_VLForConditionalGeneration`` in eval mode. If it is not accelerated yet, it is
-        until the last session on it is closed. For Qwen-VL two pictures are a frame, and the memory
-        must be ``"plain"``.
+        until the last session on it is closed. For Qwen-VL two pictures are a frame.
     processor
         The model's processor, or its tokenizer; it must have a chat template.
     memory
@@ -103,7 +104,6 @@ class StreamingSession:
             self._placeholder = int(untyped.config.video_token_id)
             self._template = PromptTemplate(processor, self._placeholder)
             self._side = self._handle.adapter.session_side(processor)
-            _check_memory(model, config, self._side.memories)
             self._memory = make_memory(untyped.model.language_model, config)
         except BaseException:
             self.close()
@@ -113,13 +113,20 @@ class StreamingSession:
         self._chunk = prefill_chunk
         self._name = f"session-{next(_NUMBERS)}"
         self._timer = StageTimer(model.device)
-        self._waiting: list[Frame] = []
-        self._turns: list[tuple[str, str]] = []
+        self._intake = Intake(
+            self._handle,
+            self._side,
+            self._memory,
+            self._memory_lock,
+            self._timer,
+            self._name,
+            prefill_chunk,
+        )
         self._start_over()
 
     def __repr__(self) -> str:
         memory = type(self._memory).__name__
-        return f"<StreamingSession {self._name}, {self._frames} frames, {memory}>"
+        return f"<StreamingSession {self._name}, {self._intake.frames} frames, {memory}>"
 
     def __enter__(self) -> StreamingSession:
         return self
@@ -165,7 +172,7 @@ class StreamingSession:
             self._check_open()
             with self._timer("decode"):
                 pixels, times = self._side.prepare(frames, timestamps)
-            return [] if pixels is None else self._take_in(pixels, times)
+            return [] if pixels is None else self._intake.encode(pixels, times)
 
     def push_tokens(
         self, kept: PrunedTokens, timestamps: Sequence[float] | float | None = None
@@ -194,18 +201,7 @@ class StreamingSession:
         times = to_times(timestamps, len(kept.tokens))
         with self._push_lock:
             self._check_open()
-            self._take(kept, grid, times)
-
-    def _take_in(self, pixels: Tensor, times: Sequence[float | None]) -> list[PushedFrame]:
-        """Encode frames and let whole chunks into the memory."""
-        pushed = []
-        for first in range(0, len(pixels), self._chunk):
-            part = slice(first, first + self._chunk)
-            kept, grid = self._encode(pixels[part])
-            records = self._handle.records(self._name)
-            pushed += pushed_frames(self._frames, times[part], grid, kept, records)
-            self._take(kept, grid, times[part])
-        return pushed
+            self._intake.take(kept, grid, times)
 
     def flush(self) -> None:
         """Let frames that wait for their prefill chunk into the memory now.
@@ -214,7 +210,7 @@ class StreamingSession:
         """
         self._complete()
         with self._memory_lock:
-            self._prefill(len(self._waiting))
+            self._intake.flush()
 
     def ask(
         self,
@@ -258,7 +254,7 @@ class StreamingSession:
         self._complete()
         with self._memory_lock:
             context = self._context(prompt, question)
-            frame, retrieve = self._frames, self._timer.last("retrieve")
+            frame, retrieve = self._intake.frames, self._timer.last("retrieve")
         settings.setdefault("max_new_tokens", _MAX_NEW_TOKENS)
         with self._timer("generate"):
             ids = generate_answer(
@@ -307,7 +303,7 @@ class StreamingSession:
 
     def stats(self) -> SessionStats:
         """Return totals, times per stage, and bytes of every store."""
-        handle = self._handle
+        handle, intake = self._handle, self._intake
         cache = None
         if handle.cacher is not None:
             cache = handle.cacher.stats().streams.get(self._name)
@@ -318,12 +314,12 @@ class StreamingSession:
                 "pruner": handle.pruner.state_bytes,
             }
             return SessionStats(
-                frames=self._frames,
-                waiting=len(self._waiting),
-                refused=self._refused,
+                frames=intake.frames,
+                waiting=len(intake.waiting),
+                refused=intake.refused,
                 evicted=getattr(self._memory, "evicted", 0),
-                tokens_seen=self._tokens_seen,
-                tokens_kept=self._tokens_kept,
+                tokens_seen=intake.tokens_seen,
+                tokens_kept=intake.tokens_kept,
                 memory_tokens=self._memory.tokens,
                 bytes=held,
                 stages=self._timer.stats(),
@@ -335,23 +331,24 @@ class StreamingSession:
     def save(self, path: str | Path) -> None:
         """Save the whole state of the stream into a folder.
 
-        The folder always holds a whole save: the one before until this one is complete.
+        The folder always holds a whole save: the one before until this one is complete. Frames
+        that it has already are not written again.
         """
         self._complete()
         with self._push_lock, self._memory_lock:
             self._check_open()
             saved = SavedSession(
-                frames=self._frames,
-                tokens_seen=self._tokens_seen,
-                tokens_kept=self._tokens_kept,
-                refused=self._refused,
+                frames=self._intake.frames,
+                tokens_seen=self._intake.tokens_seen,
+                tokens_kept=self._intake.tokens_kept,
+                refused=self._intake.refused,
                 turns=self._turns,
-                waiting=self._waiting,
+                waiting=self._intake.waiting,
                 side=self._side.state(),
             )
             snapshot = describe(saved, self._handle, self._name, self._memory)
             snapshot.values |= self._identity()
-            write_save(Path(path), snapshot)
+            write_save(Path(path), snapshot, self._identifier)
 
     @classmethod
     def load(
@@ -390,9 +387,8 @@ class StreamingSession:
         except BaseException:
             session.close()
             raise
-        session._frames, session._tokens_kept = saved.frames, saved.tokens_kept
-        session._refused, session._turns = saved.refused, saved.turns
-        session._waiting, session._tokens_seen = saved.waiting, saved.tokens_seen
+        session._intake.restore(saved)
+        session._turns = saved.turns
         session._side.restore(saved.side)
         return session
 
@@ -406,8 +402,9 @@ class StreamingSession:
     # -- inside ------------------------------------------------------------------------------
 
     def _start_over(self) -> None:
-        self._waiting, self._turns = [], []
-        self._frames = self._tokens_seen = self._tokens_kept = self._refused = 0
+        self._turns: list[tuple[str, str]] = []
+        self._identifier = uuid.uuid4().hex  # of the stream, in its saves
+        self._intake.clear()
         self._side.restore(None)
         with torch.no_grad():
             self._memory.begin(self._embed(self._template.prefix))
@@ -429,51 +426,7 @@ class StreamingSession:
         with self._push_lock:
             waiting = self._side.complete()
             if waiting is not None:
-                self._take_in(*waiting)
-
-    def _encode(self, pixels: Tensor) -> tuple[PrunedTokens, tuple[int, int]]:
-        """Kept tokens of frames, and the grid (H, W) they are chosen from."""
-        pixels = pixels.to(self._model.device, self._model.dtype)
-        grid = self._handle.adapter.grid(pixels)
-        assert grid is not None
-        with torch.no_grad():
-            with self._timer("encode"):
-                features = self._handle.encode(pixels, self._name)
-            with self._timer("prune"):
-                return self._handle.prune(features, self._name, grid), grid
-
-    def _take(
-        self, kept: PrunedTokens, grid: tuple[int, int], times: Sequence[float | None]
-    ) -> None:
-        """Let frames wait for their chunk, and full chunks into the memory."""
-        with self._memory_lock:
-            self._waiting += self._as_frames(kept, grid, times)
-            while len(self._waiting) >= self._chunk:
-                self._prefill(self._chunk)
-
-    def _as_frames(
-        self, kept: PrunedTokens, grid: tuple[int, int], times: Sequence[float | None]
-    ) -> list[Frame]:
-        frames = []
-        for row, (count, time) in enumerate(zip(kept.counts.tolist(), times, strict=True)):
-            offsets, span = self._side.place(kept.indices[row, :count].long().cpu(), grid)
-            frames.append(Frame(kept.tokens[row, :count], offsets, span, self._frames, time))
-            self._frames += 1
-            self._tokens_kept += count
-            self._tokens_seen += grid[0] * grid[1]
-        return frames
-
-    def _prefill(self, count: int) -> None:
-        """Let the first waiting frames into the memory."""
-        if not count:
-            return
-        chunk, self._waiting = self._waiting[:count], self._waiting[count:]
-        try:
-            with torch.no_grad(), self._timer("prefill"):
-                self._memory.append(chunk)
-        except MemoryFullError:
-            self._refused += count
-            raise
+                self._intake.encode(*waiting)
 
     def _prompt(self, question: str, turns: Sequence[tuple[str, str]]) -> Prompt:
         self._check_open()
@@ -488,7 +441,7 @@ class StreamingSession:
 
     def _context(self, prompt: Prompt, question: str) -> Any:
         with torch.no_grad():
-            self._prefill(len(self._waiting))
+            self._intake.flush()
             with self._timer("retrieve"):
                 embeds = self._embed(prompt.ids)
                 if (ending := self._side.ending()) is not None:
@@ -496,13 +449,3 @@ class StreamingSession:
                 context = self._memory.context(embeds, prompt.question, question)
         self._side.before_answer(context.cache)
         return context
-
-
-def _check_memory(
-    model: PreTrainedModel, config: PlainConfig | RekvConfig, fitting: tuple[str, ...]
-) -> None:
-    if type(config).__name__ not in fitting:
-        raise UnsupportedModelError(
-            "StreamingSession: memory='rekv' turns a key by one position, and those of "
-            f"{type(model).__name__} are time, height and width; use memory='plain'"
-        )

@@ -3,7 +3,8 @@
 
 ``session.json`` names the folder ``data-*`` that belongs to it. A save writes a new such folder
 and then replaces ``session.json``, in one step; only then is the old data removed. A process that
-is killed at any moment leaves either the old save or the new one.
+is killed at any moment leaves either the old save or the new one. A frame that the old save of the
+same stream has already is not written again; the new folder gets a second name of its file.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ FORMAT = 1
 _INDEX, _TENSORS, _DATA = "session.json", "tensors.safetensors", "data-"
 
 
-def write_save(folder: Path, snapshot: Snapshot) -> None:
+def write_save(folder: Path, snapshot: Snapshot, stream: str) -> None:
     """Write a snapshot in place of the one that the folder may hold.
 
     Parameters
@@ -36,6 +37,8 @@ def write_save(folder: Path, snapshot: Snapshot) -> None:
         Made if it is not there; other files in it stay.
     snapshot
         What to write.
+    stream
+        Identifies the stream: two saves with the same one have the same record for a number.
     """
     folder.mkdir(parents=True, exist_ok=True)
     data = folder / f"{_DATA}{uuid.uuid4().hex}"
@@ -44,9 +47,12 @@ def write_save(folder: Path, snapshot: Snapshot) -> None:
         written = {name: tensor.detach().cpu().clone() for name, tensor in snapshot.tensors.items()}
         save_file(written, data / _TENSORS)
         del written
+        before = _records_before(folder, stream)
         for number, record in snapshot.records.items():
-            path = data / f"{number:09d}.safetensors"
-            if isinstance(record, Tensor):
+            path = data / _file_of(number)
+            if number in before:
+                link_or_copy(before[number], path)
+            elif isinstance(record, Tensor):
                 write_record(record, path)
             else:
                 link_or_copy(record, path)
@@ -54,6 +60,7 @@ def write_save(folder: Path, snapshot: Snapshot) -> None:
             _sync(path)
         index = {
             "format": FORMAT,
+            "stream": stream,
             "data": data.name,
             "records": list(snapshot.records),
             **snapshot.values,
@@ -93,12 +100,29 @@ def read_save(folder: Path) -> Snapshot:
             f"load: {index} must be of format {FORMAT}, got {values.get('format')!r}; "
             "it was saved by another version"
         )
+    values.pop("stream", None)  # whoever goes on is a stream of its own
     data = folder / values.pop("data")
-    records = {n: data / f"{n:09d}.safetensors" for n in values.pop("records")}
+    records = {n: data / _file_of(n) for n in values.pop("records")}
     missing = [path for path in [data / _TENSORS, *records.values()] if not path.is_file()]
     if missing:
         raise ValueError(f"load: {len(missing)} files are missing, among them {missing[0]}")
     return Snapshot(values, load_file(data / _TENSORS), dict(records))
+
+
+def _records_before(folder: Path, stream: str) -> dict[int, Path]:
+    """Files of the records in the save that is there, if it is of this stream."""
+    try:
+        values = json.loads((folder / _INDEX).read_text())
+    except (OSError, ValueError):
+        return {}
+    if values.get("format") != FORMAT or values.get("stream") != stream:
+        return {}
+    files = {n: folder / values["data"] / _file_of(n) for n in values["records"]}
+    return {number: path for number, path in files.items() if path.is_file()}
+
+
+def _file_of(number: int) -> str:
+    return f"{number:09d}.safetensors"
 
 
 def _sync(path: Path) -> None:

@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Frames on their way into the memory: encoded, pruned, and gathered into prefill chunks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from stc_video.acceleration import Acceleration
+from stc_video.errors import MemoryFullError
+from stc_video.memory import Frame, Memory
+from stc_video.pruners import PrunedTokens
+from stc_video.session.pushed import PushedFrame, pushed_frames
+from stc_video.session.stats import StageTimer
+
+if TYPE_CHECKING:
+    from stc_video.session.saving import SavedSession
+
+__all__ = ["Intake"]
+
+
+class Intake:
+    """What a session does with pushed frames, and how many there were.
+
+    One thread at a time may call :meth:`encode` and :meth:`take`; the lock guards what questions
+    look at as well.
+
+    Parameters
+    ----------
+    handle
+        The accelerated model.
+    side
+        What the model's family adds: how frames are placed in the stream.
+    memory, lock
+        Where kept tokens go, and the lock to hold meanwhile.
+    timer
+        Notes the stages "encode", "prune" and "prefill".
+    stream
+        Name of the stream in cacher and pruner.
+    chunk
+        How many frames go through the language model together.
+
+    Attributes
+    ----------
+    frames, tokens_seen, tokens_kept, refused
+        Totals since the stream began; ``refused`` frames did not fit into the memory.
+    waiting
+        Frames that wait for their chunk.
+    """
+
+    def __init__(
+        self,
+        handle: Acceleration,
+        side: Any,
+        memory: Memory,
+        lock: AbstractContextManager[Any],
+        timer: StageTimer,
+        stream: str,
+        chunk: int,
+    ) -> None:
+        self._handle = handle
+        self._side = side
+        self._memory = memory
+        self._lock = lock
+        self._timer = timer
+        self._stream = stream
+        self._chunk = chunk
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget the stream."""
+        self.waiting: list[Frame] = []
+        self.frames = self.tokens_seen = self.tokens_kept = self.refused = 0
+
+    def restore(self, saved: SavedSession) -> None:
+        """Go on from a saved state."""
+        self.frames, self.refused = saved.frames, saved.refused
+        self.tokens_seen, self.tokens_kept = saved.tokens_seen, saved.tokens_kept
+        self.waiting = saved.waiting
+
+    def encode(self, pixels: Tensor, times: Sequence[float | None]) -> list[PushedFrame]:
+        """Encode and prune prepared frames, and let whole chunks into the memory."""
+        pushed = []
+        for first in range(0, len(pixels), self._chunk):
+            part = slice(first, first + self._chunk)
+            kept, grid = self._kept(pixels[part])
+            records = self._handle.records(self._stream)
+            pushed += pushed_frames(self.frames, times[part], grid, kept, records)
+            self.take(kept, grid, times[part])
+        return pushed
+
+    def take(
+        self, kept: PrunedTokens, grid: tuple[int, int], times: Sequence[float | None]
+    ) -> None:
+        """Let pruned frames wait for their chunk, and whole chunks into the memory."""
+        with self._lock:
+            self.waiting += self._as_frames(kept, grid, times)
+            while len(self.waiting) >= self._chunk:
+                self._prefill(self._chunk)
+
+    def flush(self) -> None:
+        """Let all waiting frames into the memory; the caller holds the lock."""
+        if self.waiting:
+            self._prefill(len(self.waiting))
+
+    def _kept(self, pixels: Tensor) -> tuple[PrunedTokens, tuple[int, int]]:
+        """Kept tokens of frames, and the grid (H, W) they are chosen from."""
+        model = self._handle.model
+        pixels = pixels.to(model.device, model.dtype)
+        grid = self._handle.adapter.grid(pixels)
+        assert grid is not None
+        with torch.no_grad():
+            with self._timer("encode"):
+                features = self._handle.encode(pixels, self._stream)
+            with self._timer("prune"):
+                return self._handle.prune(features, self._stream, grid), grid
+
+    def _as_frames(
+        self, kept: PrunedTokens, grid: tuple[int, int], times: Sequence[float | None]
+    ) -> list[Frame]:
+        frames = []
+        for row, (count, time) in enumerate(zip(kept.counts.tolist(), times, strict=True)):
+            tokens, indices = kept.tokens[row, :count], kept.indices[row, :count].long().cpu()
+            offsets, span, place = self._side.place(indices, grid)
+            frames.append(Frame(tokens, offsets, span, self.frames, time, place))
+            self.frames += 1
+            self.tokens_kept += count
+            self.tokens_seen += grid[0] * grid[1]
+        return frames
+
+    def _prefill(self, count: int) -> None:
+        """Let the first waiting frames into the memory."""
+        chunk, self.waiting = self.waiting[:count], self.waiting[count:]
+        try:
+            with torch.no_grad(), self._timer("prefill"):
+                self._memory.append(chunk)
+        except MemoryFullError:
+            self.refused += count
+            raise
