@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import cached_property
 
 from stc_video.bench.frames import Clip, make_clip
 from stc_video.bench.towers import BenchTower
@@ -25,28 +24,32 @@ class Case:
         How many streams are encoded in one call.
     ratio
         The part of the tokens that a cached frame re-encodes.
+    rows
+        That many tokens, class token and registers among them.
+    clip
+        Frames in which exactly the patches among those change.
+    half_clip
+        Frames in which half as many change, which leaves the others to the refresh.
     """
 
     tower: BenchTower
     streams: int
     ratio: Fraction
+    rows: int
+    clip: Clip
+    half_clip: Clip
 
-    @cached_property
-    def rows(self) -> int:
-        """Tokens that a cached frame re-encodes, class token and registers among them."""
-        return self.tower.rows(self.ratio)
+    @classmethod
+    def of(cls, tower: BenchTower, streams: int, ratio: Fraction) -> Case:
+        """Make the frames of a case."""
+        rows = tower.rows(ratio)
+        patches = rows - tower.prefix_tokens
+        whole, half = (
+            make_clip(tower, streams, count) for count in (patches, max(1, patches // 2))
+        )
+        return cls(tower, streams, ratio, rows, whole, half)
 
     @property
     def patches(self) -> int:
-        """Patches among them."""
+        """Patches among the rows."""
         return self.rows - self.tower.prefix_tokens
-
-    @cached_property
-    def clip(self) -> Clip:
-        """Frames in which exactly those patches change."""
-        return make_clip(self.tower, self.streams, self.patches)
-
-    @cached_property
-    def half_clip(self) -> Clip:
-        """Frames in which half as many change, which leaves the others to the refresh."""
-        return make_clip(self.tower, self.streams, max(1, self.patches // 2))

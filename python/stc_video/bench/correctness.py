@@ -98,9 +98,7 @@ def _errors(contender: Contender, case: Case, second: Tensor) -> Iterator[float]
         yield from _errors_of_rows(inner, case, second, rows)
 
 
-def _errors_of_rows(
-    contender: Ours, case: Case, second: Tensor, rows: Tensor
-) -> Iterator[float]:
+def _errors_of_rows(contender: Ours, case: Case, second: Tensor, rows: Tensor) -> Iterator[float]:
     clip = contender.clip
     missed = [set(a) - set(b) for a, b in zip(clip.changed.tolist(), rows.tolist(), strict=True)]
     yield torch.inf if any(missed) else 0.0

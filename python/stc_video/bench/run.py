@@ -6,7 +6,6 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 
 import torch
 
@@ -98,9 +97,13 @@ def measure(
     if grid.device.type == "cuda":
         torch.cuda.set_device(grid.device)
     for geometry in grid.geometries:
-        tower = BenchTower.build(
-            geometry, layers=grid.layers, device=grid.device, dtype=grid.dtype
-        )
+        try:
+            tower = BenchTower.build(
+                geometry, layers=grid.layers, device=grid.device, dtype=grid.dtype
+            )
+        except (RuntimeError, MemoryError) as error:
+            yield _no_tower(grid, geometry, error)
+            continue
         for streams in grid.streams:
             yield from _measure_ratios(grid, tower, streams, backend, on_step)
         del tower
@@ -114,7 +117,7 @@ def _measure_ratios(
     torch.compiler.reset()  # code is made for one batch and not for any
     dense: dict[str, Prepared | NotMeasured] = {}
     for ratio in grid.ratios:
-        case = Case(tower, streams, ratio)
+        case = Case.of(tower, streams, ratio)
         made: dict[str, Prepared | NotMeasured] = {}
         for name in grid.contenders:
             made[name] = dense[name] if name in dense else _try_to_prepare(name, case)
@@ -143,9 +146,7 @@ def _measure_case(
     times: dict[str, list[float]] = {}
     if fit:
         try:
-            times = time_case(
-                fit, grid.device, grid.rounds, seconds=grid.seconds, on_round=on_step
-            )
+            times = time_case(fit, grid.device, grid.rounds, seconds=grid.seconds, on_round=on_step)
         except (RuntimeError, MemoryError) as error:
             left_out += [_not_measured(name, case, error) for name in fit]
             ready = {name: one for name, one in ready.items() if name not in fit}
@@ -162,15 +163,32 @@ def _try_to_prepare(name: str, case: Case) -> Prepared | NotMeasured:
     return found
 
 
+def _no_tower(grid: Grid, geometry: str, error: Exception) -> Measured:
+    """Say of all cases of a geometry that there is no tower for them."""
+    reason, for_memory = _reason(error)
+    return Measured(
+        (),
+        tuple(
+            NotMeasured(geometry, streams, float(ratio), name, reason, for_memory)
+            for streams in grid.streams
+            for ratio in grid.ratios
+            for name in grid.contenders
+        ),
+    )
+
+
 def _not_measured(name: str, case: Case, error: Exception) -> NotMeasured:
+    place = case.tower.geometry, case.streams, float(case.ratio), name
+    return NotMeasured(*place, *_reason(error))
+
+
+def _reason(error: Exception) -> tuple[str, bool]:
+    """Say why something could not run, and whether that is for want of memory."""
     text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     for_memory = isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(
         part in text.lower() for part in _NO_MEMORY
     )
-    reason = f"does not fit in memory: {text}" if for_memory else f"could not run: {text}"
-    return NotMeasured(
-        case.tower.geometry, case.streams, float(case.ratio), name, reason, for_memory
-    )
+    return f"does not fit in memory: {text}" if for_memory else f"could not run: {text}", for_memory
 
 
 def rows_of(
@@ -232,12 +250,6 @@ def _untimed(case: Case, name: str, one: Prepared, backend: str) -> Row:
         backend=backend if isinstance(contender, Ours) else "torch",
         problem=one.verdict.problem,
     )
-
-
-def shown_ratio(ratio: float) -> str:
-    """Write a ratio as a fraction where it is a simple one."""
-    simple = Fraction(ratio).limit_denominator(64)
-    return str(simple) if abs(float(simple) - ratio) < 1e-9 else f"{ratio:g}"
 
 
 def _tidy(device: torch.device) -> None:

@@ -6,13 +6,22 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 from stc_video.report.page import atomic, finite
 from stc_video.studies.table import write_csv
 
-__all__ = ["Measured", "NotMeasured", "Row", "as_json", "write_tables"]
+__all__ = [
+    "Measured",
+    "NotMeasured",
+    "Row",
+    "as_json",
+    "ratio_column",
+    "shown_ratio",
+    "write_tables",
+]
 
 
 @dataclass(frozen=True)
@@ -173,3 +182,9 @@ def as_json(
         "not_measured": [asdict(one) for one in left_out],
     }
     return json.dumps(finite(found), indent=1, allow_nan=False) + "\n"
+
+
+def shown_ratio(ratio: float) -> str:
+    """Write a ratio as a fraction where it is a simple one."""
+    simple = Fraction(ratio).limit_denominator(64)
+    return str(simple) if abs(float(simple) - ratio) < 1e-9 else f"{ratio:g}"
