@@ -4,8 +4,8 @@
 The first frame of each must be the stock tower's. What follows is compared
 
 - of a dense contender, with the stock tower;
-- of the published forward, with the stock tower, where it re-encodes all tokens; under a graph, with
-  itself without one;
+- of the published forward, with the stock tower, where it re-encodes all tokens; under a graph,
+  with itself without one;
 - of our `stc`, with the published forward;
 - of our `motion`, with the plain passage of the changed rows through all layers, below.
 """

@@ -50,8 +50,9 @@ def cpu_name() -> str:
 
 
 def revision() -> str:
-    """Return the short hash of the commit that the package is run from, with a plus sign if files
-    differ from it; empty if it is not run from a checkout of its own.
+    """Return the short hash of the commit that the package is run from, if it is a checkout.
+
+    A plus sign behind it says that files differ from the commit. Empty for an installed package.
     """
     here = Path(__file__).resolve()
 
