@@ -6,6 +6,8 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
+from itertools import product
 
 import torch
 
@@ -102,7 +104,8 @@ def measure(
                 geometry, layers=grid.layers, device=grid.device, dtype=grid.dtype
             )
         except (RuntimeError, MemoryError) as error:
-            yield _no_tower(grid, geometry, error)
+            for streams, ratio in product(grid.streams, grid.ratios):
+                yield _nothing(grid, geometry, streams, ratio, error)
             continue
         for streams in grid.streams:
             yield from _measure_ratios(grid, tower, streams, backend, on_step)
@@ -117,7 +120,11 @@ def _measure_ratios(
     torch.compiler.reset()  # code is made for one batch and not for any
     dense: dict[str, Prepared | NotMeasured] = {}
     for ratio in grid.ratios:
-        case = Case.of(tower, streams, ratio)
+        try:
+            case = Case.of(tower, streams, ratio)
+        except (RuntimeError, MemoryError) as error:
+            yield _nothing(grid, tower.geometry, streams, ratio, error)
+            continue
         made: dict[str, Prepared | NotMeasured] = {}
         for name in grid.contenders:
             made[name] = dense[name] if name in dense else _try_to_prepare(name, case)
@@ -163,17 +170,13 @@ def _try_to_prepare(name: str, case: Case) -> Prepared | NotMeasured:
     return found
 
 
-def _no_tower(grid: Grid, geometry: str, error: Exception) -> Measured:
-    """Say of all cases of a geometry that there is no tower for them."""
-    reason, for_memory = _reason(error)
+def _nothing(
+    grid: Grid, geometry: str, streams: int, ratio: Fraction, error: Exception
+) -> Measured:
+    """Say of all contenders of a case that there is nothing for them to encode."""
+    place = geometry, streams, float(ratio)
     return Measured(
-        (),
-        tuple(
-            NotMeasured(geometry, streams, float(ratio), name, reason, for_memory)
-            for streams in grid.streams
-            for ratio in grid.ratios
-            for name in grid.contenders
-        ),
+        (), tuple(NotMeasured(*place, name, *_reason(error)) for name in grid.contenders)
     )
 
 
