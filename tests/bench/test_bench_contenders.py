@@ -101,7 +101,7 @@ def test_frames_that_were_not_cached_are_seen() -> None:
 
 @pytest.mark.parametrize("name", TOWERS)
 def test_the_published_forward_agrees_with_the_oracle(name: str) -> None:
-    """The tests' oracle writes attention out; frames here change everywhere, by different amounts."""
+    """The tests' oracle writes attention out; these frames change everywhere, by more and more."""
     tower = make_tower(name)
     generator = torch.Generator().manual_seed(3)
     first, second = torch.randn((2, 1, 16 + prefix_tokens(name), 48), generator=generator)

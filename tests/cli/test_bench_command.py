@@ -130,7 +130,7 @@ def test_limits_decide_about_the_exit_code(
         (["--device", "nothing"], "is not known to torch"),
         (["--out", "text.csv"], "this is a file, not a folder"),
         (["--name", "a/b"], "--name must be the name of a file"),
-        (["--limits", "missing.csv"], "missing.csv"),
+        (["--limits", "missing.csv"], "--limits missing.csv: there is no such file"),
         (["--limits", "text.csv"], "leave --layers out"),
     ],
 )

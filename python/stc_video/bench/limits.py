@@ -56,10 +56,10 @@ def read_limits(path: Path) -> list[Limit]:
     Raises
     ------
     ValueError
-        If it is not one.
-    OSError
-        If there is no such file.
+        If it is not one, or there is no such file.
     """
+    if not path.is_file():
+        raise ValueError(f"--limits {path}: there is no such file")
     names = [field.name for field in fields(Limit)]
     with path.open(newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
