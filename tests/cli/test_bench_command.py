@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from torch import nn
 
 from stc_video.bench.cases import Case
@@ -75,7 +76,8 @@ def test_a_contender_that_is_wrong_gets_a_cross_and_exit_code_1(
     def make(case: Case) -> Contender:
         contender = right(case)
         layer = PreNormTower.of(contender.module).blocks[0].mlp.fc1
-        layer.weight = nn.Parameter(-layer.weight)
+        with torch.inference_mode(False):
+            layer.weight = nn.Parameter(-layer.weight.detach())
         return contender
 
     monkeypatch.setitem(KINDS, "stc", replace(KINDS["stc"], make=make))

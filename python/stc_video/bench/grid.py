@@ -72,6 +72,8 @@ class Grid:
             If one is not possible; the message says in one sentence which, and what is.
         """
         found = find_device(device)
+        if found.type not in ("cpu", "cuda"):
+            raise ValueError(f"--device must be cpu or cuda, got {device!r}")
         if seconds is not None and not seconds > 0.0:
             raise ValueError(f"--seconds must be above 0, got {seconds:g}")
         chosen = _geometries(geometries)

@@ -134,7 +134,7 @@ def replace_forwards(
 ) -> None:
     """Let each block of a tower compute (S, N, C) -> (S, N, C) by a function of its own."""
     for block, encode in zip(blocks, encoders, strict=True):
-        block.layer.forward = _in_form_of(block, encode)  # type: ignore[method-assign]
+        block.layer.forward = _in_form_of(block, encode)
 
 
 def _in_form_of(block: Block, encode: Callable[[Tensor], Tensor]) -> Callable[..., Any]:

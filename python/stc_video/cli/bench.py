@@ -28,6 +28,12 @@ from stc_video.cli.stop import Stop
 __all__ = ["Output", "run_bench"]
 
 _INTERRUPTED = 130
+_EVERYWHERE = ("token_cosine", "select_changed", "gather_rows", "scatter_rows_", "scatter_residual")
+#: operators of a cached frame, by the type of the device
+_OPS = {
+    "cpu": _EVERYWHERE,
+    "cuda": (*_EVERYWHERE, "sparse_query_attention", "scatter_key_value_"),
+}
 RANDOM_WEIGHTS = "random weights of unit gain, random frames: a time, not a quality"
 
 
@@ -112,13 +118,13 @@ class _Run:
         self.rows: list[Row] = []
         self.left_out: list[NotMeasured] = []
         self.finished = 0
-        self.is_stopped = False
+        self.where = self._where()  # once: files that are written make a checkout differ
 
     def measure(self, stop: Stop) -> None:
         """Go over the cases; raises KeyboardInterrupt between two steps."""
         where = f"{self._device()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
         self.console.print(f"{where}; {RANDOM_WEIGHTS}.", markup=False)
-        used = " ".join(sorted(set(self.backends.values())))
+        used = " ".join(sorted({self.backends[op] for op in _OPS[self.grid.device.type]}))
         with bars(self.console, stop) as bar:
             step = bar("Measuring", "steps", steps(self.grid))
             for case in measure(self.grid, used, step):
@@ -126,7 +132,6 @@ class _Run:
 
     def stopped(self) -> None:
         """Say what is kept after Ctrl-C."""
-        self.is_stopped = True
         kept = "; nothing was written" if not self.finished else self._written()
         self.console.print(
             f"Stopped after {self.finished} of {self.grid.cases} cases{kept}.", markup=False
@@ -160,7 +165,7 @@ class _Run:
         if folder is None:
             return []
         return write_tables(
-            self.rows, self.left_out, folder, self.output.name, self._where(), self._details()
+            self.rows, self.left_out, folder, self.output.name, self.where, self._details()
         )
 
     def _written(self) -> str:
@@ -211,7 +216,7 @@ class _Run:
         return {
             "schema_version": "1.0",
             "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            **self._where(),
+            **self.where,
             "weights": RANDOM_WEIGHTS,
             "environment": environment(),
             "backends": self.backends,
