@@ -73,7 +73,7 @@ def test_a_wrong_weight_is_seen(name: str, part: str) -> None:
 
 def test_tokens_that_changed_and_were_not_encoded_are_seen() -> None:
     case = tiny_case("siglip", 2, "1/2")
-    blind = replace(motion_config(case, refresh=True), threshold=-1.0)
+    blind = replace(motion_config(case, refresh=True), threshold=-1.0, buckets=(0.3,))
     assert verdict_of(Ours(case, blind), case).error == float("inf")
 
 

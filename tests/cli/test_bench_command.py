@@ -53,7 +53,7 @@ def test_tables_and_files(tmp_path: Path, capsys) -> None:
     assert "</svg>" in (out / "cpu.svg").read_text()
     assert sorted(path.name for path in out.iterdir()) == ["cpu.csv", "cpu.json", "cpu.svg"]
     printed = capsys.readouterr().out
-    assert "dinov2-small, 1 layers, float32, 1 stream, 1/4 of 257 tokens" in printed
+    assert "dinov2-small, 1 layer, float32, 1 stream, 1/4 of 257 tokens" in printed
     assert printed.count("✓") == 10
     assert "random weights" in printed
 

@@ -70,7 +70,8 @@ def _draw_panel(axes: Axes, rows: Sequence[Row]) -> None:
             _draw_line(axes, name, points, f"C{number}")
     counted = sorted({(row.ratio, row.multiply_adds) for row in rows if row.contender == "motion"})
     if counted:
-        axes.errorbar(*zip(*counted, strict=True), fmt="k:", linewidth=0.9, label=_OPERATIONS)
+        x, y = ([pair[place] for pair in counted] for place in (0, 1))
+        axes.errorbar(x, y, fmt="k:", linewidth=0.9, label=_OPERATIONS)
     ratios = sorted({row.ratio for row in rows})
     axes.set_xscale("log", base=2)
     axes.set_xticks(ratios, [shown_ratio(ratio) for ratio in ratios])

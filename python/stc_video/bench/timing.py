@@ -53,7 +53,7 @@ class Stopwatch:
         call()
         end.record()
         end.synchronize()
-        return begin.elapsed_time(end) / 1e3
+        return float(begin.elapsed_time(end)) / 1e3
 
 
 def alternate(

@@ -55,7 +55,8 @@ class BenchTower:
         device, dtype
             Where the weights are, and in what type.
         """
-        module = build_random(geometry, layers=layers).to(device=device, dtype=dtype)
+        module: nn.Module = build_random(geometry, layers=layers)
+        module.to(device=device, dtype=dtype)
         set_unit_gain(module)
         return cls(geometry, module)
 

@@ -26,7 +26,7 @@ def show_case(console: Console, case: Measured) -> None:
             console.print(f"{row.contender} is wrong: {why}", style="red", markup=False)
     for one in case.left_out:
         console.print(
-            f"{one.geometry}, {_streams(one.streams)}, {shown_ratio(one.ratio)}: {one.contender} "
+            f"{one.geometry}, {_count(one.streams, 'stream')}, {shown_ratio(one.ratio)}: {one.contender} "
             f"is left out, it {one.reason}",
             style="yellow",
             markup=False,
@@ -46,7 +46,7 @@ def show_limits(console: Console, outcomes: Sequence[Outcome]) -> None:
         limit, measured = outcome.limit, outcome.measured
         table.add_row(
             _TICK if outcome.holds else _CROSS,
-            f"{limit.geometry}, {limit.dtype}, {_streams(limit.streams)}, "
+            f"{limit.geometry}, {limit.dtype}, {_count(limit.streams, 'stream')}, "
             f"{shown_ratio(limit.ratio)}",
             limit.contender,
             limit.baseline,
@@ -59,13 +59,15 @@ def show_limits(console: Console, outcomes: Sequence[Outcome]) -> None:
 def _case_table(rows: Sequence[Row]) -> Table:
     first = rows[0]
     title = (
-        f"{first.geometry}, {first.layers} layers, {first.dtype}, {_streams(first.streams)}, "
+        f"{first.geometry}, {_count(first.layers, 'layer')}, {first.dtype}, "
+        f"{_count(first.streams, 'stream')}, "
         f"{shown_ratio(first.ratio)} of {first.tokens} tokens"
     )
     table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="dim")
-    table.add_column("")
+    table.add_column("", no_wrap=True)
     table.add_column("contender", no_wrap=True)
-    for column in ("median ms", "20-80 %", "of best dense", "95 %", "operations", "MiB"):
+    memory = "MiB kept" if first.peak_mib is None else "MiB peak"
+    for column in ("ms", "20-80 %", "of dense", "95 %", "ops", memory):
         table.add_column(column, justify="right", no_wrap=True)
     for row in rows:
         table.add_row(_TICK if row.correct else _CROSS, row.contender, *_cells(row))
@@ -73,24 +75,29 @@ def _case_table(rows: Sequence[Row]) -> Table:
 
 
 def _cells(row: Row) -> tuple[str, ...]:
-    memory = f"{row.state_mib:.0f} kept" if row.peak_mib is None else f"{row.peak_mib:.0f} peak"
-    if row.median_ms is None or row.p20_ms is None or row.p80_ms is None:
-        return ("", "", "", "", f"{row.multiply_adds:.3f}", memory)
-    ratio = "" if row.time_ratio is None else f"{row.time_ratio:.3f}"
-    interval = (
-        ""
-        if row.time_ratio_low is None or row.time_ratio_high is None
-        else f"{row.time_ratio_low:.3f}-{row.time_ratio_high:.3f}"
-    )
+    memory = row.state_mib if row.peak_mib is None else row.peak_mib
     return (
-        f"{row.median_ms:.2f}",
-        f"{row.p20_ms:.2f}-{row.p80_ms:.2f}",
-        ratio,
-        interval,
-        f"{row.multiply_adds:.3f}",
-        memory,
+        _number(row.median_ms),
+        _range(_number(row.p20_ms), _number(row.p80_ms)),
+        _ratio(row.time_ratio),
+        _range(_ratio(row.time_ratio_low), _ratio(row.time_ratio_high)),
+        _ratio(row.multiply_adds),
+        f"{memory:.0f}",
     )
 
 
-def _streams(count: int) -> str:
-    return f"{count} stream{'s' if count > 1 else ''}"
+def _number(value: float | None) -> str:
+    """Four digits of a time."""
+    return "" if value is None else f"{value:.{max(0, 4 - len(str(int(value))))}f}"
+
+
+def _ratio(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"
+
+
+def _range(low: str, high: str) -> str:
+    return f"{low}-{high}" if low and high else ""
+
+
+def _count(count: int, what: str) -> str:
+    return f"{count} {what}{'s' if count > 1 else ''}"
