@@ -26,8 +26,8 @@ def show_case(console: Console, case: Measured) -> None:
             console.print(f"{row.contender} is wrong: {why}", style="red", markup=False)
     for one in case.left_out:
         console.print(
-            f"{one.geometry}, {_count(one.streams, 'stream')}, {shown_ratio(one.ratio)}: {one.contender} "
-            f"is left out, it {one.reason}",
+            f"{one.geometry}, {_count(one.streams, 'stream')}, {shown_ratio(one.ratio)}: "
+            f"{one.contender} is left out, it {one.reason}",
             style="yellow",
             markup=False,
             soft_wrap=True,
