@@ -14,7 +14,15 @@ from tiny_towers import make_tower, prefix_tokens
 from torch import nn
 
 from stc_video.bench.cases import Case
-from stc_video.bench.contenders import KINDS, Contender, Ours, Published, motion_config
+from stc_video.bench.contenders import (
+    KINDS,
+    Contender,
+    Dense,
+    Graphed,
+    Ours,
+    Published,
+    motion_config,
+)
 from stc_video.bench.correctness import Verdict, check
 from stc_video.bench.paper import PublishedLayer
 from stc_video.bench.run import prepare
@@ -51,6 +59,17 @@ def test_every_contender_is_correct(name: str, tower: str, streams: int, ratio: 
 def test_half_precision_is_within_its_tolerance(name: str, dtype: torch.dtype) -> None:
     found = prepare(name, tiny_case("siglip", 2, dtype=dtype)).verdict
     assert found.is_correct, found
+
+
+@pytest.mark.parametrize("kind", [Dense, Published])
+def test_what_is_replayed_is_correct_and_checked(kind: type[Dense] | type[Published]) -> None:
+    """On a CPU a pass is run again instead of replayed; the buffers are the same."""
+    case = tiny_case("siglip", 2)
+    assert verdict_of(Graphed(kind(case)), case).is_correct
+    wrong = Graphed(kind(case))
+    norm = PreNormTower.of(wrong.inner.module).blocks[1].norm2
+    norm.bias = nn.Parameter(norm.bias.detach() + 1.0)
+    assert not verdict_of(wrong, case).is_correct
 
 
 @pytest.mark.slow

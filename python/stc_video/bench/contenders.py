@@ -14,7 +14,7 @@ from stc_video.bench.frames import Clip
 from stc_video.bench.paper import PublishedLayer
 from stc_video.bench.towers import replace_forwards
 from stc_video.cacher import FrameRecord, attach_cacher
-from stc_video.cacher.graphs import CudaRecording
+from stc_video.cacher.graphs import Recording, recorder_for
 from stc_video.cacher.stats import Operations
 from stc_video.config import CacheConfig
 from stc_video.towers.pre_norm import PreNormTower
@@ -180,12 +180,12 @@ class Graphed(Contender):
         self.inner = inner
         self._input = self.clip.turn(0).clone()
         self._output = self._input
-        self._recording: CudaRecording | None = None
+        self._recording: Recording | None = None
 
     def start(self) -> Tensor:
         """Encode the first frame, and record what the next ones do."""
         first = self.inner.start()
-        self._recording = CudaRecording(self._run, [self._input])
+        self._recording = recorder_for(self._input.device).record(self._run, [self._input])
         return first
 
     def encode(self, frames: Tensor) -> Tensor:
