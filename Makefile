@@ -95,6 +95,9 @@ bench-gpu: install
 	$(BIN)/python benchmarks/gpu_ops.py
 	$(BIN)/python benchmarks/plot_gpu_ops.py
 	$(BIN)/python benchmarks/gpu_pruners.py
+	$(BIN)/stc bench --device cuda --dtype bfloat16 --geometry all --streams 1,4,8,32 \
+	    --ratios 1/16,1/8,1/4,3/8,1/2 --repeats 50 --seconds 20 \
+	    --limits benchmarks/limits/gpu_cacher.csv --out benchmarks/results --name gpu_cacher
 
 clean:
 	rm -rf build dist out .pytest_cache .mypy_cache .ruff_cache stc_kernels/_C*.so

@@ -14,12 +14,16 @@ import statistics
 from pathlib import Path
 
 import torch
-from cpu_cacher import DTYPES, frames_with_changes, make_tower, seconds
 from environment import environment, write_rows
 from torch import Tensor
 
 import stc_video
 from stc_video import CacheConfig
+from stc_video.bench.frames import make_clip
+from stc_video.bench.timing import Stopwatch
+from stc_video.bench.towers import BenchTower
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 #: share of the patches that change, stream by stream
 CHANGES = (1 / 32, 1 / 16, 1 / 10, 1 / 8, 1 / 6, 1 / 5, 1 / 4, 1 / 3)
@@ -27,16 +31,18 @@ CHANGES = (1 / 32, 1 / 16, 1 / 10, 1 / 8, 1 / 6, 1 / 5, 1 / 4, 1 / 3)
 
 def measure(streams: int, dtype_name: str, layers: int, repeats: int) -> dict[str, object]:
     """Take the time of the three ways and return one row of the table."""
-    dtype = DTYPES[dtype_name]
+    stock = BenchTower.build("siglip-so400m", layers=layers, dtype=DTYPES[dtype_name])
     changes = [CHANGES[number * len(CHANGES) // streams] for number in range(streams)]
-    pairs = [frames_with_changes(change, dtype) for change in changes]
-    frames = [torch.cat([pair[turn] for pair in pairs]) for turn in (0, 1)]
+    patches = [int(change * stock.tokens) for change in changes]
+    clips = [make_clip(stock, 1, count, seed=number) for number, count in enumerate(patches)]
+    frames = [torch.cat([clip.turn(turn) for clip in clips]) for turn in (0, 1)]
+    stopwatch = Stopwatch(torch.device("cpu"))
     names = [str(number) for number in range(streams)]
     config = {"refresh": 0.0, "tail_layers": 0, "max_streams": streams}
     runs = {}
     for way in ("ragged", "bucketed", "alone"):
         batching = "ragged" if way == "alone" else way
-        tower = make_tower(layers, dtype)
+        tower = stock.twin()
         runs[way] = tower, stc_video.attach_cacher(tower, CacheConfig(batching=batching, **config))
 
     def together(way: str, shown: Tensor) -> None:
@@ -56,7 +62,7 @@ def measure(streams: int, dtype_name: str, layers: int, repeats: int) -> dict[st
             shown = frames[turn % 2]
             for way in runs:
                 call = (lambda: alone(shown)) if way == "alone" else lambda: together(way, shown)  # noqa: B023
-                took = seconds(call)
+                took = stopwatch.seconds(call)
                 if turn > 1:  # the first pair is dense and warms up
                     times[way].append(took)
     medians = {way: statistics.median(values) for way, values in times.items()}

@@ -5,21 +5,22 @@ from __future__ import annotations
 
 import csv
 import platform
-import subprocess
 import sys
 from pathlib import Path
 
 import torch
 
+from stc_video.cli.environment import cpu_name, revision
+
 
 def environment() -> dict[str, object]:
     """Machine, versions, git revision and command line."""
     return {
-        "device": _cpu_name(),
+        "device": cpu_name(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "python": platform.python_version(),
-        "revision": _revision(),
+        "revision": revision() or "unknown",
         "command": " ".join(["python", *sys.argv]),
     }
 
@@ -31,20 +32,3 @@ def write_rows(path: Path, rows: list[dict[str, object]]) -> None:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
-
-
-def _revision() -> str:
-    """Short hash of the commit, with a plus sign if the working tree differs from it."""
-    command = ["git", "describe", "--always", "--dirty=+", "--exclude=*"]
-    here = Path(__file__).parent
-    done = subprocess.run(command, cwd=here, capture_output=True, text=True, check=False)
-    return done.stdout.strip() or "unknown"

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from stc_video.cli import live
+from stc_video.cli import bench_options, live
 from stc_video.cli.options import (
     CACHE,
     PRUNE,
@@ -340,6 +340,7 @@ def prune_study(
     raise typer.Exit(study_videos(settings, out, shlex.join(["stc", *sys.argv[1:]])))
 
 
+app.command()(bench_options.bench)
 app.command()(live.serve)
 app.command()(live.chat)
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 
 import os
 import platform
+import subprocess
 from importlib import metadata
 from pathlib import Path
 
-__all__ = ["chosen_backends", "cpu_name", "devices", "environment", "versions"]
+__all__ = ["chosen_backends", "cpu_name", "devices", "environment", "revision", "versions"]
 
 _PACKAGES = (
     "stc-kernels",
@@ -46,6 +47,27 @@ def cpu_name() -> str:
         return platform.processor() or platform.machine()
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.machine()
+
+
+def revision() -> str:
+    """Return the short hash of the commit that the package is run from, if it is a checkout.
+
+    A plus sign behind it says that files differ from the commit. Empty for an installed package.
+    """
+    here = Path(__file__).resolve()
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(
+            ["git", *arguments], cwd=here.parent, capture_output=True, text=True, check=False
+        )
+        return done.stdout.strip() if done.returncode == 0 else ""
+
+    try:
+        # A virtual environment may lie in a checkout of something else.
+        is_ours = bool(git("ls-files", here.name))
+        return git("describe", "--always", "--dirty=+", "--exclude=*") if is_ours else ""
+    except OSError:  # no git
+        return ""
 
 
 def devices() -> list[str]:

@@ -76,7 +76,8 @@ RandomWeightsOption = Annotated[
     typer.Option(
         rich_help_panel=MODEL,
         metavar="GEOMETRY",
-        help="Random weights instead: siglip-so400m, siglip-base, clip-l-336, dinov2-small.",
+        help="Random weights instead: siglip-so400m, siglip-base, clip-l-336, dinov2-small, "
+        "dinov2-base, dinov2-large.",
     ),
 ]
 DeviceOption = Annotated[

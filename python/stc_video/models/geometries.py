@@ -10,7 +10,7 @@ import torch
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["GEOMETRIES", "RANDOM_NOTICE", "build_random"]
+__all__ = ["GEOMETRIES", "RANDOM_NOTICE", "TOWERS", "build_random"]
 
 RANDOM_NOTICE = "random weights: the pictures and similarities say nothing about a trained model"
 
@@ -53,6 +53,26 @@ GEOMETRIES: dict[str, tuple[str, dict[str, Any]]] = {
             "patch_size": 14,
         },
     ),
+    "dinov2-base": (
+        "dinov2",
+        {
+            "hidden_size": 768,
+            "num_hidden_layers": 12,
+            "num_attention_heads": 12,
+            "image_size": 224,
+            "patch_size": 14,
+        },
+    ),
+    "dinov2-large": (
+        "dinov2",
+        {
+            "hidden_size": 1024,
+            "num_hidden_layers": 24,
+            "num_attention_heads": 16,
+            "image_size": 224,
+            "patch_size": 14,
+        },
+    ),
     # For tests: the token counts of LLaVA-OneVision (729 to 196 per frame), little else.
     "llava-onevision-tiny": (
         "llava_onevision",
@@ -83,13 +103,19 @@ GEOMETRIES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def build_random(geometry: str, *, seed: int = 0) -> PreTrainedModel:
+#: those that are a vision tower and nothing else
+TOWERS = tuple(name for name, (kind, _) in GEOMETRIES.items() if kind != "llava_onevision")
+
+
+def build_random(geometry: str, *, layers: int | None = None, seed: int = 0) -> PreTrainedModel:
     """Build a model with random weights.
 
     Parameters
     ----------
     geometry : str
         A key of `GEOMETRIES`.
+    layers : int, optional
+        Number of layers of a tower, instead of its own.
     seed : int
         The weights are the same for the same seed; the global generator is left as it was.
 
@@ -101,7 +127,7 @@ def build_random(geometry: str, *, seed: int = 0) -> PreTrainedModel:
     Raises
     ------
     ValueError
-        If the geometry is not known.
+        If the geometry is not known, or has layers of more than one kind to choose a number of.
     """
     if geometry not in GEOMETRIES:
         raise ValueError(
@@ -112,6 +138,10 @@ def build_random(geometry: str, *, seed: int = 0) -> PreTrainedModel:
     from stc_video.models.checkpoint import model_class
 
     model_type, settings = GEOMETRIES[geometry]
+    if layers is not None:
+        if geometry not in TOWERS:
+            raise ValueError(f"layers: {geometry} is not a tower; choose from {', '.join(TOWERS)}")
+        settings = settings | {"num_hidden_layers": layers}
     config = AutoConfig.for_model(model_type, **settings)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
