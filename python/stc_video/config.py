@@ -65,11 +65,12 @@ class CacheConfig:
     max_streams
         How many streams may have a state at a time; one more is an error until one is reset.
     batching
-        ``motion``: how the streams of a call are encoded together. ``"ragged"``: in one pass, each
-        with its own number of rows. ``"bucketed"``: in one pass per number of rows, in shapes that
-        repeat. ``"auto"``: ragged on a CPU, where every row costs its time, and bucketed on a GPU.
+        How the streams of a call are encoded together. ``"ragged"``: in one pass, each with its own
+        number of rows. ``"bucketed"``: in one pass per number of rows, in shapes that repeat.
+        ``"auto"``: ragged on a CPU, where every row costs its time, and bucketed on a GPU.
     graphs
-        ``motion``, bucketed: record the passes as CUDA graphs on a CUDA device.
+        Bucketed: record the passes as CUDA graphs on a CUDA device. With ``stc`` and a threshold
+        there are none, as each layer chooses its number of tokens.
     graph_bytes
         How many bytes recorded passes may take; the least recently used ones are dropped.
     guard
@@ -100,6 +101,12 @@ class CacheConfig:
     graph_bytes: int = 2 << 30
     guard: bool = True
     pack_weights: bool = True
+
+    def is_bucketed(self, device_type: str) -> bool:
+        """Whether streams on such a device are encoded in shapes that repeat."""
+        if self.batching == "auto":
+            return device_type == "cuda"
+        return self.batching == "bucketed"
 
     def __post_init__(self) -> None:
         """Check every value."""

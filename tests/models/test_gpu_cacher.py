@@ -54,6 +54,25 @@ def test_graphs_agree_with_no_graphs_and_with_the_cpu(name):
         cacher.detach()
 
 
+@pytest.mark.parametrize("name", TOWERS)
+def test_graphs_of_stc_agree_with_no_graphs_and_with_the_cpu(name):
+    pictures = noisy_walk(10)
+    tower = make_tower(name)
+    cacher = stc_video.attach_cacher(tower, CacheConfig("stc", interval=3))
+    expected = encode(tower, pictures)
+    cacher.detach()
+    tower.cuda()
+    for settings in ({}, {"graphs": False}, {"batching": "ragged"}):
+        cacher = stc_video.attach_cacher(tower, CacheConfig("stc", interval=3, **settings))
+        kept = encode(tower, on_gpu(pictures))
+        assert_same(kept, expected)  # and so none was overwritten by a later frame
+        if not settings:
+            assert cacher.stats().graphs.recorded == 2
+            assert cacher.stats().graphs.replayed == 10
+            assert cacher.stats().graphs.failures == ()
+        cacher.detach()
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_stays_close_to_its_own_dense(dtype):
     tower = make_tower("siglip").cuda().to(dtype)

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Passes of fixed shapes, recorded once and replayed: CUDA graphs on a GPU.
 
-A recorded pass reads buffers of its own, into which each run's inputs are copied, and writes to
-the states of the streams, whose slabs never move. Nothing that it wrote to is handed out.
+A recorded pass reads buffers of its own, into which each run's inputs are copied. It writes to the
+states of the streams, whose slabs never move, and may return tensors of its own, which the next run
+overwrites.
 """
 
 from __future__ import annotations
@@ -11,13 +12,13 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-#: a pass: reads its arguments and writes to states
-Pass = Callable[..., None]
+#: a pass: reads its arguments, writes to states, may return something
+Pass = Callable[..., Any]
 
 
 class GraphWarning(RuntimeWarning):
@@ -25,9 +26,10 @@ class GraphWarning(RuntimeWarning):
 
 
 class Recording(Protocol):
-    """A pass on fixed buffers."""
+    """A pass on fixed buffers, and what it returned last."""
 
     nbytes: int
+    result: Any
 
     def replay(self) -> None:
         """Run it on what the buffers hold now."""
@@ -47,10 +49,11 @@ class PlainRecording:
     run: Pass
     inputs: Sequence[Tensor]
     nbytes: int = 0
+    result: Any = None
 
     def replay(self) -> None:
         """Call it."""
-        self.run(*self.inputs)
+        self.result = self.run(*self.inputs)
 
 
 class PlainRecorder:
@@ -78,7 +81,7 @@ class CudaRecording:
         self._graph = torch.cuda.CUDAGraph()
         # Other threads, such as one that generates an answer, may use the device meanwhile.
         with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
-            run(*inputs)
+            self.result = run(*inputs)
         self.nbytes = max(0, torch.cuda.memory_reserved(inputs[0].device) - before)
 
     def replay(self) -> None:
@@ -146,7 +149,7 @@ class GraphCache:
     _unrecorded: set[tuple[Hashable, Hashable]] = field(default_factory=set)
     _totals: GraphStats = field(default_factory=GraphStats)
 
-    def run(self, owner: Hashable, key: Hashable, run: Pass, inputs: tuple[Tensor, ...]) -> None:
+    def run(self, owner: Hashable, key: Hashable, run: Pass, inputs: tuple[Tensor, ...]) -> Any:
         """Run a pass, from its recording if there can be one.
 
         Parameters
@@ -159,19 +162,24 @@ class GraphCache:
             The pass.
         inputs
             Its arguments; they may change or go as soon as this returns.
+
+        Returns
+        -------
+        object
+            What the pass returned; the next run of this key may overwrite it.
         """
         name = (owner, key)
         entry = self._entries.get(name)
         if entry is None and name not in self._unrecorded:
             entry = self._record(name, run, inputs)
         if entry is None:
-            run(*inputs)
-            return
+            return run(*inputs)
         self._entries.move_to_end(name)
         for buffer, given in zip(entry.inputs, inputs, strict=True):
             buffer.copy_(given, non_blocking=True)
         entry.recording.replay()
         self._totals = replace(self._totals, replayed=self._totals.replayed + 1)
+        return entry.recording.result
 
     def forget(self, owner: Hashable) -> None:
         """Drop the recordings of an owner that is going."""

@@ -85,10 +85,8 @@ def capture_attention(tower: nn.Module, layer: int = -2) -> AttentionCapture:
 
 def _records_passes(cacher: Any, tower: nn.Module) -> bool:
     """Whether a cacher may replay its passes, so that nobody sees what they compute."""
-    batching = cacher.config.batching
     on_gpu = any(parameter.is_cuda for parameter in tower.parameters())
-    is_bucketed = batching == "bucketed" or (batching == "auto" and on_gpu)
-    return bool(cacher.config.policy == "motion" and is_bucketed)
+    return bool(cacher.config.is_bucketed("cuda" if on_gpu else "cpu"))
 
 
 def _passes(record: Any) -> range:

@@ -250,15 +250,10 @@ class MotionPolicy(PolicyBase):
     def _encoder(self, device: torch.device) -> SegmentEncoder:
         """Return what encodes on a device, made when it is first needed."""
         if self._encoders.get(device) is None:
-            is_ragged = (
-                device.type != "cuda"
-                if self.config.batching == "auto"
-                else (self.config.batching == "ragged")
-            )
             self._encoders[device] = (
-                RaggedEncoder(self.blocks, self.planner.head)
-                if is_ragged
-                else BucketedEncoder(self.blocks, self.planner.head, self.graphs_on(device))
+                BucketedEncoder(self.blocks, self.planner.head, self.graphs_on(device))
+                if self.config.is_bucketed(device.type)
+                else RaggedEncoder(self.blocks, self.planner.head)
             )
         return self._encoders[device]
 

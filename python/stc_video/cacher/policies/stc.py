@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from stc_kernels import select_changed, select_changed_below
-from stc_video.cacher.encoder import StcReference, dense_layers, stc_layer
 from stc_video.cacher.guard import Timings, fastest
 from stc_video.cacher.policies.base import NONFINITE, Outputs, PolicyBase, finite_frames
 from stc_video.cacher.stats import CACHED, DENSE, FrameRecord
+from stc_video.cacher.stc_passes import Part, PlainPasses, RecordedPasses, StcPasses
 from stc_video.cacher.stream_state import Layout, StcState, Stream
 
 
@@ -41,6 +41,13 @@ class StreamCall:
     finite: list[bool]
     is_dense: bool
     reason: str
+
+    def part(self) -> Part:
+        """Return what a pass needs of it; its last finite frame can become the reference."""
+        usable = [at for at, is_finite in enumerate(self.finite) if is_finite]
+        if not usable:
+            return Part(None, None)
+        return Part(self.stream.slot, stc_state(self.stream), usable[-1])
 
 
 class StcPolicy(PolicyBase):
@@ -162,23 +169,8 @@ class StcPolicy(PolicyBase):
         wanted: frozenset[int],
     ) -> tuple[Outputs, list[FrameRecord]]:
         """Encode all tokens; the last finite frame of each call becomes its stream's reference."""
-        count = frames.shape[0] // len(calls)
-        kept = []
-        for number, call in enumerate(calls):
-            usable = [at for at, is_finite in enumerate(call.finite) if is_finite]
-            if usable:
-                kept.append((stc_state(call.stream), number * count + usable[-1]))
-        outputs: Outputs = {}
-        for layer, trace in enumerate(dense_layers(self.blocks, frames, mask)):
-            compared, reused = trace.key, trace.value
-            if self.config.metric == "values":
-                compared, reused = reused, compared
-            for state, row in kept:
-                state.compared[layer].copy_(compared[row])
-                state.reused[layer].copy_(reused[row])
-                state.update[layer].copy_(trace.update[row])
-            if layer in wanted:
-                outputs[layer] = trace.output
+        parts = [call.part() for call in calls]
+        outputs = self._passes(frames.device).dense(parts, frames, mask, wanted).hidden
         return outputs, [
             self._dense_record(call.stream, frames, is_finite, call.reason)
             for call in calls
@@ -202,26 +194,16 @@ class StcPolicy(PolicyBase):
         if not all(calls[0].finite):
             return self._encode_mixed(calls[0], frames, mask, wanted)
         tokens = frames.shape[1]
-        outputs: Outputs = {}
-        selected, done, x = [], 0, frames
-        first_similarity: Tensor | None = None
-        for layer, block in enumerate(self.blocks):
-            x, indices, similarity = stc_layer(
-                block,
-                x,
-                _references(calls, layer, frames.shape[0]),
-                select=self._select,
-                by_keys=self.config.metric == "keys",
-                mask=mask,
-            )
-            if layer == 0:
-                first_similarity = similarity
-            if layer in wanted:
-                outputs[layer] = x
-            selected.append(indices)
-            done += self.operations[layer].rows_with_fresh_keys(indices.shape[1], tokens)
-        encoded = round(sum(indices.shape[1] for indices in selected) / len(selected))
-        assert first_similarity is not None
+        parts = [call.part() for call in calls]
+        output = self._passes(frames.device).cached(parts, frames, mask, wanted)
+        selected, similarity = output.selected, output.similarity
+        assert similarity is not None
+        each = [indices.shape[1] for indices in selected]
+        done = sum(
+            operations.rows_with_fresh_keys(count, tokens)
+            for operations, count in zip(self.operations, each, strict=True)
+        )
+        encoded = round(sum(each) / len(each))
         count = frames.shape[0] // len(calls)
         records = [
             self.record(
@@ -232,12 +214,12 @@ class StcPolicy(PolicyBase):
                 cost=done / self.dense_operations(tokens),
                 encoded=encoded,
                 changed=max(0, encoded - self.pinned),
-                similarity=first_similarity[number],
+                similarity=similarity[number],
                 selected=[indices[number] for indices in selected],
             )
             for number in range(frames.shape[0])
         ]
-        return outputs, records
+        return output.hidden, records
 
     def _encode_mixed(
         self, call: StreamCall, frames: Tensor, mask: Tensor | None, wanted: frozenset[int]
@@ -256,6 +238,14 @@ class StcPolicy(PolicyBase):
             parts.append(outputs)
             records += made
         return {layer: torch.cat([part[layer] for part in parts]) for layer in wanted}, records
+
+    def _passes(self, device: torch.device) -> StcPasses:
+        """Return what runs the layers on a device."""
+        plain = PlainPasses(self.blocks, self._select, self.config.metric == "keys")
+        # With a threshold the number of tokens is known only when a layer has selected.
+        if self.config.threshold is not None or not self.config.is_bucketed(device.type):
+            return plain
+        return RecordedPasses(plain, self.graphs_on(device))
 
     def _select(self, fresh: Tensor, cached: Tensor) -> tuple[Tensor, Tensor]:
         """Choose the tokens that a layer re-encodes."""
@@ -277,18 +267,3 @@ def stc_state(stream: Stream) -> StcState:
     """Return the state of a stream that has one."""
     assert isinstance(stream.state, StcState)
     return stream.state
-
-
-def _references(calls: Sequence[StreamCall], layer: int, frames: int) -> StcReference:
-    """What the frames of some calls, as many of each, are compared with in a layer."""
-    states = [stc_state(call.stream) for call in calls]
-    if len(states) == 1:
-        state = states[0]
-        return StcReference(state.compared[layer], state.reused[layer], state.update[layer])
-    each = frames // len(calls)
-    return StcReference(
-        *(
-            torch.stack([planes[layer] for planes in of_states]).repeat_interleave(each, 0)
-            for of_states in zip(*(state.tensors() for state in states), strict=True)
-        )
-    )
