@@ -52,7 +52,7 @@ def study_videos(settings: StudySettings, out: Path, command: str) -> int:
     ValueError, OSError
         For bad input, before anything is written.
     """
-    from stc_video.studies.page import write_study
+    from stc_video.studies.prune_page import write_study
     from stc_video.studies.table import write_csv
 
     console = Console(highlight=False)
@@ -186,7 +186,7 @@ def _where(model: LoadedModel) -> dict[str, object]:
 
 def _close(study: PruneStudy, console: Console) -> None:
     """Print the table of one budget."""
-    from stc_video.studies.page import headline, shown_table
+    from stc_video.studies.prune_page import headline, shown_table
 
     console.print()
     console.print(headline(study), style="bold")
