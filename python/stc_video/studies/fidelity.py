@@ -7,7 +7,7 @@ left out of the similarities and counted in the cost.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 
@@ -24,7 +24,7 @@ from stc_video.studies.marks import SaliencyMarker
 from stc_video.studies.metrics import iou
 from stc_video.video import VideoError, VideoSource
 
-__all__ = ["DenseClip", "Fidelity", "encode_densely", "measure"]
+__all__ = ["DenseClip", "Fidelity", "encode_densely", "measure", "problems_of"]
 
 #: a clip's first frames, sent through a new cacher before what is timed
 _WARM_UP = 2
@@ -112,10 +112,9 @@ class Fidelity:
 
 
 def encode_densely(
-    sources: Sequence[tuple[str, VideoSource]],
+    opened: Mapping[float, Sequence[tuple[str, VideoSource]]],
     model: LoadedModel,
     *,
-    fps: float,
     marker: SaliencyMarker | None = None,
     on_frame: Callable[[], None] = lambda: None,
 ) -> list[DenseClip]:
@@ -123,12 +122,10 @@ def encode_densely(
 
     Parameters
     ----------
-    sources
-        Names and frames, as `open_clips` gives them; closed afterwards.
+    opened
+        Frames per second -> names and frames, as `open_at_rates` gives them; closed afterwards.
     model
         The tower.
-    fps
-        At which they were opened.
     marker
         Marks what is salient, by the tokens of its own tower.
     on_frame
@@ -144,7 +141,11 @@ def encode_densely(
     VideoError
         If not even the first frame of one can be decoded.
     """
-    return [_encode_clip(name, source, model, fps, marker, on_frame) for name, source in sources]
+    return [
+        _encode_clip(name, source, model, fps, marker, on_frame)
+        for fps, sources in opened.items()
+        for name, source in sources
+    ]
 
 
 def _encode_clip(
@@ -170,6 +171,12 @@ def _encode_clip(
             problem = str(error)
         salient = [] if marker is None else [marker.map_of(tokens, model.grid) for tokens in dense]
     return DenseClip(name, fps, tuple(inputs), tuple(dense), tuple(salient), model.grid, problem)
+
+
+def problems_of(clips: Iterable[DenseClip]) -> list[str]:
+    """Say which clips ended early and why, once for all their frame rates."""
+    found = (f"{clip.name} ended early: {clip.problem}" for clip in clips if clip.problem)
+    return list(dict.fromkeys(found))
 
 
 def measure(

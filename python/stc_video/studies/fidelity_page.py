@@ -269,8 +269,7 @@ def _fronts(
 
     return {
         cost: {
-            name: beaten_by_none(cost, name, measure.is_error)
-            for name, measure in measures.items()
+            name: beaten_by_none(cost, name, measure.is_error) for name, measure in measures.items()
         }
         for cost in COSTS
     }

@@ -11,7 +11,7 @@ import numpy as np
 from stc_video.calibration import Calibration
 from stc_video.models.load import LoadedModel
 from stc_video.studies.cache_settings import CacheSetting
-from stc_video.studies.fidelity import DenseClip, Fidelity, measure
+from stc_video.studies.fidelity import DenseClip, Fidelity, measure, problems_of
 from stc_video.studies.marks import SaliencyMarker
 from stc_video.studies.metrics import pareto_front
 
@@ -183,16 +183,15 @@ def run_study(
             ]
             best = front([row.cost for row in found], [-row.error for row in found])
             rows += [replace(row, on_front=number in best) for number, row in enumerate(found)]
-    problems = dict.fromkeys(f"{clip.name} ended early: {clip.problem}"
-                             for clip in clips if clip.problem)  # fmt: skip
+    problems = tuple(problems_of(clips))
     return FidelityStudy(
         settings=tuple(settings),
         rates=rates,
         clips={n: tuple(clip.frames for clip in clips if clip.name == n) for n in names},
         rows=tuple(rows),
         measured=measured,
-        notes=tuple(problems),
-        problems=tuple(problems),
+        notes=problems,
+        problems=problems,
     )
 
 
