@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Draw what ``fidelity.py`` measured, into ``docs/figures/fidelity.png``.
 
-    python benchmarks/plot_fidelity.py
+python benchmarks/plot_fidelity.py
 """
 
 from __future__ import annotations
