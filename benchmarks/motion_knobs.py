@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What each part of the ``motion`` policy is worth: one changed at a time, against the defaults.
 
-    python benchmarks/motion_knobs.py CLIP.mp4 ... --fps 2 5 --out benchmarks/results/motion_knobs.csv
+    python benchmarks/motion_knobs.py CLIP.mp4 ... --out benchmarks/results/motion_knobs.csv
 
 A change moves cost and error together. ``error_ratio`` is the error over that of the defaults at
 the same cost, between their thresholds on a straight line in cost and the error's logarithm: below
