@@ -20,7 +20,12 @@ sys.path.append(str(Path(__file__).parents[1] / "video"))  # clip_maker
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
     torch.manual_seed(0)
     config = Dinov2Config(
-        hidden_size=32, num_hidden_layers=3, num_attention_heads=4, mlp_ratio=2, image_size=56
+        hidden_size=32,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        mlp_ratio=2,
+        image_size=56,
+        initializer_range=0.2,
     )
     folder = tmp_path_factory.mktemp("models") / "tiny"
     Dinov2Model(config).save_pretrained(folder)
