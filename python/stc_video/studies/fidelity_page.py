@@ -32,7 +32,7 @@ COLUMNS = (
     "median per frame",
     "dense frames",
     "error",
-    "5th percentile",
+    "95th percentile",
     "worst frame",
     "worst clip",
     "saliency IoU",

@@ -44,7 +44,7 @@
     layout.xaxis = { ...axis, title: { text: data.costs[cost] }, rangemode: "tozero", nticks: 8 };
     layout.yaxis = { ...axis, title: { text: data.measures[measure].words } };
     if (isError()) {
-      Object.assign(layout.yaxis, { type: "log", tickvals: [-4, -3, -2, -1, 0].flatMap((e) => [1, 3].map((d) => d * 10 ** e)) });
+      Object.assign(layout.yaxis, { type: "log", tickformat: "~g", tickvals: [-4, -3, -2, -1, 0].flatMap((e) => [1, 3].map((d) => d * 10 ** e)) });
     }
     Object.assign(layout, { hovermode: "closest", showlegend: true });
     layout.legend = { orientation: "h", y: -0.14, yanchor: "top", x: 0, font: { size: small() ? 10 : 12 } };
@@ -68,7 +68,7 @@
       ];
     });
     layout.xaxis = { ...axis, title: { text: "frame" }, anchor: "y2" };
-    layout.yaxis = { ...axis, domain: [0.5, 1], type: "log", title: { text: "error" }, tickvals: [1e-4, 1e-3, 1e-2, 0.1, 1] };
+    layout.yaxis = { ...axis, domain: [0.5, 1], type: "log", tickformat: "~g", title: { text: "error" }, tickvals: [1e-4, 1e-3, 1e-2, 0.1, 1] };
     layout.yaxis2 = { ...axis, domain: [0, 0.42], title: { text: "cost" }, rangemode: "tozero", nticks: 5 };
     Object.assign(layout, { hovermode: "x unified", showlegend: true });
     return [traces, layout];
