@@ -4,7 +4,7 @@
     python benchmarks/fidelity.py CLIP.mp4 ... --threads 1
 
 Takes the options of ``stc fidelity``, but for ``--out``: the page is in ``out``. Similarities and
-costs do not depend on how busy the machine is; times do, and ``--no-times`` leaves them empty.
+costs do not depend on how busy the machine is; times do: ``--no-times`` leaves them out.
 ``benchmarks/plot_fidelity.py`` draws the table.
 """
 
@@ -20,19 +20,15 @@ from stc_video.cli.app import run_app
 
 RESULTS = Path(__file__).parent / "results" / "fidelity.csv"
 OUT = Path("out")
-NO_TIMES = "--no-times"
-TIMES = ("time_ratio", "frame_median_ms", "dense_median_ms")
 
 
 def main() -> int:
     facts = {name: environment()[name] for name in ("python", "revision", "command")}
-    given = [argument for argument in sys.argv[1:] if argument != NO_TIMES]
-    left_out = dict.fromkeys(TIMES, "") if NO_TIMES in sys.argv else {}
-    status = run_app(["fidelity", *given, "--out", str(OUT)])
+    status = run_app(["fidelity", *sys.argv[1:], "--out", str(OUT)])
     if status == 0:
         with (OUT / "fidelity.csv").open(newline="") as file:
             rows = [dict(row) for row in csv.DictReader(file)]
-        write_rows(RESULTS, [row | left_out | facts for row in rows])
+        write_rows(RESULTS, [row | facts for row in rows])
         print(RESULTS)
     return status
 

@@ -137,6 +137,19 @@ def test_page_says_what_is_not_measured(study: FidelityStudy, tmp_path: Path) ->
     assert "intersection over union" in with_it
 
 
+def test_page_without_times(study: FidelityStudy, tmp_path: Path) -> None:
+    nothing = float("nan")
+    rows = tuple(
+        replace(row, time_ratio=nothing, frame_ms=nothing, dense_ms=nothing) for row in study.rows
+    )
+    untimed = replace(study, rows=rows)
+    html = written(untimed, tmp_path).read_text()
+    assert "<strong>Time</strong>" not in html
+    assert "fraction of the dense time" not in html
+    assert "nan" not in "".join(re.findall("<td>.*?</td>", html))
+    assert {line[2] for _, _, lines in shown_tables(untimed) for line in lines} == {"-"}
+
+
 def test_page_escapes_names(study: FidelityStudy, tmp_path: Path) -> None:
     evil = "</script><script>alert(1)</script>"
     names = {"slow": evil}

@@ -114,6 +114,7 @@ def _run(
                 model,
                 calibration=calibration,
                 marker=marker,
+                times=settings.times,
                 on_frame=bar("Trying settings", "frames", steps),
             )
     said = [] if model.notice is None else [model.notice]

@@ -124,6 +124,7 @@ class FidelitySettings(TowerSettings):
     quality: str | None = None
     threshold: str | None = None
     calibration: Path | None = None
+    times: bool = True
     fps: tuple[str, ...] = ("2,5",)
     max_frames: int = 40
     backend: str | None = None

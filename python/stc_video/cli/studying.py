@@ -180,6 +180,13 @@ def fidelity(
     ] = None,
     fps: RatesOption = None,
     max_frames: SeveralFramesOption = 40,
+    times: Annotated[
+        bool,
+        typer.Option(
+            rich_help_panel=REPORT,
+            help="Take times, too: a third more work, and for a quiet machine only.",
+        ),
+    ] = True,
     model: ModelOption = None,
     random_weights: RandomWeightsOption = None,
     device: DeviceOption = "auto",
@@ -208,6 +215,7 @@ def fidelity(
         calibration=calibration,
         fps=tuple(fps or _RATES),
         max_frames=max_frames,
+        times=times,
         model=model,
         random_weights=random_weights,
         device=device,

@@ -96,20 +96,21 @@ def write_fidelity(
     OSError
         If the file cannot be written; an earlier one is then as it was.
     """
-    measures = MEASURES if _has_saliency(study) else _without_saliency()
+    measures, costs = _drawn(study)
     write_page(
         Path(path),
         "fidelity.html.j2",
         styles=["page.css", "study.css"],
         scripts=["common.js", "fidelity.js"],
-        data=_page_data(study, measures),
+        data=_page_data(study, measures, costs),
         headline=headline(study),
         warnings=study.notes,
         study=study,
-        has_saliency=_has_saliency(study),
+        has_saliency="saliency_iou" in measures,
+        has_times="time_ratio" in costs,
         dense_every=DENSE_EVERY,
         measures=measures,
-        costs=COSTS,
+        costs=costs,
         shown_first=_shown_first(study),
         columns=COLUMNS,
         tables=[
@@ -155,7 +156,7 @@ def shown_tables(study: FidelityStudy) -> list[tuple[str, list[str], list[list[s
                 [
                     row.setting.name,
                     f"{row.cost:.3f}",
-                    f"{row.time_ratio:.2f}",
+                    _shown(row.time_ratio, ".2f"),
                     _error(row.error),
                     _error(row.worst_clip_error),
                     _error(1 - row.worst_frame),
@@ -178,12 +179,16 @@ def _count(number: int, what: str) -> str:
     return f"{number} {what}{'' if number == 1 else 's'}"
 
 
-def _has_saliency(study: FidelityStudy) -> bool:
-    return any(row.saliency_iou == row.saliency_iou for row in study.rows)
+def _drawn(study: FidelityStudy) -> tuple[dict[str, Measure], dict[str, str]]:
+    """Return the measures and the costs that were measured."""
 
+    def is_measured(name: str) -> bool:
+        return any(point[name] == point[name] for point in _points(study.rows))
 
-def _without_saliency() -> dict[str, Measure]:
-    return {name: measure for name, measure in MEASURES.items() if measure.is_error}
+    return (
+        {name: measure for name, measure in MEASURES.items() if is_measured(name)},
+        {name: words for name, words in COSTS.items() if is_measured(name)},
+    )
 
 
 def _shown_first(study: FidelityStudy) -> tuple[int, int]:
@@ -200,8 +205,8 @@ def _lines(study: FidelityStudy, fps: float, clip: str) -> list[Line]:
 def _cells(row: FidelityRow) -> tuple[str, ...]:
     return (
         f"{row.cost:.3f}",
-        f"{row.time_ratio:.2f}",
-        f"{row.frame_ms:.1f} ms",
+        _shown(row.time_ratio, ".2f"),
+        _shown(row.frame_ms, ".1f", " ms"),
         f"{100 * row.dense_share:.0f} %",
         _error(row.error),
         _error(1 - row.similarity_p5),
@@ -212,15 +217,21 @@ def _cells(row: FidelityRow) -> tuple[str, ...]:
     )
 
 
+def _shown(value: float, form: str, unit: str = "") -> str:
+    return _NONE if value != value else f"{value:{form}}{unit}"
+
+
 def _error(value: float) -> str:
-    return _NONE if value != value else f"{max(0.0, value):.4f}"
+    return _shown(value if value != value else max(0.0, value), ".4f")
 
 
 def _overlap(value: float) -> str:
-    return _NONE if value != value else f"{value:.3f}"
+    return _shown(value, ".3f")
 
 
-def _page_data(study: FidelityStudy, measures: Mapping[str, Measure]) -> dict[str, Any]:
+def _page_data(
+    study: FidelityStudy, measures: Mapping[str, Measure], costs: Mapping[str, str]
+) -> dict[str, Any]:
     """Return what the page's script draws from; clips and rates are in their order."""
     names = [ALL, *study.clips]
     return {
@@ -232,10 +243,10 @@ def _page_data(study: FidelityStudy, measures: Mapping[str, Measure]) -> dict[st
             for s in study.settings
         ],
         "measures": {name: measure._asdict() for name, measure in measures.items()},
-        "costs": COSTS,
+        "costs": costs,
         "points": [[_points(study.at(fps, clip)) for clip in names] for fps in study.rates],
         "fronts": [
-            [_fronts(_points(study.at(fps, clip)), measures) for clip in names]
+            [_fronts(_points(study.at(fps, clip)), measures, costs) for clip in names]
             for fps in study.rates
         ],
         "frames": [[_frames(study, fps, clip) for clip in study.clips] for fps in study.rates],
@@ -258,7 +269,9 @@ def _points(rows: Sequence[FidelityRow]) -> list[dict[str, float]]:
 
 
 def _fronts(
-    points: Sequence[Mapping[str, float]], measures: Mapping[str, Measure]
+    points: Sequence[Mapping[str, float]],
+    measures: Mapping[str, Measure],
+    costs: Mapping[str, str],
 ) -> dict[str, dict[str, list[int]]]:
     """Return for each cost and measure the settings that none beats, cheapest first."""
 
@@ -271,7 +284,7 @@ def _fronts(
         cost: {
             name: beaten_by_none(cost, name, measure.is_error) for name, measure in measures.items()
         }
-        for cost in COSTS
+        for cost in costs
     }
 
 

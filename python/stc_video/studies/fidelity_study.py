@@ -49,7 +49,8 @@ class FidelityRow:
         Intersection over union of what the saliency head marks by cached and by dense tokens:
         mean and lowest frame; NaN where it was not measured.
     time_ratio
-        Mean time of a frame over that of a dense frame of the stock tower.
+        Mean time of a frame over that of a dense frame of the stock tower; NaN, as the next two,
+        where no time was taken.
     frame_ms, dense_ms
         Median milliseconds of a frame, and of a dense one.
     on_front
@@ -133,6 +134,7 @@ def run_study(
     *,
     calibration: Calibration | None = None,
     marker: SaliencyMarker | None = None,
+    times: bool = True,
     on_frame: Callable[[], None] = lambda: None,
 ) -> FidelityStudy:
     """Measure every setting on every clip.
@@ -149,6 +151,8 @@ def run_study(
         Of the ``motion`` policy, instead of the one in the package.
     marker
         Compares what is salient; the clips must have been encoded with it.
+    times
+        Whether to take times, which is a third more work.
     on_frame
         Is called after each frame of each setting.
 
@@ -166,7 +170,7 @@ def run_study(
             setting.config(calibration),
             on_frame,
             marker=marker,
-            dense_every=DENSE_EVERY,
+            dense_every=DENSE_EVERY if times else 0,
         )
         for clip in clips
         for setting in settings
@@ -204,6 +208,7 @@ def _row(setting: CacheSetting, fps: float, clip: str, found: Sequence[Fidelity]
     """Put what was measured on some clips into one row."""
     similarities = [value for one in found for value in one.similarities] or [1.0]
     overlaps = [value for one in found for value in one.overlaps]
+    timed = [one for one in found if one.dense_seconds]
     similarity = float(np.mean([one.similarity for one in found]))
     worst = min(one.similarity for one in found)
     return FidelityRow(
@@ -219,9 +224,9 @@ def _row(setting: CacheSetting, fps: float, clip: str, found: Sequence[Fidelity]
         worst_clip_error=max(0.0, 1.0 - worst) if clip == ALL else _NOTHING,
         saliency_iou=_mean([float(np.mean(one.overlaps)) for one in found if one.overlaps]),
         saliency_iou_worst=min(overlaps, default=_NOTHING),
-        time_ratio=_mean([_time_ratio(one) for one in found]),
-        frame_ms=_median_ms([one.seconds for one in found]),
-        dense_ms=_median_ms([one.dense_seconds for one in found]),
+        time_ratio=_mean([_time_ratio(one) for one in timed]),
+        frame_ms=_median_ms([one.seconds for one in timed]),
+        dense_ms=_median_ms([one.dense_seconds for one in timed]),
     )
 
 
@@ -230,7 +235,8 @@ def _time_ratio(found: Fidelity) -> float:
 
 
 def _median_ms(seconds: Sequence[Sequence[float]]) -> float:
-    return 1e3 * float(np.median(np.concatenate([np.asarray(part) for part in seconds])))
+    together = [second for part in seconds for second in part]
+    return 1e3 * float(np.median(together)) if together else _NOTHING
 
 
 def _mean(values: Sequence[float]) -> float:
