@@ -3,9 +3,10 @@
 
     python benchmarks/fidelity.py CLIP.mp4 ... --threads 1
 
-Takes the options of ``stc fidelity``, but for ``--out``: the page is in ``out``. Rows of frame rates
-that were not measured this time stay. Similarities and costs do not depend on how busy the machine
-is; times do: ``--no-times`` leaves them out. ``benchmarks/plot_fidelity.py`` draws the table.
+Takes the options of ``stc fidelity``, but for ``--out``: the page is in ``out``. Rows of frame
+rates that were not measured this time stay. Similarities and costs do not depend on how busy the
+machine is; times do: ``--no-times`` leaves them out. ``benchmarks/plot_fidelity.py`` draws the
+table.
 """
 
 from __future__ import annotations
