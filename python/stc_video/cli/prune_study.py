@@ -10,13 +10,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.table import Table
 
-from stc_video.cli.environment import chosen_backends, cpu_name, environment
-from stc_video.cli.output import collected_warnings, prepare_folder
+from stc_video.cli.environment import (
+    chosen_backends,
+    environment,
+    measured_on,
+    model_facts,
+)
+from stc_video.cli.output import collected_warnings, prepare_folder, text_table
 from stc_video.cli.progress import bars
-from stc_video.cli.settings import StudySettings
 from stc_video.cli.stop import Stop
+from stc_video.cli.study_settings import PruneStudySettings
 
 if TYPE_CHECKING:
     from stc_video.models.load import LoadedModel
@@ -30,12 +34,12 @@ __all__ = ["study_videos"]
 _INTERRUPTED = 130
 
 
-def study_videos(settings: StudySettings, out: Path, command: str) -> int:
+def study_videos(settings: PruneStudySettings, out: Path, command: str) -> int:
     """Compare the pruning methods on some videos, write the report, and say where it is.
 
     Parameters
     ----------
-    settings : StudySettings
+    settings : PruneStudySettings
         The options.
     out : Path
         Folder for prune_study.html and prune_study.csv; made if missing.
@@ -52,7 +56,7 @@ def study_videos(settings: StudySettings, out: Path, command: str) -> int:
     ValueError, OSError
         For bad input, before anything is written.
     """
-    from stc_video.studies.page import write_study
+    from stc_video.studies.prune_page import write_study
     from stc_video.studies.table import write_csv
 
     console = Console(highlight=False)
@@ -78,49 +82,35 @@ def study_videos(settings: StudySettings, out: Path, command: str) -> int:
 
 
 def _run(
-    settings: StudySettings, console: Console, stop: Stop
+    settings: PruneStudySettings, console: Console, stop: Stop
 ) -> tuple[PruneStudy, dict[str, list[tuple[str, str]]], dict[str, object]]:
     """Encode the clips and measure the methods; the study, its details, where it ran."""
-    import torch
-
     from stc_kernels import use_backend
-    from stc_video.models.load import load_model
-    from stc_video.studies.clips import open_clips
+    from stc_video.studies.clips import expected_frames, open_at_rates
     from stc_video.studies.marks import SaliencyMarker
     from stc_video.studies.prune_study import run_study, steps
-    from stc_video.video import default_clip
 
-    if settings.threads is not None:
-        torch.set_num_threads(settings.threads)
-    paths = settings.videos or (default_clip(),)
     methods, budgets = settings.chosen_methods(), settings.chosen_budgets()
     with (
         collected_warnings() as notes,
         ExitStack() as files,
         use_backend(settings.backend) if settings.backend else nullcontext(),
     ):
-        sources = open_clips(paths, fps=settings.fps, max_frames=settings.max_frames)
-        for _, source in sources:
-            files.callback(source.close)
+        [sources] = open_at_rates(
+            settings.paths(), [settings.fps], max_frames=settings.max_frames, files=files
+        ).values()
         with console.status("Loading the model ..."):
-            model = load_model(
-                settings.model,
-                random_weights=settings.random_weights,
-                device=settings.device,
-                dtype=settings.dtype,
-            )
+            model = settings.load()
             backends = chosen_backends(model.device.type, settings.backend)
-            default = settings.model is None and settings.random_weights is None
-            marker = SaliencyMarker(model.tower if default else None)
-        expected = [source.expected_frames for _, source in sources]
-        frames = None if None in expected else sum(count or 0 for count in expected)
+            marker = SaliencyMarker(model.tower if settings.is_default_tower else None)
+        frames = expected_frames(sources)
         with bars(console, stop) as bar:
             clips = _encode(sources, model, marker, bar("Encoding", "frames", frames))
             count = steps(len(clips), len(methods), len(set(budgets)))
             pruning = bar("Pruning", "choices", count)
             study = run_study(clips, methods, budgets, repeats=settings.repeats, on_step=pruning)
     study = study.with_notes([*([model.notice] if model.notice else []), *notes])
-    return study, _details(settings, sources, study.clips, model, backends), _where(model)
+    return study, _details(settings, sources, study.clips, model, backends), measured_on(model)
 
 
 def _encode(
@@ -135,15 +125,13 @@ def _encode(
 
 
 def _details(
-    settings: StudySettings,
+    settings: PruneStudySettings,
     sources: Sequence[tuple[str, VideoSource]],
     clips: Sequence[EncodedClip],
     model: LoadedModel,
     backends: dict[str, str],
 ) -> dict[str, list[tuple[str, str]]]:
     """Return what the report says about how it was run: title -> (name, value) pairs."""
-    import torch
-
     grids = sorted({clip.grid for clip in clips})
     return {
         "Clips": [
@@ -154,12 +142,9 @@ def _details(
             for (name, source), clip in zip(sources, clips, strict=True)
         ],
         "Model": [
-            ("weights", model.name),
-            ("geometry", model.description),
+            *model_facts(model),
             ("tokens of a frame", ", ".join(f"{h} x {w}" for h, w in grids)),
             ("width of a token", str(clips[0].features.shape[2])),
-            ("device, type", f"{model.device}, {str(model.dtype).removeprefix('torch.')}"),
-            ("threads", str(torch.get_num_threads())),
         ],
         "Settings": [(k, str(v)) for k, v in settings.shown().items() if v is not None],
         "Versions": list(environment().items()),
@@ -167,38 +152,14 @@ def _details(
     }
 
 
-def _where(model: LoadedModel) -> dict[str, object]:
-    """Return the columns that say with what and on what machine a row was measured."""
-    import torch
-
-    import stc_kernels
-
-    device = torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else cpu_name()
-    return {
-        "model": model.name,
-        "device": device,
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "stc_kernels": stc_kernels.__version__,
-    }
-
-
 def _close(study: PruneStudy, console: Console) -> None:
     """Print the table of one budget."""
-    from stc_video.studies.page import headline, shown_table
+    from stc_video.studies.prune_page import headline, shown_table
 
     console.print()
     console.print(headline(study), style="bold")
     for note in study.notes:
         console.print(f"Note: {note}", style="yellow", markup=False)
     title, header, rows = shown_table(study)
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="dim")
-    for column in header:
-        table.add_column(
-            column, justify="right" if table.columns else "left", no_wrap=not table.columns
-        )
-    for row in rows:
-        table.add_row(*row)
-    console.print(table)
+    console.print(text_table(header, rows, title))
     console.print("Which choice is better for a model's answers was not measured.", style="dim")

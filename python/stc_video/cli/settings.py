@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The options of a run or a study, checked as far as that needs no model."""
+"""The options of a run, checked as far as that needs no model."""
 
 from __future__ import annotations
 
@@ -11,9 +11,8 @@ if TYPE_CHECKING:
     from stc_video import CacheConfig
     from stc_video.cli.questions import Question
     from stc_video.pruners import Pruner
-    from stc_video.studies.methods import Method
 
-__all__ = ["CalibrationSettings", "RunSettings", "StudySettings"]
+__all__ = ["RunSettings"]
 
 
 @dataclass(frozen=True)
@@ -141,81 +140,3 @@ class RunSettings:
         del own["ask"], own["at"]
         cache = {f"cache {name}": value for name, value in asdict(self.cache_config()).items()}
         return {**own, **cache}
-
-
-@dataclass(frozen=True)
-class StudySettings:
-    """Options of `stc prune-study` under the same names."""
-
-    videos: tuple[Path, ...] = ()
-    methods: str | None = None
-    budgets: str = "50,25,10,5"
-    fps: float = 2.0
-    max_frames: int = 32
-    repeats: int = 3
-    model: str | None = None
-    random_weights: str | None = None
-    device: str = "auto"
-    dtype: str = "auto"
-    backend: str | None = None
-    threads: int | None = None
-
-    def chosen_methods(self) -> list[Method]:
-        """Return the methods.
-
-        Raises
-        ------
-        ValueError
-            If one is unknown.
-        """
-        from stc_video.studies.methods import find_methods
-
-        return find_methods(None if self.methods is None else _parts(self.methods))
-
-    def chosen_budgets(self) -> list[float]:
-        """Return the budgets in percent.
-
-        Raises
-        ------
-        ValueError
-            If one is no number above 0 and at most 100, or there is none.
-        """
-        found = []
-        for part in _parts(self.budgets):
-            try:
-                budget = float(part)
-            except ValueError:
-                budget = 0.0
-            if not 0.0 < budget <= 100.0:
-                raise ValueError(
-                    "--budgets must be numbers above 0 and at most 100 (percent) with commas "
-                    f"between, got {part!r}"
-                )
-            found.append(budget)
-        return found
-
-    def shown(self) -> dict[str, object]:
-        """Return what the report lists."""
-        own = asdict(self)
-        for name in ("videos", "device", "dtype"):
-            del own[name]
-        return own
-
-
-@dataclass(frozen=True)
-class CalibrationSettings:
-    """Options of `stc calibrate` under the same names."""
-
-    videos: tuple[Path, ...] = ()
-    fps: tuple[float, ...] = (2.0, 5.0)
-    max_frames: int = 40
-    model: str | None = None
-    random_weights: str | None = None
-    device: str = "auto"
-    dtype: str = "auto"
-    threads: int | None = None
-
-
-def _parts(text: str) -> list[str]:
-    """Split at the commas."""
-    return [part.strip() for part in text.split(",")]

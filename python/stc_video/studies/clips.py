@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,7 +24,14 @@ from stc_video.video import VideoError, VideoFrame, VideoSource, open_video
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["EncodedClip", "clip_names", "encode_clip", "open_clips"]
+__all__ = [
+    "EncodedClip",
+    "clip_names",
+    "encode_clip",
+    "expected_frames",
+    "open_at_rates",
+    "open_clips",
+]
 
 #: Height and width of a token in `EncodedClip.pixels`.
 CELL = 14
@@ -115,6 +123,36 @@ def open_clips(
             source.close()
         raise
     return opened
+
+
+def open_at_rates(
+    paths: Sequence[Path], rates: Sequence[float], *, max_frames: int | None, files: ExitStack
+) -> dict[float, list[tuple[str, VideoSource]]]:
+    """Open every clip once for each frame rate, to be closed by `files` at the latest.
+
+    Returns
+    -------
+    dict
+        Frames per second -> what `open_clips` returns.
+
+    Raises
+    ------
+    VideoError
+        If one cannot be opened.
+    """
+    opened = {}
+    for fps in rates:
+        opened[fps] = open_clips(paths, fps=fps, max_frames=max_frames)
+        for _, source in opened[fps]:
+            files.callback(source.close)
+    return opened
+
+
+def expected_frames(sources: Iterable[tuple[str, VideoSource]]) -> int | None:
+    """Return how many frames clips will have together, for a progress bar; None if unknown."""
+    counts = [source.expected_frames for _, source in sources]
+    known = [count for count in counts if count is not None]
+    return sum(known) if len(known) == len(counts) else None
 
 
 def encode_clip(

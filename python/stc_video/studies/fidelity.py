@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How similar cached features stay to dense ones, and at which share of the work.
+"""How similar cached features stay to dense ones on a clip, at which share of the work.
 
 The error of a frame is 1 - cosine, averaged over its tokens. First frames, which are dense, are
 left out of the similarities and counted in the cost.
@@ -7,30 +7,27 @@ left out of the similarities and counted in the cost.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from stc_video.cacher.handle import attach_cacher
-from stc_video.calibration import Aim, Calibration, Measured
+from stc_video.cacher.handle import Cacher, attach_cacher
+from stc_video.cacher.stats import DENSE
+from stc_video.clock import Clock
 from stc_video.config import CacheConfig
 from stc_video.models.load import LoadedModel
-from stc_video.studies.clips import open_clips
+from stc_video.studies.marks import SaliencyMarker
+from stc_video.studies.metrics import iou
+from stc_video.video import VideoError, VideoSource
 
-__all__ = ["AIMS", "DenseClip", "Fidelity", "calibrate", "encode_densely", "measure"]
+__all__ = ["DenseClip", "Fidelity", "encode_densely", "measure", "problems_of"]
 
-#: what a calibration tries, from the best similarity to the lowest cost
-AIMS = (
-    Aim(error=0.003, level=0.8),
-    Aim(error=0.004, level=0.6),
-    Aim(error=0.006, level=0.5),
-    Aim(error=0.004, level=0.2, tail=False),
-    Aim(error=0.012, level=0.15, tail=False),
-)
+#: a clip's first frames, sent through a new cacher before what is timed
+_WARM_UP = 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,120 +44,225 @@ class DenseClip:
         Arguments of the tower for each frame.
     dense
         The tower's tokens (1, T, D) for each frame.
+    salient
+        What the saliency head marks, (1, 1, height, width) bool for each frame; empty without
+        a marker.
+    grid
+        (H, W) of the patch tokens.
+    problem
+        Why the clip ended early, or None.
     """
 
     name: str
     fps: float
     inputs: tuple[dict[str, Tensor], ...]
     dense: tuple[Tensor, ...]
+    salient: tuple[Tensor, ...] = ()
+    grid: tuple[int, int] = (0, 0)
+    problem: str | None = None
+
+    @property
+    def frames(self) -> int:
+        """Number of frames."""
+        return len(self.inputs)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Fidelity:
     """What a policy did to one clip.
 
     Attributes
     ----------
-    cost
-        Mean fraction of a dense frame's operations, over all frames.
+    costs
+        Fraction of a dense frame's operations, of every frame.
+    kinds
+        "dense", "cached" or "unchanged", of every frame.
     similarities
         Cosine to the dense encode, averaged over the tokens, of every frame but the first.
+    overlaps
+        Intersection over union of what the saliency head marks by the frame's tokens and by its
+        dense ones, of every frame but the first; empty without a marker.
+    seconds
+        How long every frame took.
+    dense_seconds
+        How long dense frames of the stock tower took, in between.
     """
 
-    cost: float
-    similarities: tuple[float, ...]
+    costs: list[float] = field(default_factory=list)
+    kinds: list[str] = field(default_factory=list)
+    similarities: list[float] = field(default_factory=list)
+    overlaps: list[float] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+    dense_seconds: list[float] = field(default_factory=list)
+
+    @property
+    def cost(self) -> float:
+        """Mean over all frames."""
+        return float(np.mean(self.costs))
 
     @property
     def similarity(self) -> float:
         """Mean over the frames; 1 for a clip of one frame."""
         return float(np.mean(self.similarities)) if self.similarities else 1.0
 
+    @property
+    def dense_share(self) -> float:
+        """Fraction of the frames that were encoded densely, the first included."""
+        return self.kinds.count(DENSE) / len(self.kinds)
+
 
 def encode_densely(
-    paths: Sequence[Path],
+    opened: Mapping[float, Sequence[tuple[str, VideoSource]]],
     model: LoadedModel,
     *,
-    fps: float,
-    max_frames: int,
+    marker: SaliencyMarker | None = None,
     on_frame: Callable[[], None] = lambda: None,
 ) -> list[DenseClip]:
     """Encode clips without a cacher.
 
+    Parameters
+    ----------
+    opened
+        Frames per second -> names and frames, as `open_at_rates` gives them; closed afterwards.
+    model
+        The tower.
+    marker
+        Marks what is salient, by the tokens of its own tower.
+    on_frame
+        Is called after each frame.
+
+    Returns
+    -------
+    list of DenseClip
+        Of a clip that is damaged further on, the frames before the damage, and its `problem`.
+
     Raises
     ------
     VideoError
-        If one cannot be opened or decoded.
+        If not even the first frame of one can be decoded.
     """
-    clips = []
-    for name, source in open_clips(paths, fps=fps, max_frames=max_frames):
-        inputs, dense = [], []
-        with source, torch.inference_mode():
+    return [
+        _encode_clip(name, source, model, fps, marker, on_frame)
+        for fps, sources in opened.items()
+        for name, source in sources
+    ]
+
+
+def _encode_clip(
+    name: str,
+    source: VideoSource,
+    model: LoadedModel,
+    fps: float,
+    marker: SaliencyMarker | None,
+    on_frame: Callable[[], None],
+) -> DenseClip:
+    inputs: list[dict[str, Tensor]] = []
+    dense: list[Tensor] = []
+    problem = None
+    with source, torch.inference_mode():
+        try:
             for frame in source:
                 inputs.append(model.pixels([frame.image]))
                 dense.append(model.encode(inputs[-1]))
                 on_frame()
-        clips.append(DenseClip(name, fps, tuple(inputs), tuple(dense)))
-    return clips
+        except VideoError as error:
+            if not dense:
+                raise
+            problem = str(error)
+        salient = [] if marker is None else [marker.map_of(tokens, model.grid) for tokens in dense]
+    return DenseClip(name, fps, tuple(inputs), tuple(dense), tuple(salient), model.grid, problem)
+
+
+def problems_of(clips: Iterable[DenseClip]) -> list[str]:
+    """Say which clips ended early and why, once for all their frame rates."""
+    found = (f"{clip.name} ended early: {clip.problem}" for clip in clips if clip.problem)
+    return list(dict.fromkeys(found))
 
 
 def measure(
     clip: DenseClip,
     model: LoadedModel,
-    config: CacheConfig,
+    config: CacheConfig | None,
     on_frame: Callable[[], None] = lambda: None,
+    *,
+    marker: SaliencyMarker | None = None,
+    dense_every: int = 0,
 ) -> Fidelity:
-    """Encode a clip with a cacher, which is taken off again."""
+    """Encode a clip with a cacher, which is taken off again.
+
+    Parameters
+    ----------
+    clip
+        What `encode_densely` returned.
+    model
+        The tower, without a cacher.
+    config
+        The cacher's settings; None for no cacher, as a control.
+    on_frame
+        Is called after each frame.
+    marker
+        Compares what is salient; the clip must have been encoded with it.
+    dense_every
+        After one in so many frames a dense one of the stock tower is timed; 0: never.
+
+    Returns
+    -------
+    Fidelity
+        Its times are after two frames that are not counted.
+    """
+    found = Fidelity()
+    with torch.inference_mode(), _attached(model, config) as cacher:
+        if dense_every:
+            _warm_up(clip, model, cacher)
+        clock = Clock(model.device)
+        for number, (inputs, dense) in enumerate(zip(clip.inputs, clip.dense, strict=True)):
+            clock.lap()
+            tokens = model.encode(inputs)
+            found.seconds.append(clock.lap())
+            records = [] if cacher is None else cacher.last_frames
+            found.costs += [record.cost for record in records] or [1.0]
+            found.kinds += [record.kind for record in records] or [DENSE]
+            if number:
+                cosines = torch.cosine_similarity(tokens.float(), dense.float(), dim=-1)
+                found.similarities.append(float(cosines.mean()))
+            if number and marker is not None:
+                found.overlaps.append(iou(marker.map_of(tokens, clip.grid), clip.salient[number]))
+            if dense_every and number % dense_every == 0:
+                found.dense_seconds.append(_time_stock(inputs, model, cacher, clock))
+            on_frame()
+    return found
+
+
+@contextmanager
+def _attached(model: LoadedModel, config: CacheConfig | None) -> Iterator[Cacher | None]:
+    """Put a cacher on the tower for the block, or none."""
+    if config is None:
+        yield None
+        return
     cacher = attach_cacher(model.tower, config)
-    similarities = []
     try:
-        with torch.inference_mode():
-            for inputs, dense in zip(clip.inputs, clip.dense, strict=True):
-                cosines = torch.cosine_similarity(
-                    model.encode(inputs).float(), dense.float(), dim=-1
-                )
-                similarities.append(float(cosines.mean()))
-                on_frame()
-        return Fidelity(cacher.stats().cost, tuple(similarities[1:]))
+        yield cacher
     finally:
         cacher.detach()
 
 
-def calibrate(
-    clips: Sequence[DenseClip],
-    model: LoadedModel,
-    aims: Iterable[Aim] = AIMS,
-    on_frame: Callable[[], None] = lambda: None,
-    facts: dict[str, str] | None = None,
-) -> Calibration:
-    """Find out which aim of the ``motion`` policy gives which similarity on some clips.
+def _warm_up(clip: DenseClip, model: LoadedModel, cacher: Cacher | None) -> None:
+    """Run some frames as a stream of its own: first calls plan kernels and rearrange weights."""
+    name = "warm-up"
+    # On a GPU each number of rows is captured as a graph when it first occurs.
+    count = clip.frames if model.device.type == "cuda" else _WARM_UP
+    with nullcontext() if cacher is None else cacher.streams([name]):
+        for inputs in clip.inputs[:count]:
+            model.encode(inputs)
+    if cacher is not None:
+        cacher.remove(name)
 
-    Parameters
-    ----------
-    clips
-        Clips like those that will be seen, at the frame rates that will be used.
-    model
-        The tower.
-    aims
-        What is tried.
-    on_frame
-        Is called after each frame.
-    facts
-        What to keep with the result.
 
-    Raises
-    ------
-    ValueError
-        If no clip has a second frame.
-    """
-    clips = [clip for clip in clips if len(clip.inputs) > 1]
-    if not clips:
-        raise ValueError("calibrate: at least one clip must have two frames or more")
-    points = []
-    for aim in aims:
-        config = CacheConfig(calibration=Calibration((Measured(aim, 0.0, 0.0, 0.0),)))
-        results = [measure(clip, model, config, on_frame) for clip in clips]
-        means = [result.similarity for result in results]
-        cost = float(np.mean([result.cost for result in results]))
-        rounded = (round(value, 5) for value in (float(np.mean(means)), min(means), cost))
-        points.append(Measured(aim, *rounded))
-    return Calibration(tuple(points), dict(facts or {}))
+def _time_stock(
+    inputs: dict[str, Tensor], model: LoadedModel, cacher: Cacher | None, clock: Clock
+) -> float:
+    """Encode a frame as if no cacher were attached; the seconds."""
+    with nullcontext() if cacher is None else cacher.paused():
+        clock.lap()
+        model.encode(inputs)
+        return clock.lap()

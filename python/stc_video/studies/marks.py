@@ -19,7 +19,7 @@ __all__ = ["MOVED", "SALIENT", "SaliencyMarker", "moved_tokens"]
 
 #: Mean absolute difference to the frame before, of pixels in [0, 1], above which a token moved.
 MOVED = 0.05
-#: Mean of the saliency map over a token above which it is salient.
+#: Value of the saliency map, on average over a token, above which it is salient.
 SALIENT = 0.5
 
 
@@ -99,3 +99,8 @@ class SaliencyMarker:
         """Mark tokens from what the DINOv2 gave out, (F, 1 + own tokens, C)."""
         saliency = self.head(hidden, own).float()
         return adaptive_avg_pool2d(saliency, grid).flatten(1) > SALIENT
+
+    def map_of(self, hidden: Tensor, own: tuple[int, int]) -> Tensor:
+        """Mark pixels from what the DINOv2 gave out: (F, 1, height, width) bool."""
+        saliency: Tensor = self.head(hidden, own)
+        return saliency.float() > SALIENT

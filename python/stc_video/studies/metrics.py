@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-__all__ = ["explained", "keep_mask", "overlap", "pareto_front", "share"]
+__all__ = ["explained", "iou", "keep_mask", "overlap", "pareto_front", "share"]
 
 #: Dropped tokens that are compared at once, which bounds memory for large frames.
 _ROWS = 2048
@@ -67,6 +67,12 @@ def overlap(one: Tensor, other: Tensor) -> float:
     """Return the common places of two masks over the mean of their counts (Dice); 1 if equal."""
     total = int(one.sum()) + int(other.sum())
     return 2 * int((one & other).sum()) / total if total else 1.0
+
+
+def iou(one: Tensor, other: Tensor) -> float:
+    """Return the intersection over union of two masks; 1 if both are empty."""
+    union = int((one | other).sum())
+    return int((one & other).sum()) / union if union else 1.0
 
 
 def pareto_front(costs: Sequence[float], gains: Sequence[float]) -> list[int]:

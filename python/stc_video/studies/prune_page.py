@@ -81,7 +81,7 @@ def write_study(
     write_page(
         Path(path),
         "prune_study.html.j2",
-        styles=["page.css", "prune_study.css"],
+        styles=["page.css", "study.css"],
         scripts=["common.js", "prune_study.js"],
         data=_page_data(study),
         headline=headline(study),

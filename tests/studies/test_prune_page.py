@@ -12,7 +12,7 @@ from browser import browse, needs_browser
 from study_clips import clip
 
 from stc_video.studies.methods import find_methods
-from stc_video.studies.page import headline, write_study
+from stc_video.studies.prune_page import headline, write_study
 from stc_video.studies.prune_study import PruneStudy, run_study
 
 NAMES = ["stc", "dtd", "evs-clip", "visionzip", "tome", "uniform", "random"]

@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What each part of the ``motion`` policy is worth: one changed at a time, against the defaults.
+
+    python benchmarks/motion_knobs.py CLIP.mp4 ... --out benchmarks/results/motion_knobs.csv
+
+A change moves cost and error together. ``error_ratio`` is the error over that of the defaults at
+the same cost, between their thresholds on a straight line in cost and the error's logarithm: below
+1 the change pays, above 1 it does not. Empty where the defaults have no such cost.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from environment import environment, write_rows
+from rich.progress import track
+
+from stc_video import CacheConfig
+from stc_video.models.load import LoadedModel, load_model
+from stc_video.studies.clips import open_at_rates
+from stc_video.studies.fidelity import DenseClip, encode_densely, measure
+
+DEFAULTS = "the defaults"
+THRESHOLDS = (0.7, 0.8, 0.85, 0.9, 0.93, 0.95, 0.97)
+COMPARED = (0.8, 0.9, 0.95)
+CHANGES: dict[str, dict[str, object]] = {
+    "no refresh": {"refresh": 0.0},
+    "refresh 1/8": {"refresh": 1 / 8},
+    "refresh 1/4": {"refresh": 1 / 4},
+    "refresh by age alone": {"age_rate": 1e3},
+    "refresh by change alone": {"age_rate": 0.0},
+    "moves not passed on": {"propagate": 0.0},
+    "moves passed on in full": {"propagate": 1.0},
+    "no frame encoded again": {"redo_from": None},
+    "no tail": {"tail_layers": 0},
+    "tail of 1 layer": {"tail_layers": 1},
+    "tail of 6 layers": {"tail_layers": 6},
+    "tail in every frame": {"tail_from": 0.0},
+    "coarse buckets": {"buckets": (1 / 8, 1 / 4, 1 / 2)},
+    "fine buckets": {"buckets": tuple(n / 16 for n in range(1, 9))},
+    "buckets to 3/4": {"buckets": (1 / 16, 1 / 8, 1 / 4, 3 / 8, 1 / 2, 5 / 8, 3 / 4)},
+}
+
+
+def try_setting(
+    clips: Sequence[DenseClip], model: LoadedModel, name: str, threshold: float
+) -> dict[str, object]:
+    """Mean cost and error over some clips, each counting the same, and the worst one's."""
+    config = replace(CacheConfig(threshold=threshold), **CHANGES.get(name, {}))
+    found = [measure(clip, model, config) for clip in clips]
+    errors = [1.0 - one.similarity for one in found]
+    return {
+        "change": name,
+        "threshold": threshold,
+        "fps": clips[0].fps,
+        "clips": len(clips),
+        "frames": sum(clip.frames for clip in clips),
+        "cost": round(float(np.mean([one.cost for one in found])), 5),
+        "error": round(float(np.mean(errors)), 6),
+        "worst_clip_error": round(max(errors), 6),
+        "worst_frame": round(min(min(one.similarities) for one in found), 5),
+    }
+
+
+def with_ratio(rows: Sequence[dict[str, object]]) -> list[dict[str, object]]:
+    """Add ``error_ratio`` to the rows of one frame rate."""
+    base = sorted((row["cost"], row["error"]) for row in rows if row["change"] == DEFAULTS)
+    costs, errors = np.array(base, dtype=float).T
+
+    def ratio(row: dict[str, object]) -> float | str:
+        cost, error = float(str(row["cost"])), float(str(row["error"]))
+        if not costs[0] <= cost <= costs[-1]:
+            return ""
+        return round(error / float(np.exp(np.interp(cost, costs, np.log(errors)))), 4)
+
+    return [row | {"error_ratio": ratio(row)} for row in rows]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("clips", nargs="+", type=Path)
+    parser.add_argument("--fps", nargs="+", type=float, default=[2.0, 5.0])
+    parser.add_argument("--frames", type=int, default=40, help="at most, per clip")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    model = load_model()
+    with ExitStack() as files:
+        opened = open_at_rates(
+            arguments.clips, arguments.fps, max_frames=arguments.frames, files=files
+        )
+        clips = [clip for clip in encode_densely(opened, model) if clip.frames > 1]
+    settings = [(DEFAULTS, threshold) for threshold in THRESHOLDS]
+    settings += [(name, threshold) for name in CHANGES for threshold in COMPARED]
+    rows: list[dict[str, object]] = []
+    for fps in arguments.fps:
+        own = [clip for clip in clips if clip.fps == fps]
+        rows += with_ratio(
+            [
+                try_setting(own, model, name, threshold)
+                for name, threshold in track(settings, f"{fps:g} fps", transient=True)
+            ]
+        )
+    for row in rows:
+        print(*row.values(), sep="\t")
+    if arguments.out is not None:
+        write_rows(arguments.out, [row | {"model": model.name} | environment() for row in rows])
+
+
+if __name__ == "__main__":
+    main()
