@@ -28,8 +28,8 @@ struct FrameBlocks {
   int64_t tokens;  // of a block, the last of a frame may have fewer
 };
 
-// Shares `tokens` among at most `most` blocks whose warps take `at_once` tokens in a round, and among
-// one block in any case.
+// Shares `tokens` among at most `most` blocks whose warps take `at_once` tokens in a round, and
+// among one block in any case.
 inline FrameBlocks frame_blocks(int64_t tokens, int64_t at_once, int64_t most) {
   const auto up = [](int64_t a, int64_t b) { return (a + b - 1) / b; };
   const int64_t rounds = up(up(tokens, at_once), most < 1 ? 1 : most);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Where a frame's blocks have to wait for each other inside a launch, none waits: the last to arrive
-// does the rest.
+// Where a frame's blocks have to wait for each other inside a launch, none waits: the last to
+// arrive does the rest.
 #pragma once
 
 #include "stc/device.cuh"

@@ -3,13 +3,13 @@
 // tokens, and the last of them to arrive selects.
 //
 // The least time for (1, 729, 1152) in 16 bits: 3.4 MB are read once, 0.7 us at the 4.8 TB/s of an
-// H200; 5 million operations do not count. The rest is latency. Four warps share a token (cosine_team),
-// so that no lane has more than two loads of either input, and all are on their way at once. A block has 4
-// tokens, the frame 183 blocks, which the 132 multiprocessors hold all at once: none has more than
-// two, and reads 37 KB at most. Then two trips to the L2 cache, to arrive and to fetch 2.9 KB of
-// scores, and about 20 barriers of one block, between which a thread looks at 2 keys in shared memory.
-// That is some 4 us with the launch by this count, which no measurement has confirmed; a second
-// launch would wait for the first to drain, and cost 1 us more.
+// H200; 5 million operations do not count. The rest is latency. Four warps share a token
+// (cosine_team), so that no lane has more than two loads of either input, and all are on their way
+// at once. A block has 4 tokens, the frame 183 blocks, which the 132 multiprocessors hold all at
+// once: none has more than two, and reads 37 KB at most. Then two trips to the L2 cache, to arrive
+// and to fetch 2.9 KB of scores, and about 20 barriers of one block, between which a thread looks
+// at 2 keys in shared memory. That is some 4 us with the launch by this count, which no measurement
+// has confirmed; a second launch would wait for the first to drain, and cost 1 us more.
 //
 // With many frames a block takes several rounds (frame_blocks), so that all blocks stay on the GPU
 // from first to last, and arriving is paid once per block.

@@ -14,8 +14,8 @@ namespace stc {
 constexpr int kTicketSlots = 1024;
 constexpr int kTicketFrames = 64;
 
-// Launches that run one after the other: those on one stream of a device or, as those of a graph run
-// whenever it is replayed, those that one recording of one stream has made.
+// Launches that run one after the other: those on one stream of a device or, as those of a graph
+// run whenever it is replayed, those that one recording of one stream has made.
 struct LaunchOrder {
   int device;
   bool recorded;
