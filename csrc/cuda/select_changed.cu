@@ -40,7 +40,7 @@ cudaError_t in_one_launch(SelectChangedParams p, int64_t frames, cudaStream_t st
 }  // namespace
 
 cudaError_t token_cosine(const CosineParams& p, cudaStream_t stream) {
-  if (p.rows > INT32_MAX) return cudaErrorInvalidConfiguration;
+  if (p.rows > INT32_MAX - kCosineWarps) return cudaErrorInvalidConfiguration;
   return visit(p.dtype, [&](auto* type) {
     using T = ElementOf<decltype(type)>;
     const int V = is_wide(p, kVector<T>) ? kVector<T> : 1;

@@ -36,7 +36,7 @@ __global__ void __launch_bounds__(kSelectThreads, kSelectChangedBlocks)
   const Position block(blockIdx.x, p.share.blocks);
   const int64_t begin = block.frame * p.cosine.tokens, end = begin + p.cosine.tokens;
   const int64_t first = begin + block.place * p.share.tokens, last = first + p.share.tokens;
-  write_cosines<T, V>(p.cosine, first, last < end ? last : end);
+  write_cosines<T, V>(p.cosine, static_cast<int>(first), static_cast<int>(last < end ? last : end));
   uint32_t* arrivals = &select_tickets[p.slot][block.frame];
   if (!is_last_block(arrivals, static_cast<uint32_t>(p.share.blocks))) return;
   select_in_frame<true>(p.select, block.frame, shared_keys);

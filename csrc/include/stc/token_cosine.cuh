@@ -15,7 +15,7 @@ struct Dots {
 
 // The part of a row that this lane of a team has.
 template <typename T, int V>
-STC_DEVICE Dots lane_dots(const CosineParams& p, int64_t row, int lane, int lanes) {
+STC_DEVICE Dots lane_dots(const CosineParams& p, int row, int lane, int lanes) {
   const Position at(row, p.tokens);
   const T* x = row_of<T>(p.current, at.frame, at.place);
   const T* y = row_of<T>(p.reference, at.frame, at.place);
@@ -39,14 +39,15 @@ STC_DEVICE Dots lane_dots(const CosineParams& p, int64_t row, int lane, int lane
 }
 
 // Writes the cosines of rows [first, last) of all frames. All threads of the block must call it.
+// Numbers of rows fit into 32 bits (see Position), and registers are scarce here.
 template <typename T, int V>
-STC_DEVICE void write_cosines(const CosineParams& p, int64_t first, int64_t last) {
+STC_DEVICE void write_cosines(const CosineParams& p, int first, int last) {
   __shared__ Dots of_warp[kCosineWarps];
   const int team = cosine_team(p.channels, V);
   const int warp = static_cast<int>(threadIdx.x) / kWarp;
   const int lane = static_cast<int>(threadIdx.x) & (team * kWarp - 1);
-  for (int64_t start = first; start < last; start += kCosineWarps / team) {
-    const int64_t row = start + warp / team;
+  for (int start = first; start < last; start += kCosineWarps / team) {
+    const int row = start + warp / team;
     Dots sums = {};
     if (row < last) sums = lane_dots<T, V>(p, row, lane, team * kWarp);
     sums = {warp_sum(sums.xy), warp_sum(sums.xx), warp_sum(sums.yy)};
@@ -71,7 +72,8 @@ template <typename T, int V>
 __global__ void __launch_bounds__(kCosineThreads) token_cosine_kernel(const CosineParams p) {
   const int64_t at_once = kCosineWarps / cosine_team(p.channels, V);
   const int64_t first = blockIdx.x * at_once;
-  write_cosines<T, V>(p, first, first + at_once < p.rows ? first + at_once : p.rows);
+  const int64_t last = first + at_once < p.rows ? first + at_once : p.rows;
+  write_cosines<T, V>(p, static_cast<int>(first), static_cast<int>(last));
 }
 
 }  // namespace stc::cuda
