@@ -197,8 +197,10 @@ def _score_and_select(
         else:
             temporal = 1.0 - tl.sum(to_past, 1)
         score = alpha * temporal + (1.0 - alpha) * score
-    tl.store(scores + frame * count + token, score, mask=alive)
-    # The whole program has stored before it arrives, and the last one sees what the others stored.
+    # An exchange is done when it returns. A store need not be, and a barrier does not wait for it on
+    # AMD GPUs, so the program could arrive before its scores.
+    bits_at = (scores + frame * count + token).to(tl.pointer_type(tl.int32), bitcast=True)
+    tl.atomic_xchg(bits_at, score.to(tl.int32, bitcast=True), mask=alive, sem="acq_rel")
     tl.debug_barrier()
     if tl.atomic_add(arrivals + frame, 1, sem="acq_rel") == parts - 1:
         select_in_frame(scores, indices, arrivals, frame, count, k, 0, 0.0, True, False, BLOCK)
