@@ -197,8 +197,8 @@ def _score_and_select(
         else:
             temporal = 1.0 - tl.sum(to_past, 1)
         score = alpha * temporal + (1.0 - alpha) * score
-    # An exchange is done when it returns. A store need not be, and a barrier does not wait for it on
-    # AMD GPUs, so the program could arrive before its scores.
+    # An exchange is done when it returns. A store need not be, and on AMD GPUs a barrier does not
+    # wait for it, so that the program could arrive before its scores.
     bits_at = (scores + frame * count + token).to(tl.pointer_type(tl.int32), bitcast=True)
     tl.atomic_xchg(bits_at, score.to(tl.int32, bitcast=True), mask=alive, sem="acq_rel")
     tl.debug_barrier()
