@@ -2,6 +2,7 @@
 #
 #   make demo     install into .venv, encode a real video, leave out/report.html
 #   make test     install into .venv, run all tests that need no GPU
+#   make fuzz     random calls of every operator against the reference, FUZZ_SECONDS=120 in all
 #   make lint     formatters, linters, types
 #   make bench    the CPU benchmarks, written to benchmarks/results
 #   make static   compile every GPU kernel for every architecture; needs no GPU
@@ -21,9 +22,10 @@ TESTS_4.45.2 := tests/models tests/integrations
 TESTS_BY_DEFAULT := tests/models tests/integrations tests/session
 BIN := $(VENV)/bin
 OUT ?= out
+FUZZ_SECONDS ?= 120
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-gpu test-versions test-hub lint format static bench bench-gpu bench-service clean
+.PHONY: help install demo test test-gpu test-versions test-hub fuzz lint format static bench bench-gpu bench-service clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -66,6 +68,10 @@ test-transformers-%: install
 test-hub: install
 	$(BIN)/python -m pip install --quiet --upgrade --target build/kernels "kernels>=0.17"
 	PYTHONPATH=build/kernels $(BIN)/python -m pytest tests/packaging/test_hub_package.py
+
+# On the CPU and, where there is one, on the GPU.
+fuzz: install
+	STC_FUZZ_SECONDS=$(FUZZ_SECONDS) $(BIN)/python -m pytest tests/ops/test_fuzz.py
 
 lint: install
 	$(BIN)/ruff check .

@@ -33,14 +33,19 @@ def nvcc() -> str | None:
     return shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
 
 
-def native_rows(processes: int) -> list[dict[str, object]]:
-    """Compile every source for every architecture; a row per kernel."""
+def sources() -> list[Path]:
+    """Return the files that hold kernels."""
+    return sorted(ROOT.glob("csrc/cuda/*.cu"))
+
+
+def native_rows(processes: int, only: list[str]) -> list[dict[str, object]]:
+    """Compile the sources of these names for every architecture; a row per kernel."""
     compiler = nvcc()
     if compiler is None:
         raise RuntimeError("nvcc was not found")
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True)
     release = re.search(r"V([\d.]+)", version.stdout)
-    jobs = [(source, arch) for source in sorted(ROOT.glob("csrc/cuda/*.cu")) for arch in ARCHS]
+    jobs = [(source, arch) for source in sources() for arch in ARCHS if source.stem in only]
     with ThreadPoolExecutor(processes) as pool:
         results = pool.map(lambda job: _report(compiler, *job), jobs)
         reports = list(track(results, "nvcc", total=len(jobs)))
@@ -49,7 +54,7 @@ def native_rows(processes: int) -> list[dict[str, object]]:
         for (source, arch), report in zip(jobs, reports, strict=True)
         for entry in _ENTRY.finditer(report)
     ]
-    if not rows:
+    if jobs and not rows:
         raise RuntimeError(f"{compiler} named no kernel in csrc/cuda")
     return rows
 

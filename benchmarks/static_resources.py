@@ -5,6 +5,7 @@ Stops with an error if a kernel spills registers or needs more shared memory tha
 cannot be compiled, because Triton or nvcc is missing, is named and its rows are kept::
 
     python benchmarks/static_resources.py     # writes benchmarks/results/static_resources.csv
+    python benchmarks/static_resources.py --backend triton --only saliency_topk
 """
 
 from __future__ import annotations
@@ -16,9 +17,14 @@ import os
 from pathlib import Path
 
 from environment import write_rows
-from native_resources import native_rows, nvcc
+from native_resources import native_rows, nvcc, sources
+
+import stc_kernels
 
 RESULTS = Path(__file__).parent / "results" / "static_resources.csv"
+#: what rows are listed by: native kernels by their source file
+NAMES = {"triton": stc_kernels.OPS, "native": tuple(source.stem for source in sources())}
+EVERYTHING = sorted({*NAMES["triton"], *NAMES["native"]})
 
 
 def failures(rows: list[dict[str, object]]) -> list[str]:
@@ -33,20 +39,35 @@ def failures(rows: list[dict[str, object]]) -> list[str]:
     return found
 
 
-def rows_of_others(path: Path, backends: set[str]) -> list[dict[str, object]]:
-    """Rows of an existing table that are not about these backends."""
+def rows_of_others(path: Path, backends: set[str], only: list[str]) -> list[dict[str, object]]:
+    """Rows of an existing table that are not about these backends, or not about these operators."""
     if not path.exists():
         return []
     with path.open(newline="") as file:
-        return [dict(row) for row in csv.DictReader(file) if row["backend"] not in backends]
+        rows = [row for row in csv.DictReader(file) if row["op"] in NAMES[row["backend"]]]
+    return [dict(row) for row in rows if row["backend"] not in backends or row["op"] not in only]
+
+
+def place(row: dict[str, object]) -> tuple[str, int]:
+    """Where a row stands in the table, however much of it was made in this run."""
+    backend = str(row["backend"])
+    return backend, NAMES[backend].index(str(row["op"]))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--backend", choices=("triton", "native", "all"), default="all")
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        metavar="OP",
+        choices=EVERYTHING,
+        help="operators, or files of csrc/cuda; the other rows are kept; default: all",
+    )
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     arguments = parser.parse_args()
+    only = arguments.only or EVERYTHING
     wanted = {"triton", "native"} if arguments.backend == "all" else {arguments.backend}
     rows: list[dict[str, object]] = []
     if "triton" in wanted and importlib.util.find_spec("triton") is None:
@@ -58,10 +79,10 @@ def main() -> None:
     if "triton" in wanted:
         from triton_resources import triton_rows
 
-        rows += triton_rows(arguments.processes)
+        rows += triton_rows(arguments.processes, only)
     if "native" in wanted:
-        rows += native_rows(arguments.processes)
-    every = sorted([*rows_of_others(arguments.out, wanted), *rows], key=lambda row: row["backend"])
+        rows += native_rows(arguments.processes, only)
+    every = sorted([*rows_of_others(arguments.out, wanted, only), *rows], key=place)
     columns = dict.fromkeys(name for row in every for name in row)
     table = [{name: row.get(name, "") for name in columns} for row in every]
     if table:

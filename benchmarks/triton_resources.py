@@ -25,8 +25,11 @@ WIDEST_HEADS = _examples.Geometry(tokens=257, channels=512, k=64, heads=2)
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
-def launches_to_compile() -> list[tuple[str, str, Launch]]:
-    """Every launch that differs from the others in what is compiled: (operator, dtype, launch)."""
+def launches_to_compile(only: list[str]) -> list[tuple[str, str, Launch]]:
+    """Every launch of these operators that differs from the others in what is compiled.
+
+    Each is (operator, dtype, launch).
+    """
     found: dict[tuple[str, str, str], tuple[str, str, Launch]] = {}
 
     def add(op: str, dtype: str, geometry: _examples.Geometry) -> None:
@@ -36,9 +39,10 @@ def launches_to_compile() -> list[tuple[str, str, Launch]]:
         for launch in launches:
             found.setdefault((op, dtype, fingerprint(launch)), (op, dtype, launch))
 
-    for dtype in DTYPES:
-        add("sparse_query_attention", dtype, WIDEST_HEADS)
-    for op in _triton.OPS:
+    for op in [op for op in _triton.OPS if op in only]:
+        if op == "sparse_query_attention":
+            for dtype in DTYPES:
+                add(op, dtype, WIDEST_HEADS)
         for geometry in _examples.geometries(op).values():
             for dtype in DTYPES:
                 add(op, dtype, geometry)
@@ -81,9 +85,9 @@ def compile_one(job: tuple[int, str]) -> dict[str, object]:
 _LAUNCHES: list[tuple[str, str, Launch]] = []
 
 
-def triton_rows(processes: int) -> list[dict[str, object]]:
-    """Compile every Triton kernel; a row per kernel, parameters and architecture."""
-    _LAUNCHES.extend(launches_to_compile())
+def triton_rows(processes: int, only: list[str]) -> list[dict[str, object]]:
+    """Compile the Triton kernels of these operators; a row per kernel, parameters and target."""
+    _LAUNCHES.extend(launches_to_compile(only))
     jobs = [(number, target) for number in range(len(_LAUNCHES)) for target in TARGETS]
     # Forked, so that the workers have the launches, which cannot be sent.
     with multiprocessing.get_context("fork").Pool(processes) as pool:

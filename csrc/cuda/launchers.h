@@ -12,8 +12,10 @@
 namespace stc::cuda {
 
 cudaError_t token_cosine(const CosineParams& p, cudaStream_t stream);
-// `keys` is not used.
-cudaError_t select(const SelectParams& p, int64_t rows, cudaStream_t stream);
+// One launch for up to kSharedKeys tokens and kTicketFrames frames with a slot for their tickets,
+// else two, with the same results to the last bit. `selection.keys` is not used.
+cudaError_t select_changed(const CosineParams& cosine, const SelectParams& selection,
+                           int64_t frames, cudaStream_t stream);
 cudaError_t gather_rows(const GatherParams& p, cudaStream_t stream);
 cudaError_t scatter_rows(const ScatterParams& p, cudaStream_t stream);
 cudaError_t scatter_key_value(const KeyValueParams& p, cudaStream_t stream);

@@ -7,8 +7,10 @@
 #include <vector>
 
 #include "stc/attention_params.h"
+#include "stc/cosine_plan.h"
 #include "stc/pruning_params.h"
 #include "stc/selection_key.h"
+#include "stc/ticket_slots.h"
 
 namespace {
 
@@ -51,6 +53,50 @@ void pieces_cover_a_frame() {
   EXPECT(stc::pieces_per_frame((int64_t{1} << 31) - 1) == (int64_t{1} << 31) / piece);
 }
 
+void a_team_has_all_loads_of_a_row_at_once() {
+  using stc::cosine_team;
+  EXPECT(cosine_team(0, 8) == 1);
+  EXPECT(cosine_team(512, 8) == 1);
+  EXPECT(cosine_team(513, 8) == 2);
+  EXPECT(cosine_team(1152, 8) == 4);
+  EXPECT(cosine_team(3584, 8) == 8);
+  EXPECT(cosine_team(int64_t{1} << 40, 1) == stc::kLargestTeam);
+}
+
+void blocks_cover_a_frame() {
+  for (const int64_t tokens : {0, 1, 4, 5, 729, 4784, 11264}) {
+    for (const int64_t at_once : {2, 4, 16}) {
+      for (const int64_t most : {0, 1, 3, 264}) {
+        const stc::FrameBlocks share = stc::frame_blocks(tokens, at_once, most);
+        EXPECT(share.blocks >= 1);
+        EXPECT(share.blocks == 1 || share.blocks <= most);
+        EXPECT(share.tokens % at_once == 0);
+        EXPECT(share.blocks * share.tokens >= tokens);
+        EXPECT(tokens == 0 || (share.blocks - 1) * share.tokens < tokens);  // none is empty
+      }
+    }
+  }
+  EXPECT(stc::frame_blocks(729, 4, 264).blocks == 183);
+}
+
+void launches_that_may_meet_have_slots_of_their_own() {
+  stc::TicketSlots slots(3);
+  const stc::LaunchOrder stream = {0, false, 0, 7}, other_device = {1, false, 0, 7};
+  const stc::LaunchOrder recording = {0, true, 5, 7}, another = {0, true, 6, 7};
+  const auto first = slots.find(stream);
+  EXPECT(first.fresh && first.slot >= 0 && first.slot < 3);
+  EXPECT(slots.find(stream).slot == first.slot && !slots.find(stream).fresh);
+  const int taken = slots.find(other_device).slot, recorded = slots.find(recording).slot;
+  EXPECT(taken != first.slot && recorded != first.slot && recorded != taken && recorded >= 0);
+  EXPECT(slots.find(another).slot == -1 && !slots.find(another).fresh);
+  slots.give_back(another);  // has none
+  EXPECT(slots.find(another).slot == -1);
+  slots.give_back(recording);
+  EXPECT(slots.find(another).slot == recorded);
+  EXPECT(slots.find(recording).slot == -1);
+  EXPECT(slots.find(stream).slot == first.slot);
+}
+
 void only_aligned_heads_go_to_tensor_cores() {
   alignas(16) static const char storage[64] = {};
   const int64_t width = 72;
@@ -85,6 +131,9 @@ void only_aligned_heads_go_to_tensor_cores() {
 int main() {
   keys_order_as_scores_do();
   pieces_cover_a_frame();
+  a_team_has_all_loads_of_a_row_at_once();
+  blocks_cover_a_frame();
+  launches_that_may_meet_have_slots_of_their_own();
   only_aligned_heads_go_to_tensor_cores();
   return failures == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
 }

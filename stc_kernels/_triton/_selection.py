@@ -36,10 +36,11 @@ def _keys(scores, token, tokens, pinned, HIGHEST: tl.constexpr):
 
 
 @triton.jit
-def _select(
+def select_in_frame(
     scores,
     indices,
     counts,
+    frame,
     tokens,
     capacity,
     pinned,
@@ -48,7 +49,7 @@ def _select(
     BELOW: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    frame = tl.program_id(0).to(tl.int64)
+    """Select in one frame, whose scores this program or an earlier launch has written."""
     scores += frame * tokens
     indices += frame * capacity
     lane = tl.arange(0, BLOCK)
@@ -99,6 +100,25 @@ def _select(
         for start in range(0, capacity, BLOCK):
             place = start + lane
             tl.store(indices + place, -1, mask=(place >= wanted) & (place < capacity))
+
+
+@triton.jit
+def _select(
+    scores,
+    indices,
+    counts,
+    tokens,
+    capacity,
+    pinned,
+    threshold,
+    HIGHEST: tl.constexpr,
+    BELOW: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    frame = tl.program_id(0).to(tl.int64)
+    select_in_frame(
+        scores, indices, counts, frame, tokens, capacity, pinned, threshold, HIGHEST, BELOW, BLOCK
+    )
 
 
 def _run(

@@ -3,6 +3,11 @@
 
 The second read is of a frame of a few megabytes at most, which is still in the L2 cache unless
 many frames are scored at once.
+
+Three launches: sums of the tokens of each program, their mean, then the scores, where the last
+program of a frame to arrive also selects. The mean stays a launch of its own: the last program of
+the first launch would have to read the sums of all others alone, N / BLOCK_TOKENS * C of them,
+which takes one multiprocessor longer than a launch.
 """
 
 from __future__ import annotations
@@ -14,7 +19,7 @@ from torch import Tensor
 
 from stc_kernels import _tuning
 from stc_kernels._triton._launch import launch
-from stc_kernels._triton._selection import select_highest
+from stc_kernels._triton._selection import select_in_frame
 
 #: Norms are at least this.
 _EPSILON = tl.constexpr(1e-12)
@@ -48,6 +53,7 @@ def _partial_anchors(
     mask,
     inverse_norms,
     partials,
+    arrivals,
     count,
     channels,
     parts,
@@ -58,9 +64,10 @@ def _partial_anchors(
     BLOCK_TOKENS: tl.constexpr,
     BLOCK_CHANNELS: tl.constexpr,
 ):
-    """Inverse norm of each token, and the sum of a part's unit tokens."""
+    """Inverse norm of each token, and the sum of a part's unit tokens; nobody has arrived yet."""
     part = tl.program_id(0)
     frame = tl.program_id(1).to(tl.int64)
+    tl.store(arrivals + frame, 0, mask=part == 0)
     token = part * BLOCK_TOKENS + tl.arange(0, BLOCK_TOKENS)
     alive = token < count
     token_at = tokens + frame * frame_stride + token.to(tl.int64) * token_stride
@@ -115,15 +122,19 @@ def _gaussian(squared):
 
 
 @triton.jit
-def _score(
+def _score_and_select(
     tokens,
     mask,
     memory,
     inverse_norms,
     anchors,
     scores,
+    indices,
+    arrivals,
     count,
     channels,
+    parts,
+    k,
     alpha,
     frame_stride,
     token_stride,
@@ -133,7 +144,9 @@ def _score(
     CHANNELS: tl.constexpr,
     BLOCK_TOKENS: tl.constexpr,
     BLOCK_CHANNELS: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):
+    """Scores of a part's tokens; the last part of a frame to arrive selects among all."""
     frame = tl.program_id(1).to(tl.int64)
     token = tl.program_id(0) * BLOCK_TOKENS + tl.arange(0, BLOCK_TOKENS)
     alive = token < count
@@ -184,7 +197,13 @@ def _score(
         else:
             temporal = 1.0 - tl.sum(to_past, 1)
         score = alpha * temporal + (1.0 - alpha) * score
-    tl.store(scores + frame * count + token, score, mask=alive)
+    # An exchange is done when it returns. A store need not be, and on AMD GPUs a barrier does not
+    # wait for it, so that the program could arrive before its scores.
+    bits_at = (scores + frame * count + token).to(tl.pointer_type(tl.int32), bitcast=True)
+    tl.atomic_xchg(bits_at, score.to(tl.int32, bitcast=True), mask=alive, sem="acq_rel")
+    tl.debug_barrier()
+    if tl.atomic_add(arrivals + frame, 1, sem="acq_rel") == parts - 1:
+        select_in_frame(scores, indices, arrivals, frame, count, k, 0, 0.0, True, False, BLOCK)
 
 
 def saliency_topk(
@@ -196,27 +215,59 @@ def saliency_topk(
     channels: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """Indices of the k tokens of each frame that differ most from the frame and the past."""
-    scores = _scores(tokens, memory, method == "gaussian", alpha, channels)
-    return select_highest(scores, k), scores
-
-
-def _scores(
-    tokens: Tensor, memory: Tensor | None, gaussian: bool, alpha: float, channels: Tensor | None
-) -> Tensor:
     frames, count, width = tokens.shape
     scores = torch.empty((frames, count), dtype=torch.float32, device=tokens.device)
+    indices = scores.new_empty((frames, k), dtype=torch.int32)
     if scores.numel() == 0:
-        return scores
+        return indices, scores
     parameters = _tuning.parameters(
         "saliency", tokens.device, frames=frames, tokens=count, channels=width
     )
+    select = _tuning.parameters("select", tokens.device, tokens=count)
     parts = triton.cdiv(count, parameters["BLOCK_TOKENS"])
-    blocks = triton.cdiv(width, parameters["BLOCK_CHANNELS"])
     inverse_norms = torch.empty_like(scores)
-    partials = scores.new_empty((frames, parts, width))
-    anchors = scores.new_empty((frames, width))
+    arrivals = indices.new_empty((frames,))
     mask = tokens if channels is None else channels.contiguous().view(torch.uint8)
-    masked = channels is not None
+    anchors = _anchors(tokens, mask, channels is not None, inverse_norms, arrivals, parameters)
+    launch(
+        _score_and_select,
+        (parts, frames),
+        tokens,
+        mask,
+        tokens if memory is None else memory.contiguous(),
+        inverse_norms,
+        anchors,
+        scores,
+        indices,
+        arrivals,
+        count,
+        width,
+        parts,
+        k,
+        alpha,
+        *tokens.stride(),
+        parameters=parameters,
+        GAUSSIAN=method == "gaussian",
+        MEMORY=memory is not None,
+        CHANNELS=channels is not None,
+        BLOCK=select["BLOCK"],
+    )
+    return indices, scores
+
+
+def _anchors(
+    tokens: Tensor,
+    mask: Tensor,
+    masked: bool,
+    inverse_norms: Tensor,
+    arrivals: Tensor,
+    parameters: _tuning.Parameters,
+) -> Tensor:
+    """Mean unit token (F, C) of each frame; fills ``inverse_norms`` and clears ``arrivals``."""
+    frames, count, width = tokens.shape
+    parts = triton.cdiv(count, parameters["BLOCK_TOKENS"])
+    partials = inverse_norms.new_empty((frames, parts, width))
+    anchors = inverse_norms.new_empty((frames, width))
     launch(
         _partial_anchors,
         (parts, frames),
@@ -224,6 +275,7 @@ def _scores(
         mask,
         inverse_norms,
         partials,
+        arrivals,
         count,
         width,
         parts,
@@ -233,7 +285,7 @@ def _scores(
     )
     launch(
         _mean_anchors,
-        (blocks, frames),
+        (triton.cdiv(width, parameters["BLOCK_CHANNELS"]), frames),
         partials,
         anchors,
         count,
@@ -241,22 +293,4 @@ def _scores(
         parts,
         parameters=parameters,
     )
-    launch(
-        _score,
-        (parts, frames),
-        tokens,
-        mask,
-        tokens if memory is None else memory.contiguous(),
-        inverse_norms,
-        anchors,
-        scores,
-        count,
-        width,
-        alpha,
-        *tokens.stride(),
-        parameters=parameters,
-        GAUSSIAN=gaussian,
-        MEMORY=memory is not None,
-        CHANNELS=masked,
-    )
-    return scores
+    return anchors

@@ -4,7 +4,8 @@
 Every operator gets a share of STC_FUZZ_SECONDS (a few seconds unless it is set). A failure names
 its seed; STC_FUZZ_SEED starts there again::
 
-    STC_FUZZ_SECONDS=120 pytest tests/ops/test_fuzz.py
+    make fuzz                                  # two minutes
+    STC_FUZZ_SECONDS=3600 pytest tests/ops/test_fuzz.py
 """
 
 from __future__ import annotations

@@ -88,7 +88,7 @@ def test_layouts_agree_with_the_reference(backend, op, dtype, layout):
         torch.testing.assert_close(got, right, rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.parametrize("tokens", [1, 2, 31, 196, 729, 2048, 2049, 10549])
+@pytest.mark.parametrize("tokens", [1, 2, 31, 196, 729, 2048, 2049, 10549, 11264, 11265])
 @pytest.mark.parametrize("op", ["select_changed", "select_changed_below", "saliency_topk"])
 def test_selection_of_any_number_of_tokens(backend, op, tokens):
     generator = torch.Generator("cuda").manual_seed(tokens)
@@ -222,25 +222,111 @@ def test_empty_batch(backend, op):
     torch.cuda.synchronize()
 
 
-@pytest.mark.parametrize(
-    ("op", "launches"),
-    [
-        ("saliency_topk", 2),
-        ("bipartite_match", 2),
-        ("merge_tokens", 1),
-        ("attention_column_mean", 3),
-        ("spatial_redundancy", 2),
-        ("compact_tokens", 3),
-    ],
-)
-def test_the_cuda_kernels_take_few_launches(op, launches):
+def need_native(op: str) -> None:
     if "native" not in (backends := stc_kernels.available_backends(op, "cuda")):
         pytest.skip(backends.unavailable["native"])
-    arguments = _examples.arguments(op, SMALL, torch.bfloat16, "cuda")
-    operator(op)(*arguments, backend="native")
+
+
+def kernels_of(call: Callable[[], Any]) -> list[str]:
+    """Names of the CUDA kernels of ours that a call launches."""
     torch.cuda.synchronize()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
-        operator(op)(*arguments, backend="native")
+        call()
         torch.cuda.synchronize()
-    kernels = [event.name for event in profile.events() if "stc::cuda::" in event.name]
-    assert len(kernels) == launches, kernels
+    return [event.name for event in profile.events() if "stc::cuda::" in event.name]
+
+
+#: kernels that a call launches, where it is not one: docs/architecture.md
+LAUNCHES = {
+    "channel_variance": 2,
+    "saliency_topk": 2,
+    "spatial_redundancy": 2,
+    "compact_tokens": 3,
+    "bipartite_match": 2,
+    "attention_column_mean": 3,
+}
+
+
+@pytest.mark.parametrize("op", stc_kernels.OPS)
+def test_the_cuda_kernels_take_few_launches(op):
+    need_native(op)
+    arguments = _examples.arguments(op, SMALL, torch.bfloat16, "cuda")
+    operator(op)(*arguments, backend="native")
+    kernels = kernels_of(lambda: operator(op)(*arguments, backend="native"))
+    assert len(kernels) == LAUNCHES.get(op, 1), kernels
+
+
+def pair(frames: int, tokens: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Frames and their reference, with ties, a NaN and zeros."""
+    generator = torch.Generator("cuda").manual_seed(seed)
+    x, y = torch.randn((2, frames, tokens, 72), device="cuda", generator=generator)
+    x[:, ::5] = y[:, ::5]
+    x[:, 3] = torch.nan
+    x[:, 7] = 0.0
+    return x, y
+
+
+class TestSelectChangedInOneLaunch:
+    """The blocks of a frame count in memory that outlives the call: csrc/cuda/tickets.h."""
+
+    @pytest.fixture(autouse=True)
+    def native(self) -> Iterator[None]:
+        need_native("select_changed")
+        with stc_kernels.use_backend("native"), torch.no_grad():
+            yield
+
+    @pytest.mark.parametrize(("frames", "tokens"), [(65, 29), (1, 11265)])
+    def test_two_launches_where_one_cannot_be_give_the_same(self, frames, tokens):
+        x, y = pair(frames, tokens, seed=frames)
+        k = tokens // 3
+        assert len(kernels_of(lambda: stc_kernels.select_changed(x, y, k))) == 2
+        indices, similarity = stc_kernels.select_changed(x, y, k)
+        for frame in range(frames):
+            part = slice(frame, frame + 1), slice(0, 11264)
+            selected = stc_kernels.select_changed(x[part], y[part], min(k, 11264))
+            assert_same([similarity[part]], [selected[1]])
+            if tokens <= 11264:
+                assert_same([indices[part]], [selected[0]])
+
+    def test_streams_and_graphs_at_once(self):
+        """Graphs that were recorded on one stream and calls, all at once on streams of their own."""
+        streams = [torch.cuda.Stream() for _ in range(4)]
+        recorder = streams[0]
+        inputs = [pair(2, 500 + 61 * i, seed=i) for i in range(len(streams))]
+        expected = [stc_kernels.select_changed(x, y, 120) for x, y in inputs]
+        graphs, recorded = [], []
+        torch.cuda.synchronize()
+        for x, y in inputs[:2]:
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, stream=recorder):
+                recorded.append(stc_kernels.select_changed(x, y, 120))
+            graphs.append(graph)
+        torch.cuda.synchronize()
+        seen: list[tuple[int, tuple[Tensor, Tensor]]] = []
+        for _ in range(50):
+            for number, stream in enumerate(streams):
+                with torch.cuda.stream(stream):
+                    if number < 2:
+                        graphs[number].replay()
+                        first, second = recorded[number]
+                        seen.append((number, (first.clone(), second.clone())))
+                    other = (number + 1) % len(streams)
+                    seen.append((other, stc_kernels.select_changed(*inputs[other], 120)))
+        torch.cuda.synchronize()
+        for number, results in seen:
+            assert_same(list(results), list(expected[number]))
+
+    def test_a_graph_that_is_gone_leaves_its_place_to_others(self):
+        x, y = pair(1, 20, seed=0)
+        expected = stc_kernels.select_changed(x, y, 5)
+        torch.cuda.synchronize()
+        with torch.cuda.stream(torch.cuda.Stream()):
+            for _ in range(1100):  # more than there are places
+                graph = torch.cuda.CUDAGraph()
+                graph.capture_begin()
+                results = stc_kernels.select_changed(x, y, 5)
+                graph.capture_end()
+                graph.replay()
+                torch.cuda.synchronize()
+        assert len(kernels_of(graph.replay)) == 1
+        assert_same(list(results), list(expected))

@@ -254,6 +254,9 @@ assert not logging.getLogger("stc_kernels").handlers
 assert set(os.listdir(".")) == files
 print(spent)
 """
-    # With bytecode, as an installed package has it; the first of the runs writes it.
-    spent = min(float(run(code, PYTHONDONTWRITEBYTECODE="").stdout) for _ in range(4))
-    assert spent < 0.05
+    # With bytecode, as an installed package has it; the first of the runs writes it. Other work on
+    # the machine makes a run slower and never quicker, so one run within the budget is enough.
+    spent: list[float] = []
+    while len(spent) < 12 and min(spent, default=1.0) >= 0.05:
+        spent.append(float(run(code, PYTHONDONTWRITEBYTECODE="").stdout))
+    assert min(spent) < 0.05, spent

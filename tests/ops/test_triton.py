@@ -129,6 +129,27 @@ def test_tuning_without_a_gpu_is_refused_in_one_sentence(capsys, monkeypatch):
     assert len(error.splitlines()) == 1
 
 
+#: where a call is not one launch: docs/architecture.md
+LAUNCHES = {
+    "select_changed": 2,
+    "select_changed_below": 2,
+    "channel_variance": 2,
+    "saliency_topk": 3,
+    "compact_tokens": 3,
+    "bipartite_match": 5,
+    "attention_column_mean": 2,
+}
+
+
+@pytest.mark.parametrize("op", _triton.OPS)
+def test_few_launches(op):
+    geometry = next(iter(_examples.geometries(op).values()))
+    arguments = _examples.arguments(op, geometry, torch.bfloat16, "meta")
+    with record() as launches:
+        _triton.implementation(op)(*arguments)
+    assert len(launches) == LAUNCHES.get(op, 1), [launch.kernel.__name__ for launch in launches]
+
+
 def test_forced_parameters_reach_the_launch():
     geometry = _examples.TOWERS["siglip-so400m"]
     arguments = _examples.arguments("token_cosine", geometry, torch.bfloat16, "meta")

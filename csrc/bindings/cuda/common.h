@@ -73,7 +73,4 @@ Tensor attention_column_mean(const Tensor& query, const Tensor& key, double scal
 Tensor sparse_query_attention(const Tensor& query, const Tensor& key, const Tensor& value,
                               double scale, std::optional<Tensor> key_bias);
 
-// Shared by the selecting ops: the indices of each row of `scores` (rows, tokens).
-Tensor select_indices(const OnDevice& on, const Tensor& scores, const Selection& how);
-
 }  // namespace stc::bindings::cuda

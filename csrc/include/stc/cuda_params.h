@@ -5,9 +5,17 @@
 // out of bounds: checking them would wait for the GPU.
 #pragma once
 
+#include "stc/cosine_plan.h"
 #include "stc/params.h"
 
 namespace stc::cuda {
+
+struct SelectChangedParams {
+  CosineParams cosine;
+  SelectParams select;  // by the similarity that `cosine` writes
+  FrameBlocks share;    // of a frame's tokens among blocks; set when launched
+  int32_t slot;         // of the tickets; set when launched
+};
 
 struct GatherNormParams {
   DType dtype;

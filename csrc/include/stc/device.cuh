@@ -103,23 +103,30 @@ STC_DEVICE Pack<T, V> pack_floats(const float (&values)[V]) {
   return pack;
 }
 
-// One warp goes through the channels of a row: load(u, c) for a few packs, so that all of their
-// loads are on their way, then use(u, c) for the same. `u` is a constant after unrolling.
-template <int V, typename Load, typename Use>
-STC_DEVICE void sweep_row(int64_t channels, const Load& load, const Use& use) {
-  const int64_t lane = threadIdx.x % kWarp;
-  for (int64_t start = lane * V; start < channels; start += kWarp * V * kRowUnroll) {
+// So many lanes, of which this is number `lane`, go through the channels of a row: load(u, c) for a
+// few packs, so that all of their loads are on their way, then use(u, c) for the same. `u` is a
+// constant after unrolling.
+template <int V, int kUnroll, typename Load, typename Use>
+STC_DEVICE void sweep_lanes(int64_t channels, int64_t lane, int64_t lanes, const Load& load,
+                            const Use& use) {
+  for (int64_t start = lane * V; start < channels; start += lanes * V * kUnroll) {
 #pragma unroll
-    for (int u = 0; u < kRowUnroll; ++u) {
-      const int64_t c = start + u * kWarp * V;
+    for (int u = 0; u < kUnroll; ++u) {
+      const int64_t c = start + u * lanes * V;
       if (c < channels) load(u, c);
     }
 #pragma unroll
-    for (int u = 0; u < kRowUnroll; ++u) {
-      const int64_t c = start + u * kWarp * V;
+    for (int u = 0; u < kUnroll; ++u) {
+      const int64_t c = start + u * lanes * V;
       if (c < channels) use(u, c);
     }
   }
+}
+
+// The same by one warp.
+template <int V, typename Load, typename Use>
+STC_DEVICE void sweep_row(int64_t channels, const Load& load, const Use& use) {
+  sweep_lanes<V, kRowUnroll>(channels, threadIdx.x % kWarp, kWarp, load, use);
 }
 
 // A number of a row as frame and place in it. launch() sees to it that 32 bits are enough: the
@@ -162,21 +169,6 @@ STC_DEVICE float block_sum(float x) {
 #pragma unroll
   for (int warp = 0; warp < kWarps; ++warp) total += partial[warp];
   return total;
-}
-
-// Whether this block is the last of `blocks` to come here; if so, it sees what the others wrote
-// before they came. All threads must call it; `arrivals` is zero before the first comes. Which one
-// is last is chance, so what it does must not depend on it.
-STC_DEVICE bool is_last_block(uint32_t* arrivals, uint32_t blocks) {
-  __shared__ bool last;
-  __syncthreads();
-  if (threadIdx.x == 0) {
-    __threadfence();
-    last = atomicAdd(arrivals, 1u) == blocks - 1;
-    __threadfence();
-  }
-  __syncthreads();
-  return last;
 }
 
 // ---- host side ----

@@ -13,6 +13,7 @@
 
 #include "stc/cuda_params.h"
 #include "stc/device.cuh"
+#include "stc/last_block.cuh"
 #include "stc/select.cuh"
 
 namespace stc::cuda {

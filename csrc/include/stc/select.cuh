@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Top-k of each frame as a radix select, one block per frame: four counting passes find the k-th
-// key, one more lists the positions in ascending order. Nothing is sorted, nothing depends on the
-// order in which threads run, and ties go to the lower index by construction.
+// Top-k of each frame as a radix select by one block: four counting passes find the k-th key, one
+// more lists the positions in ascending order. Nothing is sorted, nothing depends on the order in
+// which threads run, and ties go to the lower index by construction.
 #pragma once
 
 #include "stc/device.cuh"
@@ -27,21 +27,30 @@ struct Keys {
   int64_t pinned;
   bool highest;
 
-  STC_DEVICE uint32_t make(int64_t token) const {
-    return token < pinned ? 0u : selection_key(scores[token], highest);
+  STC_DEVICE uint32_t make(int64_t token, float score) const {
+    return token < pinned ? 0u : selection_key(score, highest);
   }
   STC_DEVICE uint32_t operator[](int64_t token) const {
     if constexpr (kShared) return shared[token];
-    return make(token);
+    return make(token, scores[token]);
+  }
+  // All threads of the block must call it. Not from the L1 cache, which may hold what was there
+  // before another block of the same launch wrote the scores.
+  STC_DEVICE void share(int64_t tokens) const {
+    for (int64_t token = threadIdx.x; token < tokens; token += kSelectThreads) {
+      shared[token] = make(token, __ldcg(scores + token));
+    }
+    __syncthreads();
   }
 };
 
-// How many tokens are pinned, NaN, or not above the threshold. The same in all threads.
-STC_DEVICE int64_t count_changed(const SelectParams& p, const float* scores) {
+// How many keys do not exceed a limit. The same in all threads.
+template <typename K>
+STC_DEVICE int64_t count_keys(const K& keys, int64_t tokens, uint32_t limit) {
   __shared__ int counts[kSelectWarps];
   int mine = 0;
-  for (int64_t token = threadIdx.x; token < p.tokens; token += kSelectThreads) {
-    mine += token < p.pinned || !(scores[token] > p.threshold);
+  for (int64_t token = threadIdx.x; token < tokens; token += kSelectThreads) {
+    mine += keys[token] <= limit;
   }
   mine = warp_sum(mine);
   if (threadIdx.x % kWarp == 0) counts[threadIdx.x / kWarp] = mine;
@@ -157,31 +166,34 @@ STC_DEVICE void list_chosen(const K& keys, int64_t tokens, const Cut& cut, int32
   }
 }
 
+// All threads of the block must call it; the scores of the frame are there.
+template <bool kShared>
+STC_DEVICE void select_in_frame(const SelectParams& p, int64_t frame, uint32_t* shared_keys) {
+  const Keys<kShared> keys = {p.scores + frame * p.tokens, shared_keys, p.pinned, p.highest};
+  int32_t* indices = p.indices + frame * p.capacity;
+  if constexpr (kShared) keys.share(p.tokens);
+  int64_t listed = p.capacity < p.tokens ? p.capacity : p.tokens;
+  // Pinned tokens, NaN and what is not above the threshold come first in the order of the keys.
+  Cut cut = {selection_key(p.threshold, p.highest), p.tokens};
+  bool all_fit = false;
+  if (p.below) {
+    const int64_t changed = count_keys(keys, p.tokens, cut.key);
+    if (threadIdx.x == 0) p.counts[frame] = static_cast<int32_t>(changed);
+    all_fit = changed <= listed;
+    if (all_fit) listed = changed;
+  }
+  if (listed > 0) {  // the same in all threads
+    if (!all_fit) cut = find_cut(keys, p.tokens, listed);
+    list_chosen(keys, p.tokens, cut, indices);
+  }
+  for (int64_t i = listed + threadIdx.x; i < p.capacity; i += kSelectThreads) indices[i] = -1;
+}
+
+// Block: one frame.
 template <bool kShared>
 __global__ void __launch_bounds__(kSelectThreads, 1) select_kernel(const SelectParams p) {
   extern __shared__ uint32_t shared_keys[];
-  const int64_t frame = blockIdx.x;
-  const float* scores = p.scores + frame * p.tokens;
-  int32_t* indices = p.indices + frame * p.capacity;
-  const Keys<kShared> keys = {scores, shared_keys, p.pinned, p.highest};
-  if constexpr (kShared) {
-    for (int64_t token = threadIdx.x; token < p.tokens; token += kSelectThreads) {
-      shared_keys[token] = keys.make(token);
-    }
-    __syncthreads();
-  }
-  int64_t listed = p.capacity < p.tokens ? p.capacity : p.tokens;
-  if (p.below) {
-    const int64_t changed = count_changed(p, scores);
-    if (threadIdx.x == 0) p.counts[frame] = static_cast<int32_t>(changed);
-    // What lies below the threshold comes first in the order of the keys, so listing the smallest
-    // keys is right whether or not they all fit.
-    listed = changed < listed ? changed : listed;
-  }
-  if (listed > 0) {  // the same in all threads
-    list_chosen(keys, p.tokens, find_cut(keys, p.tokens, listed), indices);
-  }
-  for (int64_t i = listed + threadIdx.x; i < p.capacity; i += kSelectThreads) indices[i] = -1;
+  select_in_frame<kShared>(p, blockIdx.x, shared_keys);
 }
 
 }  // namespace stc::cuda
