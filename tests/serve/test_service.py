@@ -291,7 +291,7 @@ def test_a_frame_that_fails_does_not_end_the_stream(service, monkeypatch) -> Non
         socket.receive_json()
         session = hub.get("door").session
         with monkeypatch.context() as broken:
-            broken.setattr(session, "_encode", None)
+            broken.setattr(session._intake, "_kept", None)
             push(socket, jpeg(1))
             told = socket.receive_json()
         assert (told["reason"], told["rejected"]) == ("failed", {"failed": 1})
