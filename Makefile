@@ -2,6 +2,7 @@
 #
 #   make demo     install into .venv, encode a real video, leave out/report.html
 #   make test     install into .venv, run all tests that need no GPU
+#   make test-quick   the same without those marked slow
 #   make fuzz     random calls of every operator against the reference, FUZZ_SECONDS=120 in all
 #   make lint     formatters, linters, types
 #   make bench    the CPU benchmarks, written to benchmarks/results
@@ -25,7 +26,7 @@ OUT ?= out
 FUZZ_SECONDS ?= 120
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-gpu test-versions test-hub fuzz lint format static bench bench-gpu bench-service clean
+.PHONY: help install demo test test-quick test-gpu test-versions test-hub fuzz lint format static bench bench-gpu bench-service clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -49,6 +50,9 @@ demo: install
 
 test: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m "not gpu"
+
+test-quick: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m "not gpu and not slow"
 
 # Everything that needs a GPU, in one command.
 test-gpu: install
