@@ -21,10 +21,12 @@ from stc_video.models.load import load_model
 from stc_video.studies.clips import open_clips
 from stc_video.studies.fidelity import encode_densely, measure
 
-SETTINGS: dict[str, dict[str, float]] = {
-    "quality 0.983 (default)": {},
-    "quality 0.99": {"quality": 0.99},
-    "quality 0.99, refresh 1/8, propagate 1": {"quality": 0.99, "refresh": 1 / 8, "propagate": 1.0},
+SETTINGS = {
+    "quality 0.983 (default)": CacheConfig(),
+    "quality 0.99": CacheConfig(quality=0.99),
+    "quality 0.99, refresh 1/8, propagate 1": CacheConfig(
+        quality=0.99, refresh=1 / 8, propagate=1.0
+    ),
 }
 
 
@@ -41,8 +43,8 @@ def main() -> None:
     opened = open_clips([arguments.clip], fps=arguments.fps, max_frames=arguments.frames)
     [clip] = encode_densely({arguments.fps: opened}, model)
     rows: list[dict[str, object]] = []
-    for name, settings in SETTINGS.items():
-        found = measure(clip, model, CacheConfig(**settings), dense_every=1)  # type: ignore[arg-type]
+    for name, config in SETTINGS.items():
+        found = measure(clip, model, config, dense_every=1)
         row = {
             "setting": name,
             "fps": arguments.fps,

@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -64,12 +65,12 @@ def temporal_patches(clip: Path, tower: nn.Module, arguments: argparse.Namespace
     return list(frames.split(1))
 
 
-def measure(tower: nn.Module, frames: list[Tensor], threshold: float) -> list[dict[str, object]]:
+def measure(tower: nn.Module, frames: list[Tensor], threshold: float) -> list[dict[str, Any]]:
     """One row per temporal patch."""
     settings = {"refresh": 0.0, "tail_layers": 0, "threshold": threshold}
     steps = tuple(STEP * number for number in range(1, int(1 / STEP)))
     cacher = stc_video.attach_cacher(tower, CacheConfig(buckets=steps, **settings))
-    rows: list[dict[str, object]] = []
+    rows: list[dict[str, Any]] = []
 
     def seconds(frame: Tensor) -> float:
         grid = torch.tensor([frame.shape[:3]])
@@ -101,7 +102,7 @@ def measure(tower: nn.Module, frames: list[Tensor], threshold: float) -> list[di
     if not cached_rows:
         raise SystemExit("no temporal patch was cached: the camera moves, or raise --threshold")
     sums = {
-        name: sum(row[name] for row in cached_rows)  # type: ignore[misc]
+        name: sum(row[name] for row in cached_rows)
         for name in ("rows", "changed", "encoded", "dense_ms", "cached_ms")
     }
     total = fractions(sums["cached_ms"] / sums["dense_ms"], sums["changed"] / sums["rows"])

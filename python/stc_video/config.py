@@ -8,6 +8,8 @@ from pathlib import Path
 
 from stc_video.calibration import Aim, Calibration, default_calibration
 
+#: name of the stream of frames that are given without one
+DEFAULT_STREAM = "default"
 POLICIES = ("motion", "stc")
 METRICS = ("keys", "values")
 BATCHINGS = ("auto", "ragged", "bucketed")

@@ -11,33 +11,9 @@ import torch
 from clip_maker import write_clip
 
 from stc_video.models.load import LoadedModel
-from stc_video.studies.attention import joined, probe_layer
 from stc_video.studies.clips import CELL, clip_names, encode_clip, open_clips
 from stc_video.studies.marks import SaliencyMarker
 from stc_video.video import VideoError
-
-
-def test_the_probe_sees_what_the_layer_attends_to(tiny_model: LoadedModel) -> None:
-    tower = tiny_model.tower
-    pixels = torch.rand(2, 3, 56, 56)
-    with torch.inference_mode():
-        plain = tower(pixel_values=pixels).last_hidden_state
-        with probe_layer(tower) as probe:
-            assert torch.equal(tower(pixel_values=pixels).last_hidden_state, plain)
-        seen = probe.attention()
-        tower.set_attn_implementation("eager")
-        try:
-            expected = tower(pixel_values=pixels, output_attentions=True).attentions[-2]
-        finally:
-            tower.set_attn_implementation("sdpa")
-    dots = torch.einsum("fihd,fjhd->fhij", seen.query, seen.key) * seen.query.shape[-1] ** -0.5
-    torch.testing.assert_close(dots.softmax(-1), expected, atol=1e-5, rtol=1e-4)
-    assert seen.prefix == 1
-    with torch.inference_mode():
-        tower(pixel_values=pixels[:1])
-    assert probe.attention().query.shape[0] == 2  # taken off: it sees nothing more
-    both = joined([seen, seen])
-    assert both.key.shape == (4, 17, 4, 8)
 
 
 @pytest.mark.skipif(

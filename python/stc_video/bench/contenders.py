@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -22,7 +23,7 @@ from stc_video.towers.pre_norm import PreNormTower
 __all__ = ["KINDS", "Contender", "Dense", "Graphed", "Kind", "Ours", "Published"]
 
 
-class Contender:
+class Contender(ABC):
     """Encodes the next frame of each stream, in a way of its own.
 
     Attributes
@@ -38,9 +39,9 @@ class Contender:
         """Encode the first frame of each stream, (S, N, C), forgetting any earlier one."""
         return self.encode(self.clip.first)
 
+    @abstractmethod
     def encode(self, frames: Tensor) -> Tensor:
         """Encode frames (S, 3, H, W): (S, N, C)."""
-        raise NotImplementedError
 
     @property
     def cost(self) -> float:

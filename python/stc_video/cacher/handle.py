@@ -24,12 +24,10 @@ from stc_video.cacher.requests import RequestWatcher, TowerRequest, has_foreign_
 from stc_video.cacher.stats import CacheStats, Counters, FrameRecord
 from stc_video.cacher.stream_pool import StreamPool
 from stc_video.cacher.stream_state import Layout, Stream
-from stc_video.config import CacheConfig
+from stc_video.config import DEFAULT_STREAM, CacheConfig
 from stc_video.towers.block import Tower
 from stc_video.towers.packed_vision import PackedTower
 from stc_video.towers.pre_norm import PreNormTower, key_mask
-
-DEFAULT_STREAM = "default"
 
 
 def attach_cacher(tower: nn.Module, policy: str | CacheConfig = "motion") -> Cacher:

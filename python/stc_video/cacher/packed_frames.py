@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from stc_video.cacher.guard import Timings
-from stc_video.cacher.handle import DEFAULT_STREAM, Cacher
+from stc_video.cacher.handle import Cacher
 from stc_video.cacher.patching import InstancePatch, as_function, run_stock
 from stc_video.cacher.policies import Outputs
 from stc_video.cacher.stats import FrameRecord
 from stc_video.cacher.stream_state import Layout, Stream
-from stc_video.config import CacheConfig
+from stc_video.config import DEFAULT_STREAM, CacheConfig
 from stc_video.errors import AttachError, UnsupportedModelError
 from stc_video.towers.packed_vision import PackedTower
 

@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 
 from stc_kernels import gather_rows
+from stc_video.config import DEFAULT_STREAM
 from stc_video.pruners.budget import Budget
-
-DEFAULT_STREAM = "default"
 
 #: indices, scores, trace
 Chosen = tuple[Tensor, Tensor | None, dict[str, Tensor]]

@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from stc_video.models.load import LoadedModel
 from stc_video.pruners import Attention
+from stc_video.pruners.attention_capture import AttentionCapture, capture_attention
 from stc_video.report.pictures import webp
-from stc_video.studies.attention import joined, probe_layer
 from stc_video.studies.marks import SaliencyMarker, moved_tokens
+from stc_video.towers.pre_norm import PreNormTower
 from stc_video.video import VideoError, VideoFrame, VideoSource, open_video
 
 if TYPE_CHECKING:
@@ -189,17 +190,30 @@ def encode_clip(
     """
     taken = _Taken(model, marker)
     problem = None
-    with source, torch.inference_mode(), probe_layer(model.tower) as probe:
+    with source, torch.inference_mode(), _capture(model.tower) as capture:
         try:
             for frame in source:
                 taken.encode(frame)
-                taken.attentions.append(probe.attention())
+                taken.attentions.append(capture.take())
                 on_frame()
         except VideoError as error:
             if not taken.times:
                 raise
             problem = str(error)
     return taken.clip(name, problem)
+
+
+def _capture(tower: nn.Module) -> AttentionCapture:
+    """Record the last layer but one, as VisionZip takes it; a tower of one layer has only that."""
+    return capture_attention(tower, max(-2, -len(PreNormTower.of(tower).blocks)))
+
+
+def _joined(parts: list[Attention]) -> Attention:
+    """Put the attention of consecutive frames together."""
+    first = parts[0]
+    query = torch.cat([part.query for part in parts])
+    key = torch.cat([part.key for part in parts])
+    return Attention(query, key, first.prefix, first.scale)
 
 
 class _Taken:
@@ -234,7 +248,7 @@ class _Taken:
     def clip(self, name: str, problem: str | None) -> EncodedClip:
         features, pixels = torch.cat(self._features), torch.cat(self._pixels)
         grid = self._model.feature_grid
-        attention = joined(self.attentions)
+        attention = _joined(self.attentions)
         fits = attention.key.shape[1] - attention.prefix == features.shape[1]
         return EncodedClip(
             name=name,
