@@ -5,16 +5,12 @@ from __future__ import annotations
 
 import csv
 import importlib.util
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 from clip_maker import truncate, write_clip
+from interrupting import interrupt_a_study
 
 import stc_kernels
 from stc_video.cli.app import run_app
@@ -136,33 +132,9 @@ def test_ctrl_c_leaves_no_report_and_the_earlier_one(
     tmp_path: Path, moment: str, frames: int
 ) -> None:
     long = write_clip(tmp_path / "long.mp4", 400, rate=25)
-    out = tmp_path / "out"
-    out.mkdir()
-    (out / "prune_study.html").write_text("an earlier one")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "stc_video.cli", "prune-study", str(long), "--fps", "25",
-         "--max-frames", str(frames), "--repeats", "500", "--threads", "1", "--out", str(out)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "FORCE_COLOR": "1"},  # so that the bar is drawn while it moves
-    )  # fmt: skip
-    try:
-        assert process.stdout is not None
-        seen = ""
-        started = time.monotonic()
-        while moment not in seen:
-            assert time.monotonic() - started < 120, seen[-500:]
-            seen += process.stdout.read(40)
-        process.send_signal(signal.SIGINT)
-        printed, errors = process.communicate(timeout=60)
-    finally:
-        process.kill()
-    assert process.returncode == 130, errors
-    assert "no report was written" in printed
-    assert "Traceback" not in errors
-    assert [p.name for p in out.iterdir()] == ["prune_study.html"]
-    assert (out / "prune_study.html").read_text() == "an earlier one"
+    arguments = ["prune-study", long, "--fps", 25, "--max-frames", frames]
+    arguments += ["--repeats", 500, "--threads", 1]
+    interrupt_a_study(arguments, moment, tmp_path / "out" / "prune_study.html")
 
 
 def test_help_names_the_options(capsys) -> None:
