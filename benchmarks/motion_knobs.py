@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What each part of the ``motion`` policy is worth: one changed at a time, against the defaults.
 
+Some changes are settings, others replace a part of the policy (``selection_variants.py``).
+
     python benchmarks/motion_knobs.py CLIP.mp4 ... --out benchmarks/results/motion_knobs.csv
 
 A change moves cost and error together. ``error_ratio`` is the error over that of the defaults at
@@ -20,16 +22,31 @@ import numpy as np
 import torch
 from environment import environment, write_rows
 from rich.progress import track
+from selection_variants import (
+    ByLastFrame,
+    ByPatchEmbedding,
+    ByPixels,
+    PerTokenThresholds,
+    SelectedTwice,
+    WithNeighbours,
+    in_use,
+)
 
 from stc_video import CacheConfig
+from stc_video.cacher.policies import MotionPolicy
 from stc_video.models.load import LoadedModel, load_model
 from stc_video.studies.clips import open_at_rates
 from stc_video.studies.fidelity import DenseClip, encode_densely, measure
 
 DEFAULTS = "the defaults"
-THRESHOLDS = (0.7, 0.8, 0.85, 0.9, 0.93, 0.95, 0.97)
+THRESHOLDS = (0.7, 0.8, 0.85, 0.9, 0.93, 0.95, 0.97, 0.98, 0.99)
 COMPARED = (0.8, 0.9, 0.95)
-CHANGES: dict[str, dict[str, object]] = {
+#: where what is compared is more alike, or less
+OWN_THRESHOLDS = {
+    "by patch embedding": (0.85, 0.9, 0.95, 0.98),
+    "by pixels": (0.9, 0.95, 0.98, 0.99, 0.995),
+}
+SETTINGS: dict[str, dict[str, object]] = {
     "no refresh": {"refresh": 0.0},
     "refresh 1/8": {"refresh": 1 / 8},
     "refresh 1/4": {"refresh": 1 / 4},
@@ -45,6 +62,15 @@ CHANGES: dict[str, dict[str, object]] = {
     "coarse buckets": {"buckets": (1 / 8, 1 / 4, 1 / 2)},
     "fine buckets": {"buckets": tuple(n / 16 for n in range(1, 9))},
     "buckets to 3/4": {"buckets": (1 / 16, 1 / 8, 1 / 4, 3 / 8, 1 / 2, 5 / 8, 3 / 4)},
+    "selected twice": {"tail_layers": 6, "tail_from": 1.0},
+}
+VARIANTS: dict[str, type[MotionPolicy]] = {
+    "by patch embedding": ByPatchEmbedding,
+    "by pixels": ByPixels,
+    "against the last frame": ByLastFrame,
+    "with neighbours": WithNeighbours,
+    "a threshold per token": PerTokenThresholds,
+    "selected twice": SelectedTwice,
 }
 
 
@@ -52,8 +78,9 @@ def try_setting(
     clips: Sequence[DenseClip], model: LoadedModel, name: str, threshold: float
 ) -> dict[str, object]:
     """Mean cost and error over some clips, each counting the same, and the worst one's."""
-    config = replace(CacheConfig(threshold=threshold), **CHANGES.get(name, {}))
-    found = [measure(clip, model, config) for clip in clips]
+    config = replace(CacheConfig(threshold=threshold), **SETTINGS.get(name, {}))
+    with in_use(VARIANTS.get(name, MotionPolicy), model.tower):
+        found = [measure(clip, model, config) for clip in clips]
     errors = [1.0 - one.similarity for one in found]
     return {
         "change": name,
@@ -98,7 +125,8 @@ def main() -> None:
         )
         clips = [clip for clip in encode_densely(opened, model) if clip.frames > 1]
     settings = [(DEFAULTS, threshold) for threshold in THRESHOLDS]
-    settings += [(name, threshold) for name in CHANGES for threshold in COMPARED]
+    changes = dict.fromkeys([*SETTINGS, *VARIANTS])
+    settings += [(name, t) for name in changes for t in OWN_THRESHOLDS.get(name, COMPARED)]
     rows: list[dict[str, object]] = []
     for fps in arguments.fps:
         own = [clip for clip in clips if clip.fps == fps]

@@ -78,9 +78,10 @@ class CacheConfig:
     guard
         Encode a frame densely where :meth:`Cacher.warmup` found a cached one to be no faster.
     pack_weights
-        Keep the weights of a tower on a CPU a second time, in the layout in which they are
-        multiplied: faster, and as much memory again as those weights. The tower's own dense
-        results may then differ from the stock ones by float32 rounding.
+        Keep weights of a tower a second time, in the form in which they multiply fastest. On a
+        CPU those of all linear layers, as float32 if it has no instructions for 16-bit numbers;
+        on a GPU those of query, key and value, as one matrix. ``stats().packed_bytes`` tells the
+        price. The tower's own dense results may then differ from the stock ones by rounding.
     """
 
     policy: str = "motion"

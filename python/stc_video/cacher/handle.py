@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from stc_video.cacher.guard import Timings
-from stc_video.cacher.packed_linear import PackedLinears
+from stc_video.cacher.packed_weights import PackedWeights
 from stc_video.cacher.patching import (
     CACHER_TITLE,
     InstancePatch,
@@ -100,7 +100,8 @@ class Cacher:
     def __init__(self, tower: Tower, config: CacheConfig) -> None:
         self.config = config
         self.last_frames: list[FrameRecord] = []
-        self._tower = tower
+        self._packed = PackedWeights(enabled=config.pack_weights)
+        self._tower = tower = self._packed.fuse(tower)
         self._pool = StreamPool()
         self._policy = make_policy(tower, config, self._pool)
         self._streams: dict[str, Stream] = {}
@@ -112,7 +113,6 @@ class Cacher:
         # Outputs of the layers of the pass under way; the first layer computes all of them.
         self._pending: Outputs = {}
         self._watcher = RequestWatcher(tower.ancestors, self._check_call)
-        self._packed = PackedLinears(tower.blocks, enabled=config.pack_weights)
         self._patches: list[InstancePatch] = []
         self._install()
 
@@ -133,7 +133,7 @@ class Cacher:
         )
         try:
             self._watcher.install()
-            self._packed.install()
+            self._packed.install(self._tower.blocks)
         except BaseException:
             self._remove()
             raise

@@ -39,10 +39,10 @@ class RaggedEncoder:
         """Write what becomes of the segments' rows into their states; at least one segment."""
         layers = range(len(self.blocks))
         x = _packed([segment.x for segment in segments])
-        x = _run_layers(self.blocks, x, segments, layers[: self.head])
+        x = run_layers(self.blocks, x, segments, layers[: self.head])
         if self.head < len(self.blocks):
             x, segments = _widen(x, segments)
-            x = _run_layers(self.blocks, x, segments, layers[self.head :])
+            x = run_layers(self.blocks, x, segments, layers[self.head :])
         for segment, rows in _parts(x, segments):
             segment.put(segment.state.output, rows)
 
@@ -60,9 +60,10 @@ def _widen(x: Tensor, segments: Sequence[Segment]) -> tuple[Tensor, list[Segment
     return _packed(rows), widened
 
 
-def _run_layers(
+def run_layers(
     blocks: Sequence[Block], x: Tensor, segments: Sequence[Segment], layers: range
 ) -> Tensor:
+    """Run packed rows (1, R, C) through some layers; what these keep goes into the states."""
     places = _places(segments, x.device)
     for layer in layers:
         block = blocks[layer]

@@ -150,8 +150,8 @@ class CacheStats:
     state_bytes
         Memory held for reuse, in bytes; over all streams, free slots of the pool included.
     packed_bytes
-        Memory of the second copy of the weights that a tower on a CPU gets, in bytes
-        (``CacheConfig.pack_weights``); 0 inside a stream's own entry.
+        Memory of the second copies of weights, in bytes (``CacheConfig.pack_weights``); 0 inside
+        a stream's own entry.
     timings
         What :meth:`Cacher.warmup` measured, which the guard goes by; None without a warm-up.
     graphs

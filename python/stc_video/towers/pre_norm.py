@@ -8,7 +8,7 @@ releases of transformers (``vision_model.encoder.layers``, ``encoder.layers``, `
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import cast
 from weakref import WeakKeyDictionary
@@ -51,6 +51,9 @@ class PreNormBlock:
     The residual stream is x + attention(norm1(x)), then + mlp(norm2(.)); DINOv2 scales both
     branches (LayerScale). Parts are called as modules, never re-implemented, which absorbs every
     difference between activations, gated MLPs and names.
+
+    ``project_together``, if there is one, makes query, key and value of the same rows at once, or
+    returns None where they must be called as modules.
     """
 
     layer: nn.Module
@@ -64,6 +67,7 @@ class PreNormBlock:
     heads: int
     scale1: nn.Module | None
     scale2: nn.Module | None
+    project_together: Callable[[Tensor], Sequence[Tensor] | None] | None = None
 
     @classmethod
     def of(cls, layer: nn.Module) -> PreNormBlock:
@@ -105,6 +109,10 @@ class PreNormBlock:
         self, normed: Tensor, places: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values of normalised rows, each (B, K, C)."""
+        together = None if self.project_together is None else self.project_together(normed)
+        if together is not None:
+            query, key, value = together
+            return query, key, value
         return self.query(normed), self.key(normed), self.value(normed)
 
     def project_query(self, normed: Tensor, places: Tensor | None = None) -> Tensor:
@@ -313,6 +321,10 @@ def attention(
     """
     if _has_sparse_kernel(query, key):
         return _sparse_attention(query, key, value, heads, mask)
+    if query.device.type == "cpu" and query.dtype == torch.float16:
+        # torch's CPU attention has no fast kernel for it.
+        mask = mask.float() if mask is not None and mask.is_floating_point() else mask
+        return attention(query.float(), key.float(), value.float(), heads, mask).half()
     batch, rows, channels = query.shape
     q, k, v = (_split_heads(part, heads) for part in (query, key, value))
     is_key_mask = mask is None or mask.shape[-2] == 1

@@ -42,7 +42,7 @@ class Look:
 def look(
     streams: Sequence[Stream],
     frames: Tensor,
-    normed: Tensor,
+    compared: Tensor,
     thresholds: Sequence[float],
     pinned: int,
 ) -> list[Look]:
@@ -54,8 +54,8 @@ def look(
         The streams, S of them, with or without a state.
     frames
         (S, N, C) input of the first layer.
-    normed
-        (S, N, C) input of its attention, which is compared.
+    compared
+        (S, N, C) what is compared with the states' references.
     thresholds
         For each stream the cosine at or below which a token counts as changed.
     pinned
@@ -72,9 +72,10 @@ def look(
     if not known:
         return [Look(bool(is_finite)) for is_finite in finite.tolist()]
     states = [motion_state(streams[number]) for number in known]
-    limits = torch.tensor([thresholds[number] for number in known], device=frames.device)
+    limits = torch.tensor([thresholds[number] for number in known])
+    limits = limits.to(frames.device, non_blocking=True)
     counts, repeated, similarity, changed = _compare(
-        states, _rows(frames, known), _rows(normed, known), limits, pinned
+        states, _rows(frames, known), _rows(compared, known), limits, pinned
     )
     facts = torch.cat([finite.int(), counts.int(), repeated.int()]).tolist()
     looks = [Look(bool(is_finite)) for is_finite in facts[: len(streams)]]
@@ -91,14 +92,14 @@ def look(
 
 
 def _compare(
-    states: Sequence[MotionState], frames: Tensor, normed: Tensor, limits: Tensor, pinned: int
+    states: Sequence[MotionState], frames: Tensor, compared: Tensor, limits: Tensor, pinned: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Compare frames (S, N, C) with the states of their streams.
 
     Returns how many tokens changed and whether the frame is a repeated one, (S,) each, then
     similarity (S, N) and which tokens changed, (S, N).
     """
-    similarity = token_cosine(normed, _stacked([state.reference for state in states]))
+    similarity = token_cosine(compared, _stacked([state.reference for state in states]))
     changed = ~(similarity > limits[:, None])
     changed[:, :pinned] = False
     counts = changed.sum(dim=1)

@@ -12,7 +12,7 @@ from stc_video.cacher.bucketed import BucketedEncoder
 from stc_video.cacher.guard import Timings, fastest
 from stc_video.cacher.policies.base import Outputs, PolicyBase
 from stc_video.cacher.policies.effort import EffortControl
-from stc_video.cacher.policies.looking import look, motion_state
+from stc_video.cacher.policies.looking import Look, look, motion_state
 from stc_video.cacher.policies.planning import Plan, Planner, effort_of
 from stc_video.cacher.policies.propagation import Refreshed
 from stc_video.cacher.ragged import RaggedEncoder
@@ -85,20 +85,30 @@ class MotionPolicy(PolicyBase):
         """Encode the next frame of each stream, (S, N, C), all of them together."""
         for stream in streams:
             self._check_hidden(stream, wanted)
-        normed = self.blocks[0].norm1(frames)
-        looks = look(streams, frames, normed, self._thresholds(streams), self.pinned)
+        compared, looks = self._look(streams, frames)
         tokens = frames.shape[1]
         plans = [self.planner.plan(*pair, tokens) for pair in zip(streams, looks, strict=True)]
-        outputs, plans = self._carry_out(streams, plans, frames, normed, mask, wanted)
+        outputs, plans = self._carry_out(streams, plans, frames, compared, mask, wanted)
         chosen = zip(streams, plans, strict=True)
         return outputs, [self._record(stream, plan, tokens) for stream, plan in chosen]
+
+    def _compared(self, frames: Tensor) -> Tensor:
+        """By what changes are told, (S, N, C) like the frames: the input of the first attention."""
+        normed: Tensor = self.blocks[0].norm1(frames)
+        return normed
+
+    def _look(self, streams: Sequence[Stream], frames: Tensor) -> tuple[Tensor, list[Look]]:
+        """What is compared with the streams' states, and what is seen of their frames."""
+        compared = self._compared(frames)
+        thresholds = [self.control.threshold(stream.effort) for stream in streams]
+        return compared, look(streams, frames, compared, thresholds, self.pinned)
 
     def _carry_out(
         self,
         streams: Sequence[Stream],
         plans: Sequence[Plan],
         frames: Tensor,
-        normed: Tensor,
+        compared: Tensor,
         mask: Tensor | None,
         wanted: frozenset[int],
     ) -> tuple[Outputs, list[Plan]]:
@@ -111,7 +121,7 @@ class MotionPolicy(PolicyBase):
 
         def segment(number: int, plan: Plan) -> Segment:
             one = slice(number, number + 1)
-            return self._begin(streams[number], plan, frames[one], normed[one], masks(number))
+            return self._begin(streams[number], plan, frames[one], compared[one], masks(number))
 
         kept = [number for number, plan in enumerate(plans) if plan.is_kept]
         refreshed = {number: self._refreshed(*chosen[number]) for number in kept}
@@ -179,9 +189,8 @@ class MotionPolicy(PolicyBase):
         patches = frames.shape[1] - self.pinned
 
         def run(plan: Plan) -> None:
-            normed = self.blocks[0].norm1(frames)
-            look(streams, frames, normed, self._thresholds(streams), self.pinned)
-            self._carry_out(streams, [plan] * len(streams), frames, normed, mask, wanted)
+            compared, _ = self._look(streams, frames)
+            self._carry_out(streams, [plan] * len(streams), frames, compared, mask, wanted)
 
         def seconds(call: Callable[[], object]) -> float:
             return fastest(call, frames.device, self.REHEARSALS)
@@ -206,10 +215,6 @@ class MotionPolicy(PolicyBase):
         stream.drop_state()
         stream.restart_reason = "hidden states are asked for from here on"
 
-    def _thresholds(self, streams: Sequence[Stream]) -> list[float]:
-        """Cosine at or below which a token of each stream counts as changed."""
-        return [self.control.threshold(stream.effort) for stream in streams]
-
     def place(self, streams: Sequence[Stream], wanted: frozenset[int]) -> None:
         """Give streams without a state one, which also keeps the hidden states wanted."""
         for stream in streams:
@@ -233,7 +238,7 @@ class MotionPolicy(PolicyBase):
         return (layout, hidden), allocate
 
     def _begin(
-        self, stream: Stream, plan: Plan, frame: Tensor, normed: Tensor, mask: Tensor | None
+        self, stream: Stream, plan: Plan, frame: Tensor, compared: Tensor, mask: Tensor | None
     ) -> Segment:
         """Note a frame's input in the state, and say which of its rows are encoded."""
         state, slot = motion_state(stream), stream.slot
@@ -244,7 +249,7 @@ class MotionPolicy(PolicyBase):
         rows = take_rows(frame, plan.indices)
         segment = Segment(slot, state, rows, plan.indices, mask, plan.with_tail)
         if segment.rows:
-            segment.put(state.reference, take_rows(normed, plan.indices))
+            segment.put(state.reference, take_rows(compared, plan.indices))
         return segment
 
     def _encoder(self, device: torch.device) -> SegmentEncoder:

@@ -1,0 +1,245 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A second copy of a tower's weights, in the form in which they multiply fastest.
+
+On a CPU a matrix product rearranges the weight in every call, whatever the number of rows: a dense
+frame hardly notices, a cached one with few rows does. Here oneDNN does it once. 16-bit weights that
+the CPU has no instructions for become float32, several times faster than torch's own product.
+
+Query, key and value of the same rows are one product. On a GPU three small ones would leave most of
+it idle; their weights are kept a second time, one behind the other.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear as product
+
+from stc_video.cacher.patching import InstancePatch
+from stc_video.towers.block import Block, Tower
+from stc_video.towers.pre_norm import PreNormBlock, PreNormTower
+
+#: rows that the packed layout is chosen for: an eighth to a half of a few hundred tokens
+_TYPICAL_ROWS = 192
+
+
+@dataclass
+class WeightCopy:
+    """The weights of one or several layers of the same input, as one matrix.
+
+    It is made when it is first needed, and again when the weights change.
+    """
+
+    linears: tuple[nn.Linear, ...]
+    weight: Tensor | None = None
+    bias: Tensor | None = None
+    nbytes: int = 0
+    made_from: tuple[tuple[int, int], ...] = ()
+
+    def multiply(self, x: Tensor) -> Tensor:
+        """Return what the layers return for ``x``, side by side."""
+        self.refresh()
+        assert self.weight is not None
+        if not _packs(x.device):
+            return product(x, self.weight, self.bias)
+        rows = x.to(_multiplied_in(x.dtype))
+        out: Tensor = torch.ops.mkldnn._linear_pointwise(
+            rows, self.weight, self.bias, "none", [], ""
+        )
+        return out.to(x.dtype)
+
+    def refresh(self) -> None:
+        """Make the copy, if there is none or the weights have changed."""
+        identity = tuple(
+            (parameter.data_ptr(), parameter._version)
+            for linear in self.linears
+            for parameter in (linear.weight, linear.bias)
+            if parameter is not None
+        )
+        if self.weight is not None and identity == self.made_from:
+            return
+        with torch.inference_mode(False), torch.no_grad():
+            weight = torch.cat([linear.weight.detach() for linear in self.linears])
+            bias = _joined_bias(self.linears)
+            if _packs(weight.device):
+                dtype = _multiplied_in(weight.dtype)
+                self.nbytes = weight.numel() * dtype.itemsize
+                weight = torch.ops.mkldnn._reorder_linear_weight(weight.to(dtype), _TYPICAL_ROWS)
+                self.weight, self.bias = weight, None if bias is None else bias.to(dtype)
+            else:
+                self.nbytes = weight.nbytes + (0 if bias is None else bias.nbytes)
+                self.weight = _kept_in_place(self.weight, weight)
+                self.bias = None if bias is None else _kept_in_place(self.bias, bias)
+        self.made_from = identity
+
+
+@dataclass
+class PackedWeights:
+    """The copies of the weights of a tower's blocks, in use while the cacher encodes.
+
+    Attributes
+    ----------
+    enabled
+        Whether to make any.
+    """
+
+    enabled: bool = True
+    _patches: dict[nn.Linear, InstancePatch] = field(default_factory=dict)
+    _copies: list[WeightCopy] = field(default_factory=list)
+    _fused: list[WeightCopy] = field(default_factory=list)
+    _is_active: bool = False
+
+    def fuse(self, tower: Tower) -> Tower:
+        """Return the tower with blocks whose three projections are one product where they may."""
+        if not self.enabled or not isinstance(tower, PreNormTower):
+            return tower
+        blocks = tuple(replace(one, project_together=self._fused_on(one)) for one in tower.blocks)
+        return replace(tower, blocks=blocks)
+
+    def install(self, blocks: Sequence[Block]) -> None:
+        """Patch the linear layers; they behave as before until :meth:`active`."""
+        if not self.enabled:
+            return
+        for block in blocks:
+            for module in block.layer.modules():
+                if type(module) is nn.Linear:
+                    self._install_on(module)
+
+    def _install_on(self, linear: nn.Linear) -> None:
+        copy = WeightCopy((linear,))
+
+        def forward(module: nn.Linear, x: Tensor) -> Any:
+            # A deep copy of the model carries this forward along, but not this object's weight.
+            if module is not linear:
+                return nn.Linear.forward(module, x)
+            if self._is_active and _packs(x.device) and _is_eligible(module, x):
+                return copy.multiply(x)
+            return patch.stock(x)
+
+        patch = InstancePatch.install(linear, forward)
+        self._patches[linear] = patch
+        self._copies.append(copy)
+
+    def _fused_on(self, block: PreNormBlock) -> Callable[[Tensor], Sequence[Tensor] | None] | None:
+        linears = [m for m in (block.query, block.key, block.value) if type(m) is nn.Linear]
+        if len(linears) < 3:
+            return None
+        copy = WeightCopy(tuple(linears))
+        self._fused.append(copy)
+        self._copies.append(copy)
+        sizes = [linear.out_features for linear in linears]
+
+        def project_together(normed: Tensor) -> Sequence[Tensor] | None:
+            if all(self._is_plain(one) and _is_eligible(one, normed) for one in linears):
+                parts: Sequence[Tensor] = copy.multiply(normed).split(sizes, dim=-1)
+                return parts
+            return None
+
+        return project_together
+
+    def _is_plain(self, linear: nn.Linear) -> bool:
+        """Whether calling a layer would do nothing but multiply: no hook, no other's forward."""
+        patch = self._patches.get(linear)
+        return (
+            patch is not None
+            and type(linear) is nn.Linear
+            and linear.__dict__.get("forward") is patch.ours
+            and patch.before is None
+            and not linear._forward_hooks
+            and not linear._forward_pre_hooks
+        )
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        """Inside the block, eligible products use the copies."""
+        # A recorded pass reads the copies without asking whether they are up to date.
+        for copy in self._fused:
+            if copy.weight is not None and copy.linears[0].weight.is_cuda:
+                copy.refresh()
+        self._is_active = True
+        try:
+            yield
+        finally:
+            self._is_active = False
+
+    def remove(self) -> None:
+        """Take the patches off and free the copies."""
+        for patch in self._patches.values():
+            patch.remove()
+        for copy in self._copies:
+            copy.weight = copy.bias = None
+        self._patches.clear()
+        self._copies.clear()
+        self._fused.clear()
+
+    @property
+    def nbytes(self) -> int:
+        """Size of all copies in bytes."""
+        return sum(copy.nbytes for copy in self._copies)
+
+
+def _joined_bias(linears: Sequence[nn.Linear]) -> Tensor | None:
+    if all(linear.bias is None for linear in linears):
+        return None
+    biases = (
+        linear.weight.new_zeros(linear.out_features) if linear.bias is None else linear.bias
+        for linear in linears
+    )
+    return torch.cat([bias.detach() for bias in biases])
+
+
+def _kept_in_place(before: Tensor | None, now: Tensor) -> Tensor:
+    """Write into the tensor of before if it fits: recorded passes know its address."""
+    if before is None or (before.shape, before.dtype, before.device) != (
+        now.shape,
+        now.dtype,
+        now.device,
+    ):
+        return now
+    return before.copy_(now)
+
+
+@functools.cache
+def _has_packed_product() -> bool:
+    """Whether this build of torch has oneDNN and the operators."""
+    names = (
+        "_reorder_linear_weight",
+        "_linear_pointwise",
+        "_is_mkldnn_bf16_supported",
+        "_is_mkldnn_fp16_supported",
+    )
+    return torch.backends.mkldnn.is_available() and all(
+        hasattr(torch.ops.mkldnn, name) for name in names
+    )
+
+
+def _packs(device: torch.device) -> bool:
+    return device.type == "cpu" and _has_packed_product()
+
+
+@functools.cache
+def _multiplied_in(dtype: torch.dtype) -> torch.dtype:
+    """In which dtype oneDNN multiplies packed weights: 16 bits need AVX-512 or later."""
+    is_native = {
+        torch.bfloat16: torch.ops.mkldnn._is_mkldnn_bf16_supported,
+        torch.float16: torch.ops.mkldnn._is_mkldnn_fp16_supported,
+    }
+    return dtype if dtype in is_native and is_native[dtype]() else torch.float32
+
+
+def _is_eligible(linear: nn.Linear, x: Tensor) -> bool:
+    weight = linear.weight
+    return (
+        x.device == weight.device
+        and x.dtype == weight.dtype
+        and x.dtype in (torch.float32, torch.bfloat16, torch.float16)
+        and x.numel() > 0
+        and not torch.is_grad_enabled()
+        and not weight.is_inference()
+    )
