@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
 from stc_video.acceleration import Acceleration, accelerate
@@ -19,11 +18,12 @@ from stc_video.errors import UnsupportedModelError
 from stc_video.memory import PlainConfig, RekvConfig, make_memory, memory_config
 from stc_video.models.pictures import FrameLike, to_times
 from stc_video.pruners import PrunedTokens, Pruner
-from stc_video.session.answer import Answer, generate_answer, next_logits
+from stc_video.session.answer import Answer
 from stc_video.session.fingerprint import describe_settings, model_fingerprint
 from stc_video.session.intake import Intake
-from stc_video.session.prompt import Prompt, PromptTemplate
+from stc_video.session.prompt import PromptTemplate
 from stc_video.session.pushed import PushedFrame
+from stc_video.session.questions import Questions
 from stc_video.session.saving import SavedSession, check_same, describe, take_over
 from stc_video.session.stats import SessionStats, StageTimer
 from stc_video.session.storage import read_save, write_save
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 __all__ = ["Answer", "StreamingSession"]
 
 _NUMBERS = itertools.count()
-_MAX_NEW_TOKENS = 256
 
 
 class StreamingSession:
@@ -101,8 +100,8 @@ class StreamingSession:
         self._push_lock = threading.Lock()
         self._memory_lock = threading.RLock()
         try:
-            self._placeholder = int(untyped.config.video_token_id)
-            self._template = PromptTemplate(processor, self._placeholder)
+            placeholder = int(untyped.config.video_token_id)
+            self._template = PromptTemplate(processor, placeholder)
             self._side = self._handle.adapter.session_side(processor)
             self._memory = make_memory(untyped.model.language_model, config)
         except BaseException:
@@ -121,6 +120,15 @@ class StreamingSession:
             self._timer,
             self._name,
             prefill_chunk,
+        )
+        self._questions = Questions(
+            model,
+            self._template,
+            self._side,
+            self._memory,
+            self._intake,
+            self._timer,
+            placeholder,
         )
         self._start_over()
 
@@ -249,37 +257,27 @@ class StreamingSession:
         ValueError
             If the question is empty.
         """
+        self._check_open()
         with self._memory_lock:
-            prompt = self._prompt(question, [*history, *(self._turns if dialogue else ())])
+            turns = [*history, *(self._turns if dialogue else ())]
+        prompt = self._questions.prompt(turns, question)
         self._complete()
         with self._memory_lock:
-            context = self._context(prompt, question)
-            frame, retrieve = self._intake.frames, self._timer.last("retrieve")
-        settings.setdefault("max_new_tokens", _MAX_NEW_TOKENS)
-        with self._timer("generate"):
-            ids = generate_answer(
-                self._model, context, prompt.ids, self._placeholder, streamer, settings
-            )
-        text = self._template.tokenizer.decode(ids, skip_special_tokens=True).strip()
+            found = self._questions.context(prompt, question)
+        answer = self._questions.answer(found, prompt, streamer, settings)
         if dialogue:
             with self._memory_lock:
-                self._turns.append((question, text))
-        return Answer(
-            text=text,
-            ids=ids,
-            frame=frame,
-            retrieved=context.retrieved,
-            context_tokens=context.tokens + 1,
-            seconds={"retrieve": retrieve, "generate": self._timer.last("generate")},
-        )
+                self._turns.append((question, answer.text))
+        return answer
 
     def logits(self, question: str) -> Tensor:
         """Logits (V,) of the first token of the answer, to choose among given options."""
-        prompt = self._prompt(question, ())
+        self._check_open()
+        prompt = self._questions.prompt((), question)
         self._complete()
         with self._memory_lock:
-            context = self._context(prompt, question)
-        return next_logits(self._model, context, prompt.ids)
+            found = self._questions.context(prompt, question)
+        return self._questions.logits(found, prompt)
 
     def reset(self) -> None:
         """Forget the stream; the next frame begins a new one."""
@@ -406,18 +404,11 @@ class StreamingSession:
         self._identifier = uuid.uuid4().hex  # of the stream, in its saves
         self._intake.clear()
         self._side.restore(None)
-        with torch.no_grad():
-            self._memory.begin(self._embed(self._template.prefix))
+        self._questions.begin()
 
     def _check_open(self) -> None:
         if not self._open:
             raise ValueError("StreamingSession: the session is closed")
-
-    def _embed(self, ids: list[int]) -> Tensor:
-        embed = self._model.get_input_embeddings()
-        tokens = torch.tensor(ids, dtype=torch.long, device=self._model.device)
-        embedded: Tensor = embed(tokens)
-        return embedded
 
     def _complete(self) -> None:
         """Take in a frame of a picture that waits for more."""
@@ -427,25 +418,3 @@ class StreamingSession:
             waiting = self._side.complete()
             if waiting is not None:
                 self._intake.encode(*waiting)
-
-    def _prompt(self, question: str, turns: Sequence[tuple[str, str]]) -> Prompt:
-        self._check_open()
-        if not isinstance(question, str) or not question.strip():
-            raise ValueError(f"ask: the question must be a text, got {question!r}")
-        prompt = self._template.prompt(turns, question)
-        if self._side.ending() is None:
-            return prompt
-        # What ends every video comes with the question, as the video goes on.
-        rows = slice(prompt.question.start + 1, prompt.question.stop + 1)
-        return Prompt([self._placeholder, *prompt.ids], rows)
-
-    def _context(self, prompt: Prompt, question: str) -> Any:
-        with torch.no_grad():
-            self._intake.flush()
-            with self._timer("retrieve"):
-                embeds = self._embed(prompt.ids)
-                if (ending := self._side.ending()) is not None:
-                    embeds[0] = ending
-                context = self._memory.context(embeds, prompt.question, question)
-        self._side.before_answer(context.cache)
-        return context

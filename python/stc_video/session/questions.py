@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Questions on their way out of the memory: prompted, given a context, and answered."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from stc_video.memory import Context, Memory
+from stc_video.session.answer import Answer, generate_answer, next_logits
+from stc_video.session.intake import Intake
+from stc_video.session.prompt import Prompt, PromptTemplate
+from stc_video.session.stats import StageTimer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+__all__ = ["Questions"]
+
+_MAX_NEW_TOKENS = 256
+
+
+class Found(NamedTuple):
+    """What a question is answered from: its context, of how many frames, found in which time."""
+
+    context: Context
+    frames: int
+    seconds: float
+
+
+class Questions:
+    """What a session does with questions. The memory stays as it is.
+
+    Parameters
+    ----------
+    model
+        The model.
+    template
+        Writes what comes before and after the video.
+    side
+        What the model's family adds: how the video ends.
+    memory
+        What was seen.
+    intake
+        Frames that wait for their chunk go into the memory before a question.
+    timer
+        Notes the stages "retrieve" and "generate".
+    placeholder
+        Token that stands for those of the video.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        template: PromptTemplate,
+        side: Any,
+        memory: Memory,
+        intake: Intake,
+        timer: StageTimer,
+        placeholder: int,
+    ) -> None:
+        self._model = model
+        self._template = template
+        self._side = side
+        self._memory = memory
+        self._intake = intake
+        self._timer = timer
+        self._placeholder = placeholder
+
+    def begin(self) -> None:
+        """Put what comes before the video into the memory."""
+        with torch.no_grad():
+            self._memory.begin(self._embed(self._template.prefix))
+
+    def prompt(self, turns: Sequence[tuple[str, str]], question: str) -> Prompt:
+        """Write a question behind earlier turns; raises ValueError if it is empty."""
+        if not isinstance(question, str) or not question.strip():
+            raise ValueError(f"ask: the question must be a text, got {question!r}")
+        prompt = self._template.prompt(turns, question)
+        if self._side.ending() is None:
+            return prompt
+        # What ends every video comes with the question, as the video goes on.
+        rows = slice(prompt.question.start + 1, prompt.question.stop + 1)
+        return Prompt([self._placeholder, *prompt.ids], rows)
+
+    def context(self, prompt: Prompt, question: str) -> Found:
+        """Look up what a question needs; the caller holds the memory's lock."""
+        with torch.no_grad():
+            self._intake.flush()
+            with self._timer("retrieve"):
+                embeds = self._embed(prompt.ids)
+                if (ending := self._side.ending()) is not None:
+                    embeds[0] = ending
+                context = self._memory.context(embeds, prompt.question, question)
+        self._side.before_answer(context.cache)
+        return Found(context, self._intake.frames, self._timer.last("retrieve"))
+
+    def answer(
+        self, found: Found, prompt: Prompt, streamer: Any, settings: dict[str, Any]
+    ) -> Answer:
+        """Generate from what :meth:`context` returned; no lock is needed."""
+        context = found.context
+        settings = {"max_new_tokens": _MAX_NEW_TOKENS, **settings}
+        with self._timer("generate"):
+            ids = generate_answer(
+                self._model, context, prompt.ids, self._placeholder, streamer, settings
+            )
+        return Answer(
+            text=self._template.tokenizer.decode(ids, skip_special_tokens=True).strip(),
+            ids=ids,
+            frame=found.frames,
+            retrieved=context.retrieved,
+            context_tokens=context.tokens + 1,
+            seconds={"retrieve": found.seconds, "generate": self._timer.last("generate")},
+        )
+
+    def logits(self, found: Found, prompt: Prompt) -> Tensor:
+        """Logits (V,) of the first token of the answer."""
+        return next_logits(self._model, found.context, prompt.ids)
+
+    def _embed(self, ids: list[int]) -> Tensor:
+        embed = self._model.get_input_embeddings()
+        tokens = torch.tensor(ids, dtype=torch.long, device=self._model.device)
+        embedded: Tensor = embed(tokens)
+        return embedded
