@@ -32,11 +32,11 @@ from stc_video.cli.options import (
     ThreadsOption,
 )
 from stc_video.cli.output import command_line
+from stc_video.cli.stop import INTERRUPTED
 
 __all__ = ["app", "run_app"]
 
 BAD_INPUT = 2
-INTERRUPTED = 130
 
 app = typer.Typer(
     name="stc",

@@ -23,11 +23,10 @@ from stc_video.cli.bench_view import show_case, show_limits
 from stc_video.cli.environment import chosen_backends, cpu_name, environment, revision, versions
 from stc_video.cli.output import collected_warnings, prepare_folder
 from stc_video.cli.progress import bars
-from stc_video.cli.stop import Stop
+from stc_video.cli.stop import INTERRUPTED, Stop
 
 __all__ = ["Output", "run_bench"]
 
-_INTERRUPTED = 130
 _EVERYWHERE = ("token_cosine", "select_changed", "gather_rows", "scatter_rows_", "scatter_residual")
 #: operators of a cached frame, by the type of the device
 _OPS = {
@@ -103,7 +102,7 @@ def run_bench(
                 run.measure(stop)
         except KeyboardInterrupt:
             run.stopped()
-            return _INTERRUPTED
+            return INTERRUPTED
     return run.close(notes)
 
 

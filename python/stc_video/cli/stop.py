@@ -8,7 +8,9 @@ import threading
 from types import FrameType
 from typing import Any
 
-__all__ = ["Stop"]
+__all__ = ["INTERRUPTED", "Stop"]
+
+INTERRUPTED = 130  # the exit code, as of a shell
 
 
 class Stop:

@@ -20,7 +20,7 @@ from stc_video.studies.methods import EVERYTHING
 from stc_video.studies.metrics import pareto_front
 from stc_video.studies.prune_study import ALL, MEASURES, PruneStudy, Row
 
-__all__ = ["budget_name", "headline", "shown_table", "write_study"]
+__all__ = ["budget_name", "headline", "shown_tables", "write_study"]
 
 _NONE = "-"
 #: The budget whose choice is shown first is the one nearest to this, in percent.
@@ -127,7 +127,7 @@ def headline(study: PruneStudy) -> str:
     return f"{text}: at {budget_name(budget)}, {'; '.join(found)}." if found else f"{text}."
 
 
-def shown_table(study: PruneStudy) -> tuple[str, list[str], list[list[str]]]:
+def shown_tables(study: PruneStudy) -> list[tuple[str, list[str], list[list[str]]]]:
     """Return a table for the console: its title, its header, the rows at one budget."""
     budget = _first_budget(study)
     chosen = ("explained_mean", "moved_kept", "salient_kept")
@@ -141,7 +141,7 @@ def shown_table(study: PruneStudy) -> tuple[str, list[str], list[list[str]]]:
         ]
         for row in study.at(budget)
     ]
-    return f"At {budget_name(budget)} of the tokens", header, rows
+    return [(f"At {budget_name(budget)} of the tokens", header, rows)]
 
 
 def budget_name(budget: float) -> str:
