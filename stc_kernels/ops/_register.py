@@ -35,11 +35,11 @@ def register(op: str, reference: Callable[..., Any], fake: Callable[..., Any]) -
         return fake(*args)
 
     LIBRARY.impl(op, dispatch, "CompositeExplicitAutograd")
-    for name, shapes in ((op, dispatch_fake), (native_name(op), fake)):
-        qualified = f"{NAMESPACE}::{name}"
-        torch.library.register_fake(qualified, shapes, lib=LIBRARY)
-        if not op.endswith("_"):  # torch refuses autograd formulas for mutating operators
-            torch.library.register_autograd(qualified, _raise_in_backward(op), lib=LIBRARY)
+    public = f"{NAMESPACE}::{op}"
+    torch.library.register_fake(public, dispatch_fake, lib=LIBRARY)
+    torch.library.register_fake(f"{NAMESPACE}::{native_name(op)}", fake, lib=LIBRARY)
+    if not op.endswith("_"):  # torch refuses autograd formulas for mutating operators
+        torch.library.register_autograd(public, _raise_in_backward(op), lib=LIBRARY)
     register_implementation(op, "reference", reference)
     register_implementation(op, "native", _native(op))
 
