@@ -118,3 +118,20 @@ def test_projections_of_another_kind_are_called():
     expected, _ = encode_with(tower, pictures, PLAIN)
     got, _ = encode_with(tower, pictures, CacheConfig())
     assert_alike(got, expected)
+
+
+def test_weights_of_another_kind_multiply_in_their_own_way():
+    class Doubled(torch.Tensor):  # as a quantised weight is a class of its own
+        @classmethod
+        def __torch_function__(cls, function, types, args=(), kwargs=None):
+            result = super().__torch_function__(function, types, args, kwargs or {})
+            return 2 * result if function is torch.nn.functional.linear else result
+
+    tower, pictures = make_tower("siglip"), noisy_walk(4)
+    before, _ = encode_with(tower, pictures, PLAIN)
+    linear = layers_of(tower)[0].self_attn.k_proj
+    linear.weight = torch.nn.Parameter(linear.weight.detach().as_subclass(Doubled))
+    expected, _ = encode_with(tower, pictures, PLAIN)
+    got, _ = encode_with(tower, pictures, CacheConfig())
+    assert_alike(got, expected)
+    assert not torch.allclose(torch.Tensor(got[0]), torch.Tensor(before[0]), atol=1e-3)

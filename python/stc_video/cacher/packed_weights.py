@@ -236,7 +236,8 @@ def _multiplied_in(dtype: torch.dtype) -> torch.dtype:
 def _is_eligible(linear: nn.Linear, x: Tensor) -> bool:
     weight = linear.weight
     return (
-        x.device == weight.device
+        type(weight) is nn.Parameter  # quantised ones multiply in their own way
+        and x.device == weight.device
         and x.dtype == weight.dtype
         and x.dtype in (torch.float32, torch.bfloat16, torch.float16)
         and x.numel() > 0
