@@ -373,14 +373,14 @@ class Cacher:
         wanted = self._wanted_layers(request)
         names = self._active or (DEFAULT_STREAM,)
         if self._is_rehearsal:
-            layout = _layout(frames, request.grids[:1])
+            layout = Layout.of(frames, request.grids[:1])
             self._policy.timings = self._policy.rehearse(layout, frames, key_mask(mask), wanted)
             return {}
         streams = [self._streams.setdefault(name, Stream(name)) for name in names]
         rows = frames.shape[0] // len(names)
         for number, stream in enumerate(streams):
             grids = request.grids[number * rows : (number + 1) * rows]
-            stream.meet(_layout(frames, grids))
+            stream.meet(Layout.of(frames, grids))
         try:
             outputs, self.last_frames = self._policy.encode(streams, frames, key_mask(mask), wanted)
         except BaseException:
@@ -395,9 +395,3 @@ class Cacher:
         blocks = self._tower.blocks
         hooked = {i for i, block in enumerate(blocks) if has_foreign_hook(block.layer)}
         return request.layers(len(blocks)) | hooked
-
-
-def _layout(frames: Tensor, grids: tuple[tuple[int, ...], ...]) -> Layout:
-    """Layout of one stream's frames; frames of different grids make a layout of their own."""
-    grid = tuple(size for shape in dict.fromkeys(grids) for size in shape)
-    return Layout(frames.shape[1], frames.shape[2], frames.dtype, frames.device, grid)

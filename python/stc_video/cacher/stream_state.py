@@ -33,6 +33,12 @@ class Layout:
     device: torch.device
     grid: tuple[int, ...] = ()
 
+    @classmethod
+    def of(cls, frames: Tensor, grids: tuple[tuple[int, ...], ...]) -> Layout:
+        """Layout of one stream's frames (F, N, C); different grids make a layout of their own."""
+        grid = tuple(size for shape in dict.fromkeys(grids) for size in shape)
+        return cls(frames.shape[1], frames.shape[2], frames.dtype, frames.device, grid)
+
     def empty(self, *leading: int) -> Tensor:
         """Return an uninitialised (*leading, tokens, channels) buffer."""
         # An inference tensor could later not be written to outside of inference mode.
