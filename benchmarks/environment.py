@@ -32,3 +32,18 @@ def write_rows(path: Path, rows: list[dict[str, object]]) -> None:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
+
+
+def merge_rows(path: Path, rows: list[dict[str, object]], by: str) -> None:
+    """Write a table as CSV; rows that are there stay if nothing was measured at their ``by``.
+
+    That is a number, and the order of the table. Rows of other columns do not stay.
+    """
+    before: list[dict[str, object]] = []
+    if path.exists():
+        with path.open(newline="") as file:
+            before = [dict(row) for row in csv.DictReader(file)]
+    measured = {float(str(row[by])) for row in rows}
+    kept = [row for row in before if row.keys() == rows[0].keys()]
+    kept = [row for row in kept if float(str(row[by])) not in measured]
+    write_rows(path, sorted([*kept, *rows], key=lambda row: float(str(row[by]))))

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from environment import environment, write_rows
+from environment import environment, merge_rows
 from rich.progress import track
 from selection_variants import (
     ByLastFrame,
@@ -139,7 +139,8 @@ def main() -> None:
     for row in rows:
         print(*row.values(), sep="\t")
     if arguments.out is not None:
-        write_rows(arguments.out, [row | {"model": model.name} | environment() for row in rows])
+        facts = {"model": model.name} | environment()
+        merge_rows(arguments.out, [row | facts for row in rows], by="fps")
 
 
 if __name__ == "__main__":
