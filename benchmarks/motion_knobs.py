@@ -6,8 +6,9 @@ Some changes are settings, others replace a part of the policy (``selection_vari
     python benchmarks/motion_knobs.py CLIP.mp4 ... --out benchmarks/results/motion_knobs.csv
 
 A change moves cost and error together. ``error_ratio`` is the error over that of the defaults at
-the same cost, between their thresholds on a straight line in cost and the error's logarithm: below
-1 the change pays, above 1 it does not. Empty where the defaults have no such cost.
+the same cost: below 1 the change pays, above 1 it does not. Between their thresholds, those of them
+that none of the others beats, it is on a straight line in cost and the error's logarithm; empty
+where the defaults have no such cost.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from stc_video.cacher.policies import MotionPolicy
 from stc_video.models.load import LoadedModel, load_model
 from stc_video.studies.clips import open_at_rates
 from stc_video.studies.fidelity import DenseClip, encode_densely, measure
+from stc_video.studies.metrics import pareto_front
 
 DEFAULTS = "the defaults"
 THRESHOLDS = (0.7, 0.8, 0.85, 0.9, 0.93, 0.95, 0.97, 0.98, 0.99)
@@ -45,6 +47,7 @@ COMPARED = (0.8, 0.9, 0.95)
 OWN_THRESHOLDS = {
     "by patch embedding": (0.85, 0.9, 0.95, 0.98),
     "by pixels": (0.9, 0.95, 0.98, 0.99, 0.995),
+    "with neighbours": (0.3, 0.5, 0.7, 0.8, 0.9),
 }
 SETTINGS: dict[str, dict[str, object]] = {
     "no refresh": {"refresh": 0.0},
@@ -97,8 +100,10 @@ def try_setting(
 
 def with_ratio(rows: Sequence[dict[str, object]]) -> list[dict[str, object]]:
     """Add ``error_ratio`` to the rows of one frame rate."""
-    base = sorted((row["cost"], row["error"]) for row in rows if row["change"] == DEFAULTS)
-    costs, errors = np.array(base, dtype=float).T
+    base = [row for row in rows if row["change"] == DEFAULTS]
+    points = np.array([[row["cost"], row["error"]] for row in base], dtype=float)
+    best = pareto_front(points[:, 0].tolist(), (-points[:, 1]).tolist())
+    costs, errors = points[best].T
 
     def ratio(row: dict[str, object]) -> float | str:
         cost, error = float(str(row["cost"])), float(str(row["error"]))
@@ -114,6 +119,7 @@ def main() -> None:
     parser.add_argument("clips", nargs="+", type=Path)
     parser.add_argument("--fps", nargs="+", type=float, default=[2.0, 5.0])
     parser.add_argument("--frames", type=int, default=40, help="at most, per clip")
+    parser.add_argument("--changes", nargs="+", help="only these, next to the defaults")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
@@ -125,7 +131,7 @@ def main() -> None:
         )
         clips = [clip for clip in encode_densely(opened, model) if clip.frames > 1]
     settings = [(DEFAULTS, threshold) for threshold in THRESHOLDS]
-    changes = dict.fromkeys([*SETTINGS, *VARIANTS])
+    changes = arguments.changes or dict.fromkeys([*SETTINGS, *VARIANTS])
     settings += [(name, t) for name in changes for t in OWN_THRESHOLDS.get(name, COMPARED)]
     rows: list[dict[str, object]] = []
     for fps in arguments.fps:
