@@ -7,7 +7,7 @@
 #   make lint     formatters, linters, types
 #   make bench    the CPU benchmarks, written to benchmarks/results
 #   make static   compile every GPU kernel for every architecture; needs no GPU
-#   make test-gpu, make bench-gpu   the same on a GPU
+#   make gpu      everything that needs a GPU: test-gpu, sanitize-gpu, bench-gpu
 #
 # PYTHON=python3.12 chooses the interpreter of a new .venv. TORCH="torch==2.13.0" is what gets
 # installed into it; on a machine with no GPU a CPU build of torch saves a large download, see
@@ -26,7 +26,7 @@ OUT ?= out
 FUZZ_SECONDS ?= 120
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-quick test-gpu test-versions test-hub fuzz lint format static bench bench-gpu bench-service clean
+.PHONY: help install demo test test-quick test-gpu test-versions test-hub fuzz lint format static bench gpu sanitize-gpu bench-gpu bench-service clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -54,9 +54,19 @@ test: install
 test-quick: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m "not gpu and not slow"
 
-# Everything that needs a GPU, in one command.
+gpu: test-gpu sanitize-gpu bench-gpu
+
 test-gpu: install
 	$(BIN)/python -m pytest -m gpu
+
+# The kernels at small sizes under NVIDIA's compute-sanitizer: accesses out of bounds, races,
+# misused barriers. Without torch's cache of memory, so that every tensor has bounds of its own.
+sanitize-gpu: install
+	for tool in memcheck racecheck synccheck; do \
+	    PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool $$tool --error-exitcode 9 \
+	        $(BIN)/python -m pytest -n 0 -m gpu tests/ops/test_gpu.py -k "layouts or selection" \
+	        || exit 1; \
+	done
 
 # The model adapters once more, each release of transformers in a folder of its own.
 test-versions: $(addprefix test-transformers-,$(TRANSFORMERS))
