@@ -4,10 +4,9 @@
     python benchmarks/fidelity.py CLIP.mp4 ... --threads 1
 
 Takes the options of ``stc fidelity``, but for ``--out``: the page is in ``out``; and ``--table``,
-the name of the table, by default ``fidelity``. Rows of frame
-rates that were not measured this time stay. Similarities and costs do not depend on how busy the
-machine is; times do: ``--no-times`` leaves them out. ``benchmarks/plot_fidelity.py`` draws the
-table.
+the name of the table, by default ``fidelity``. Rows of frame rates that were not measured this time
+stay. Similarities and costs do not depend on how busy the machine is; times do: ``--no-times``
+leaves them out. ``benchmarks/plot_fidelity.py`` draws the table.
 """
 
 from __future__ import annotations

@@ -64,6 +64,13 @@ def test_packed_weights_are_counted_follow_changes_and_go(dtype):
 
 
 @pytest.mark.parametrize("policy", ["motion", "stc"])
+def test_each_weight_is_copied_once(policy):
+    tower = make_tower("siglip")
+    _, nbytes = encode_with(tower, noisy_walk(6), CacheConfig(policy=policy))
+    assert nbytes == 4 * WEIGHTS
+
+
+@pytest.mark.parametrize("policy", ["motion", "stc"])
 @pytest.mark.parametrize("name", ["siglip", "dinov2", "dinov2-registers", "clip"])
 def test_one_product_gives_what_three_give(name, policy, without_packing):
     tower, pictures = make_tower(name), noisy_walk(6)

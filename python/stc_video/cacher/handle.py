@@ -100,7 +100,8 @@ class Cacher:
     def __init__(self, tower: Tower, config: CacheConfig) -> None:
         self.config = config
         self.last_frames: list[FrameRecord] = []
-        self._packed = PackedWeights(enabled=config.pack_weights)
+        # A layer of `stc` asks for keys of all tokens, and for the rest of some.
+        self._packed = PackedWeights(config.pack_weights, fuses_on_cpu=config.policy == "motion")
         self._tower = tower = self._packed.fuse(tower)
         self._pool = StreamPool()
         self._policy = make_policy(tower, config, self._pool)

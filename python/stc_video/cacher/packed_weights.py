@@ -87,9 +87,13 @@ class PackedWeights:
     ----------
     enabled
         Whether to make any.
+    fuses_on_cpu
+        Whether query, key and value are one product on a CPU, too. It saves next to nothing there,
+        and costs a third copy where cached frames need the three on their own.
     """
 
     enabled: bool = True
+    fuses_on_cpu: bool = True
     _patches: dict[nn.Linear, InstancePatch] = field(default_factory=dict)
     _copies: list[WeightCopy] = field(default_factory=list)
     _fused: list[WeightCopy] = field(default_factory=list)
@@ -136,6 +140,8 @@ class PackedWeights:
         sizes = [linear.out_features for linear in linears]
 
         def project_together(normed: Tensor) -> Sequence[Tensor] | None:
+            if _packs(normed.device) and not self.fuses_on_cpu:
+                return None
             if all(self._is_plain(one) and _is_eligible(one, normed) for one in linears):
                 parts: Sequence[Tensor] = copy.multiply(normed).split(sizes, dim=-1)
                 return parts
