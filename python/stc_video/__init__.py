@@ -17,8 +17,14 @@ if TYPE_CHECKING:
     from stc_video.cacher import Cacher, CacheStats, FrameRecord, attach_cacher
     from stc_video.calibration import Calibration
     from stc_video.config import CacheConfig
-    from stc_video.errors import AttachError, MemoryFullError, UnsupportedModelError
+    from stc_video.errors import (
+        AttachError,
+        MemoryFullError,
+        UnsupportedModelError,
+        UntestedReleaseWarning,
+    )
     from stc_video.memory import PlainConfig, RekvConfig
+    from stc_video.models.chat import ChatModel, load_chat_model
     from stc_video.pruners import (
         PrunedTokens,
         Pruner,
@@ -37,6 +43,7 @@ _HOMES = {
     "CacheStats": "stc_video.cacher",
     "Cacher": "stc_video.cacher",
     "Calibration": "stc_video.calibration",
+    "ChatModel": "stc_video.models.chat",
     "FrameRecord": "stc_video.cacher",
     "MemoryFullError": "stc_video.errors",
     "PlainConfig": "stc_video.memory",
@@ -47,11 +54,13 @@ _HOMES = {
     "SessionStats": "stc_video.session",
     "StreamingSession": "stc_video.session",
     "UnsupportedModelError": "stc_video.errors",
+    "UntestedReleaseWarning": "stc_video.errors",
     "__version__": "stc_kernels",
     "accelerate": "stc_video.acceleration",
     "attach_cacher": "stc_video.cacher",
     "attach_tome": "stc_video.pruners",
     "capture_attention": "stc_video.pruners",
+    "load_chat_model": "stc_video.models.chat",
     "make_pruner": "stc_video.pruners",
 }
 
@@ -64,6 +73,7 @@ __all__ = [
     "CacheStats",
     "Cacher",
     "Calibration",
+    "ChatModel",
     "FrameRecord",
     "MemoryFullError",
     "PlainConfig",
@@ -74,11 +84,13 @@ __all__ = [
     "SessionStats",
     "StreamingSession",
     "UnsupportedModelError",
+    "UntestedReleaseWarning",
     "__version__",
     "accelerate",
     "attach_cacher",
     "attach_tome",
     "capture_attention",
+    "load_chat_model",
     "make_pruner",
 ]
 

@@ -18,6 +18,7 @@ from stc_video.errors import AttachError
 from stc_video.models.adapter import ModelAdapter, adapter_for
 from stc_video.models.batching import TowerBatcher, TowerJob
 from stc_video.pruners import PrunedTokens, Pruner, make_pruner
+from stc_video.versions import warn_if_untested
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -81,6 +82,7 @@ def accelerate(
     ValueError
         If a setting is out of range.
     """
+    warn_if_untested()
     _check_free(model)
     return accelerate_with(
         adapter_for(model, positions), cache, prune, tokens_per_frame, **pruner_settings

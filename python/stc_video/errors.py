@@ -12,3 +12,7 @@ class AttachError(RuntimeError):
 
 class MemoryFullError(RuntimeError):
     """A memory has reached its limit and may not forget anything; nothing was changed."""
+
+
+class UntestedReleaseWarning(UserWarning):
+    """A package is newer than the newest release that stc-kernels was tested with."""

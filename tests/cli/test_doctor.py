@@ -10,6 +10,7 @@ import pytest
 import stc_kernels
 from stc_video.cli import doctor
 from stc_video.cli.app import run_app
+from stc_video.versions import NEWEST_TESTED
 
 
 def test_doctor_json(capsys) -> None:
@@ -38,6 +39,14 @@ def test_doctor_table(capsys) -> None:
     printed = capsys.readouterr().out
     assert "select_changed" in printed
     assert "Ready: `stc run` works" in printed
+
+
+def test_doctor_names_what_is_newer_than_tested(capsys, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(NEWEST_TESTED, "transformers", (4, 0))
+    assert run_app(["doctor", "--json"]) == 0
+    assert "tested up to 4.0" in json.loads(capsys.readouterr().out)["untested"][0]
+    assert run_app(["doctor"]) == 0
+    assert "Newer than tested: transformers" in " ".join(capsys.readouterr().out.split())
 
 
 def test_doctor_says_what_fails(capsys, monkeypatch: pytest.MonkeyPatch) -> None:

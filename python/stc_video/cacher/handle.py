@@ -28,6 +28,7 @@ from stc_video.config import DEFAULT_STREAM, CacheConfig
 from stc_video.towers.block import Tower
 from stc_video.towers.packed_vision import PackedTower
 from stc_video.towers.pre_norm import PreNormTower, key_mask
+from stc_video.versions import warn_if_untested
 
 
 def attach_cacher(tower: nn.Module, policy: str | CacheConfig = "motion") -> Cacher:
@@ -73,6 +74,7 @@ def attach_cacher(tower: nn.Module, policy: str | CacheConfig = "motion") -> Cac
     (1, 1)
     >>> cacher.detach()
     """
+    warn_if_untested()
     packed = PackedTower.find(tower)
     if packed is not None:
         from stc_video.cacher.packed_frames import PackedCacher  # which is a Cacher itself

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from stc_video.cli.environment import devices, versions
 from stc_video.cli.installation import Finding, findings
 from stc_video.cli.settings import RunSettings
+from stc_video.versions import untested
 
 if TYPE_CHECKING:
     from stc_video.report import FrameRecord
@@ -96,6 +97,8 @@ class Diagnosis:
         What keeps operators from their fast kernels, and what to do about it.
     checks
         What was tried; the last ones are the main job.
+    untested
+        Packages that are newer than the newest release that was tested.
     """
 
     versions: dict[str, str | None]
@@ -105,6 +108,7 @@ class Diagnosis:
     operators: list[OperatorBackends] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
     checks: list[Check] = field(default_factory=list)
+    untested: list[str] = field(default_factory=list)
 
     @property
     def ok(self) -> bool:
@@ -122,7 +126,7 @@ def diagnose() -> Diagnosis:
     """
     found = versions()
     install = {n: _INSTALL.get(n, f"pip install {n}") for n, v in found.items() if v is None}
-    out = Diagnosis(versions=found, install=install)
+    out = Diagnosis(versions=found, install=install, untested=untested())
     check = _try("operators", lambda: _look_at_operators(out))
     out.checks.append(check)
     state: dict[str, Any] = {}

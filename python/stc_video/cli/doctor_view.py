@@ -43,6 +43,8 @@ def show(diagnosis: Diagnosis, *, as_json: bool) -> None:
     for finding in diagnosis.findings:
         console.print(f"\nFound: {finding.problem}", style="yellow", markup=False)
         console.print(f"To do: {finding.remedy}", markup=False)
+    if diagnosis.untested:
+        console.print(f"\nNewer than tested: {', '.join(diagnosis.untested)}", style="yellow")
     console.print()
     console.print(_checks(diagnosis))
     if diagnosis.ok:
