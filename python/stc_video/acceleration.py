@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from stc_video.cache_argument import one_named, stock_named
 from stc_video.cacher import Cacher, FrameRecord, attach_cacher
 from stc_video.config import CacheConfig
 from stc_video.errors import AttachError
@@ -288,12 +289,17 @@ class Acceleration:
     # -- the model's own calls ---------------------------------------------------------------
 
     def _forward(self, **arguments: Any) -> Any:
-        return self.adapter.forward(self, self._stock["forward"], arguments)
+        return self.adapter.forward(self, self._call_stock("forward"), one_named(arguments))
 
     def _generate(self, **arguments: Any) -> Any:
         if arguments.get("input_ids") is None and arguments.get("inputs") is not None:
             arguments["input_ids"] = arguments.pop("inputs")
-        return self.adapter.generate(self, self._stock["generate"], arguments)
+        return self.adapter.generate(self, self._call_stock("generate"), one_named(arguments))
+
+    def _call_stock(self, name: str) -> Callable[..., Any]:
+        """Return the model's own method, with our name for the cache."""
+        stock = self._stock[name]
+        return lambda **arguments: stock(**stock_named(self.model, arguments))
 
 
 def _bound(model: PreTrainedModel, name: str, ours: Callable[..., Any]) -> types.MethodType:

@@ -13,6 +13,7 @@ import pytest
 import torch
 import transformers
 from tiny_qwen_vl import (
+    CHAT,
     GRID,
     PIXELS,
     TOKENS,
@@ -36,13 +37,6 @@ from stc_video.models import livecc
 
 TURNS, KEPT, NEW = 10, 3, 4
 GREEDY = {"max_new_tokens": NEW, "do_sample": False, "repetition_penalty": 1.05}
-CHAT = (
-    "<|im_start|>system\nHi.<|im_end|>\n{% for message in messages %}"
-    "<|im_start|>{{ message['role'] }}\n{% for part in message['content'] %}"
-    "{% if part['type'] == 'video' %}<|vision_start|><|video_pad|><|vision_end|>"
-    "{% else %}{{ part['text'] }}{% endif %}{% endfor %}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
 
 
 @pytest.fixture(scope="module")

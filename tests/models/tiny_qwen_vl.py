@@ -17,6 +17,13 @@ GRID = (4, 6)  # a frame of 24 rows, 6 tokens
 TOKENS = 6
 PIXELS = 3 * 2 * 14 * 14
 NAMES = ["qwen2-vl", "qwen2.5-vl"]
+CHAT = (
+    "<|im_start|>system\nHi.<|im_end|>\n{% for message in messages %}"
+    "<|im_start|>{{ message['role'] }}\n{% for part in message['content'] %}"
+    "{% if part['type'] == 'video' %}<|vision_start|><|video_pad|><|vision_end|>"
+    "{% else %}{{ part['text'] }}{% endif %}{% endfor %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
 
 
 def make_model(name: str) -> transformers.PreTrainedModel:

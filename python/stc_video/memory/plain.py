@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from stc_video.cache_argument import cache_argument
 from stc_video.errors import MemoryFullError
 from stc_video.memory.base import Context, Frame, Memory, Snapshot
 from stc_video.memory.config import PlainConfig
@@ -116,8 +117,8 @@ class PlainMemory(Memory):
             self._model(
                 inputs_embeds=embeds[None],
                 position_ids=positions.unsqueeze(-2).to(embeds.device),
-                past_key_values=cache,
                 use_cache=True,
+                **cache_argument(self._model, cache),
             )
         except BaseException:
             cache.layers.clear()

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from stc_video.acceleration import Acceleration, accelerate_with
+from stc_video.cache_argument import cache_argument, cache_of
 from stc_video.config import CacheConfig
 from stc_video.errors import AttachError, UnsupportedModelError
 from stc_video.models.adapter import FrameEncoder
@@ -52,7 +53,7 @@ def apply(
     """Put cacher and pruner on a LiveCC model, for a turn loop over ``generate``.
 
     The authors' loop then runs as it is: every turn is given the ids of all turns so far, with all
-    placeholders, the pixels of the new one, and the ``past_key_values`` of the last one. All videos
+    placeholders, the pixels of the new one, and the cache of the last one. All videos
     of a conversation are one stream. Their patch of ``prepare_inputs_for_generation`` is not
     needed, and with transformers 5 it does not work.
 
@@ -274,11 +275,11 @@ class LiveCC:
             input_ids=ids,
             pixel_values_videos=pixels.flatten(0, 2).to(self._model.device),
             video_grid_thw=torch.tensor([[frames, height, width]], device=self._model.device),
-            past_key_values=self.past_key_values,
             return_dict_in_generate=True,
+            **cache_argument(self._model, self.past_key_values),
             **self._settings,
         )
-        self.past_key_values = made.past_key_values
+        self.past_key_values = cache_of(made)
         self.past_ids = made.sequences[:, :-1]
         answer: Tensor = made.sequences[0, ids.shape[1] :].cpu()
         return answer

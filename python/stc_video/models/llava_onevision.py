@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from stc_video.cache_argument import CACHE
 from stc_video.errors import UnsupportedModelError
 from stc_video.models.adapter import FrameEncoder, ModelAdapter, SessionSide
 from stc_video.models.pictures import to_pixels, to_times
@@ -170,10 +171,10 @@ class LlavaOnevisionAdapter(ModelAdapter):
         return with_prompt(made, given, prompt.input_ids.shape[1])
 
     def _pruned(self, frames: FrameEncoder, arguments: dict[str, Any]) -> PrunedPrompt:
-        cache = arguments.get("past_key_values")
+        cache = arguments.get(CACHE)
         if cache is not None and cache.get_seq_length() > 0:
             raise ValueError(
-                "accelerated model: a video cannot be added to past_key_values; give the whole "
+                "accelerated model: a video cannot be added to a cache with tokens; give the whole "
                 "conversation at once, or use StreamingSession"
             )
 

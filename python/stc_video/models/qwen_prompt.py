@@ -152,7 +152,7 @@ def make_prompt(
         )
     if first < said.kept.shape[1]:
         raise ValueError(
-            f"accelerated model: past_key_values must hold the {said.kept.shape[1] - said.removed} "
+            f"accelerated model: the cache must hold the {said.kept.shape[1] - said.removed} "
             f"tokens of the last prompt, got {past}"
         )
     new = ids[:, first:]

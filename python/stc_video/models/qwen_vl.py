@@ -12,6 +12,7 @@ from weakref import WeakKeyDictionary, WeakSet
 import torch
 from torch import Tensor, nn
 
+from stc_video.cache_argument import CACHE, cache_of
 from stc_video.errors import UnsupportedModelError
 from stc_video.models.adapter import FrameEncoder, ModelAdapter, SessionSide
 from stc_video.models.placeholders import with_prompt
@@ -34,7 +35,7 @@ _REPLACED = (
 class QwenVLAdapter(ModelAdapter):
     """Runs a Qwen2-VL or Qwen2.5-VL on prompts without the pruned tokens.
 
-    A conversation goes on with the same ``past_key_values`` and the whole conversation's ids, as
+    A conversation goes on with the same cache and the whole conversation's ids, as
     ``generate`` returned them; pixels are those of the new turn. What was pruned of a cache's
     tokens is remembered with that cache.
     """
@@ -127,7 +128,7 @@ class QwenVLAdapter(ModelAdapter):
                 **prompt.extra,
                 **arguments,
             )
-            self._remember(made.past_key_values, prompt.conversation)
+            self._remember(cache_of(made), prompt.conversation)
             return made
         return stock(**self._placed(arguments))
 
@@ -137,7 +138,7 @@ class QwenVLAdapter(ModelAdapter):
         """Run the model's own generate on a prompt without the pruned tokens."""
         given = arguments.get("input_ids")
         has_video = arguments.get("pixel_values_videos") is not None
-        cache = arguments.get("past_key_values")
+        cache = arguments.get(CACHE)
         goes_on = self._said(cache) is not None
         if given is None or not (has_video or goes_on):
             if cache is not None and cache in self._plain:
@@ -155,13 +156,13 @@ class QwenVLAdapter(ModelAdapter):
         return with_prompt(made, given, prompt.input_ids.shape[1])
 
     def _pruned(self, frames: FrameEncoder, arguments: dict[str, Any]) -> QwenPrompt:
-        cache = arguments.get("past_key_values")
+        cache = arguments.get(CACHE)
         past = 0 if cache is None else int(cache.get_seq_length())
         said = self._said(cache) if past else Conversation.empty(len(arguments["input_ids"]))
         if said is None:
             raise ValueError(
-                "accelerated model: a video can be added to past_key_values only if all of them "
-                "were made by this accelerated model"
+                "accelerated model: a video can be added to a cache with tokens only if all of "
+                "them were made by this accelerated model"
             )
 
         said = self._begin(said, frames)
@@ -199,7 +200,7 @@ class QwenVLAdapter(ModelAdapter):
     def _step(self, prompt: QwenPrompt, arguments: dict[str, Any]) -> dict[str, Any]:
         """Arguments of a step of ``generate``: embeddings of the prompt, and all positions."""
         ids: Tensor = arguments["input_ids"]
-        cache = arguments.get("past_key_values")
+        cache = arguments.get(CACHE)
         start = 0 if cache is None else int(cache.get_seq_length())
         first, count = start - prompt.past, prompt.embeds.shape[1]
         last = first + ids.shape[1]
@@ -220,7 +221,7 @@ class QwenVLAdapter(ModelAdapter):
 
     def _placed(self, arguments: dict[str, Any]) -> dict[str, Any]:
         """Arguments with the positions of tokens that go on in a cache of ours."""
-        cache, tokens = arguments.get("past_key_values"), arguments.get("input_ids")
+        cache, tokens = arguments.get(CACHE), arguments.get("input_ids")
         tokens = arguments.get("inputs_embeds") if tokens is None else tokens
         if cache is None or tokens is None:
             return arguments

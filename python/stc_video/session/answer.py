@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from stc_video.cache_argument import cache_argument
 from stc_video.memory import Context, Retrieved
 
 if TYPE_CHECKING:
@@ -83,8 +84,8 @@ def generate_answer(
     made = untyped.generate(
         input_ids=ids,
         attention_mask=torch.ones_like(ids),
-        past_key_values=context.cache,
         streamer=None if streamer is None else _WithoutVideo(streamer, len(prompt)),
+        **cache_argument(model, context.cache),
         **settings,
     )
     sequences: Tensor = made if isinstance(made, Tensor) else made.sequences
@@ -98,8 +99,8 @@ def next_logits(model: PreTrainedModel, context: Context, prompt: list[int]) -> 
         out = untyped(
             input_ids=torch.tensor([prompt[-1:]], device=model.device),
             position_ids=torch.tensor([[context.tokens]], device=model.device),
-            past_key_values=context.cache,
             use_cache=True,
+            **cache_argument(model, context.cache),
         )
     logits: Tensor = out.logits[0, -1]
     return logits
