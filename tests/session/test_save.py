@@ -208,7 +208,7 @@ def test_a_missing_or_damaged_save_is_named(model, tmp_path):
     with pytest.raises(ValueError, match="is damaged"):
         load()
     (tmp_path / "session.json").write_text(json.dumps({"format": 99}))
-    with pytest.raises(ValueError, match="must be of format 1, got 99"):
+    with pytest.raises(ValueError, match="must be of format 2 or older, got 99"):
         load()
     write_save(tmp_path, Snapshot(records={3: torch.ones((2, 2), dtype=torch.uint8)}), "a")
     next(tmp_path.glob("data-*/*3.safetensors")).unlink()
@@ -247,5 +247,5 @@ def test_states_of_every_kind_are_packed():
     assert back["set"] == {1}
     with pytest.raises(TypeError, match=r"pathlib.* cannot be saved"):
         pack(Path("x"), tensors)
-    with pytest.raises(ValueError, match="none of this package's modules"):
+    with pytest.raises(ValueError, match="none of the parts that a save may have"):
         unpack({"class": "os:system", "fields": {}}, tensors, torch.device("cpu"))

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -15,15 +16,31 @@ from stc_video.pruners.budget import Budget
 METHODS = ("dual_anchor", "gaussian")
 
 
-class _Memory:
-    """Means of the last frames of a stream, in a buffer of fixed size."""
+@dataclass
+class FrameMeans:
+    """Means of the last frames of a stream, in a buffer of fixed size.
 
-    def __init__(self, capacity: int, width: int, device: torch.device) -> None:
+    Attributes
+    ----------
+    means
+        (capacity, D) float32.
+    slot
+        (1,) int64, where the next one belongs; on the device, so that the replay of a graph writes
+        there.
+    is_empty
+        Whether there is none yet.
+    """
+
+    means: Tensor
+    slot: Tensor
+    is_empty: bool = True
+
+    @classmethod
+    def empty(cls, capacity: int, width: int, device: torch.device) -> FrameMeans:
+        """Return a buffer without frames."""
         with torch.inference_mode(False):
-            self.means = torch.zeros((capacity, width), dtype=torch.float32, device=device)
-            # On the device, so that the replay of a graph writes where the next frame belongs.
-            self.slot = torch.zeros(1, dtype=torch.int64, device=device)
-        self.is_empty = True
+            means = torch.zeros((capacity, width), dtype=torch.float32, device=device)
+            return cls(means, torch.zeros(1, dtype=torch.int64, device=device))
 
     def append(self, frame: Tensor) -> None:
         """Remember a frame (N, D) by the mean of its tokens, those with NaN or Inf left out."""
@@ -104,7 +121,7 @@ class StcPruner(Pruner):
         self.alpha = alpha
         self.channel_ratio = channel_ratio
         self.memory = memory
-        self._streams: dict[str, _Memory] = {}
+        self._streams: dict[str, FrameMeans] = {}
 
     def _choose(self, frames: Frames) -> Chosen:
         features = frames.features
@@ -119,7 +136,7 @@ class StcPruner(Pruner):
         indices, scores = (torch.cat(parts) for parts in zip(*chosen, strict=True))
         return indices, scores, {}
 
-    def _choose_one(self, frame: Tensor, memory: _Memory, count: int) -> tuple[Tensor, Tensor]:
+    def _choose_one(self, frame: Tensor, memory: FrameMeans, count: int) -> tuple[Tensor, Tensor]:
         """Choose among the tokens of one frame (1, N, D)."""
         if self.method == "gaussian":
             memory.append(frame[0])
@@ -135,12 +152,12 @@ class StcPruner(Pruner):
             memory.append(frame[0])
         return indices, scores
 
-    def _memory_of(self, stream: str, features: Tensor) -> _Memory:
+    def _memory_of(self, stream: str, features: Tensor) -> FrameMeans:
         """Memory of a stream; features of another width or device start it afresh."""
         memory = self._streams.get(stream)
         width, device = features.shape[2], features.device
         if memory is None or memory.means.shape[1] != width or memory.means.device != device:
-            memory = self._streams[stream] = _Memory(self.memory, width, device)
+            memory = self._streams[stream] = FrameMeans.empty(self.memory, width, device)
         return memory
 
     def _channels(self, features: Tensor) -> Tensor | None:

@@ -17,7 +17,7 @@ from stc_video.pruners.budget import Budget
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["describe_settings", "model_fingerprint"]
+__all__ = ["describe_settings", "model_fingerprint", "with_defaults"]
 
 _GEOMETRY = (
     "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
@@ -59,6 +59,30 @@ def describe_settings(handle: Acceleration, memory: Any, prefill_chunk: int) -> 
             "memory": {"class": type(memory).__name__, **_as_dict(memory)},
         }
     )
+
+
+def with_defaults(saved: dict[str, Any], memory: Any) -> dict[str, Any]:
+    """Add the settings that did not exist yet when a session was saved, at their defaults.
+
+    Parameters
+    ----------
+    saved
+        What :func:`describe_settings` returned then.
+    memory
+        The settings of the memory now.
+
+    Returns
+    -------
+    dict
+        The same, with today's names.
+    """
+    defaults = {"cache": _computing(CacheConfig()), "memory": _as_dict(type(memory)())}
+    filled = {
+        name: {**values, **saved[name]}
+        for name, values in _as_json(defaults).items()
+        if isinstance(saved.get(name), dict)
+    }
+    return saved | filled
 
 
 def _geometry(config: Any) -> dict[str, Any]:

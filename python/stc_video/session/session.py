@@ -19,7 +19,7 @@ from stc_video.memory import PlainConfig, RekvConfig, make_memory, memory_config
 from stc_video.models.pictures import FrameLike, to_times
 from stc_video.pruners import PrunedTokens, Pruner
 from stc_video.session.answer import Answer
-from stc_video.session.fingerprint import describe_settings, model_fingerprint
+from stc_video.session.fingerprint import describe_settings, model_fingerprint, with_defaults
 from stc_video.session.intake import Intake
 from stc_video.session.prompt import PromptTemplate
 from stc_video.session.pushed import PushedFrame
@@ -380,7 +380,8 @@ class StreamingSession:
         session = cls(model, processor, **settings)
         try:
             found = session._identity()["settings"]
-            check_same("settings", snapshot.values["settings"], found)
+            known = with_defaults(snapshot.values["settings"], session._config)
+            check_same("settings", known, found)
             saved = take_over(snapshot, session._handle, session._name, session._memory)
         except BaseException:
             session.close()

@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
-import importlib
 from collections import deque
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from stc_video.session.saved_classes import make_instance, name_of
 
 __all__ = ["pack", "unpack"]
 
@@ -23,7 +24,7 @@ def pack(value: Any, tensors: dict[str, Tensor]) -> Any:
     ----------
     value
         Numbers, strings, tensors, dtypes, devices, sequences and dicts of these, and instances of
-        this package's classes.
+        the classes that have a name in saves.
     tensors
         Gets the tensors.
 
@@ -49,14 +50,20 @@ def pack(value: Any, tensors: dict[str, Tensor]) -> Any:
         return {kind.__name__: items} | limit
     if isinstance(value, dict):
         return {"dict": [[pack(k, tensors), pack(v, tensors)] for k, v in value.items()]}
-    if kind.__module__.startswith("stc_video."):
+    if (saved_name := name_of(kind)) is not None:
         fields = {name: pack(item, tensors) for name, item in vars(value).items()}
-        return {"class": f"{kind.__module__}:{kind.__qualname__}", "fields": fields}
+        return {"class": saved_name, "fields": fields}
     raise TypeError(f"save: the state of {kind.__module__}.{kind.__qualname__} cannot be saved")
 
 
 def unpack(described: Any, tensors: dict[str, Tensor], device: torch.device) -> Any:
-    """Make a value again from what `pack` returned, with its tensors on a device."""
+    """Make a value again from what `pack` returned, with its tensors on a device.
+
+    Raises
+    ------
+    ValueError
+        If a class or its fields are unknown.
+    """
     if isinstance(described, _PLAIN):
         return described
     if "tensor" in described:
@@ -69,15 +76,9 @@ def unpack(described: Any, tensors: dict[str, Tensor], device: torch.device) -> 
         pairs = described["dict"]
         return {unpack(k, tensors, device): unpack(v, tensors, device) for k, v in pairs}
     if "class" in described:
-        module, _, name = described["class"].partition(":")
-        if not module.startswith("stc_video."):
-            raise ValueError(f"load: {module} is none of this package's modules")
-        kind = getattr(importlib.import_module(module), name)
-        made = kind.__new__(kind)
-        for field, item in described["fields"].items():
-            # Some of them are frozen.
-            object.__setattr__(made, field, unpack(item, tensors, device))
-        return made
+        items = described["fields"].items()
+        fields = {name: unpack(item, tensors, device) for name, item in items}
+        return make_instance(described["class"], fields)
     kind_name = next(name for name in _SEQUENCES if name in described)
     items = [unpack(item, tensors, device) for item in described[kind_name]]
     if kind_name == "deque":

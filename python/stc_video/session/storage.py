@@ -24,7 +24,9 @@ from stc_video.memory.stores import link_or_copy, write_record
 
 __all__ = ["read_save", "write_save"]
 
-FORMAT = 1
+FORMAT = 2
+#: 1 differs in the names of classes only
+_READABLE = (1, 2)
 _INDEX, _TENSORS, _DATA = "session.json", "tensors.safetensors", "data-"
 
 
@@ -95,9 +97,9 @@ def read_save(folder: Path) -> Snapshot:
         values: dict[str, Any] = json.loads(index.read_text())
     except ValueError as error:
         raise ValueError(f"load: {index} is damaged: {error}") from error
-    if values.get("format") != FORMAT:
+    if values.get("format") not in _READABLE:
         raise ValueError(
-            f"load: {index} must be of format {FORMAT}, got {values.get('format')!r}; "
+            f"load: {index} must be of format {FORMAT} or older, got {values.get('format')!r}; "
             "it was saved by another version"
         )
     values.pop("stream", None)  # whoever goes on is a stream of its own
@@ -115,7 +117,7 @@ def _records_before(folder: Path, stream: str) -> dict[int, Path]:
         values = json.loads((folder / _INDEX).read_text())
     except (OSError, ValueError):
         return {}
-    if values.get("format") != FORMAT or values.get("stream") != stream:
+    if values.get("format") not in _READABLE or values.get("stream") != stream:
         return {}
     files = {n: folder / values["data"] / _file_of(n) for n in values["records"]}
     return {number: path for number, path in files.items() if path.is_file()}

@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The names under which classes stand in saves; they stay when a class moves or is renamed."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import fields
+from typing import Any
+
+__all__ = ["SAVED_CLASSES", "make_instance", "name_of"]
+
+#: name in a save -> home of the dataclass
+SAVED_CLASSES = {
+    "counters": "stc_video.cacher.stats:Counters",
+    "effort": "stc_video.cacher.policies.effort:Effort",
+    "frame": "stc_video.memory.base:Frame",
+    "layout": "stc_video.cacher.stream_state:Layout",
+    "merged-tokens": "stc_video.cacher.packed_frames:Merged",
+    "motion-state": "stc_video.cacher.stream_state:MotionState",
+    "packed-stream": "stc_video.cacher.packed_frames:PackedStream",
+    "session": "stc_video.session.saving:SavedSession",
+    "stc-pruner-memory": "stc_video.pruners.stc:FrameMeans",
+    "stc-state": "stc_video.cacher.stream_state:StcState",
+    "stream": "stc_video.cacher.stream_state:Stream",
+    "video-place": "stc_video.memory.base:VideoPlace",
+}
+#: saves of format 1 named the module and class of their time
+_FORMAT_1 = {
+    "stc_video.cacher.packed_frames:Merged": "merged-tokens",
+    "stc_video.cacher.packed_frames:PackedStream": "packed-stream",
+    "stc_video.cacher.policies.effort:Effort": "effort",
+    "stc_video.cacher.stats:Counters": "counters",
+    "stc_video.cacher.stream_state:Layout": "layout",
+    "stc_video.cacher.stream_state:MotionState": "motion-state",
+    "stc_video.cacher.stream_state:StcState": "stc-state",
+    "stc_video.cacher.stream_state:Stream": "stream",
+    "stc_video.memory.base:Frame": "frame",
+    "stc_video.memory.base:VideoPlace": "video-place",
+    "stc_video.pruners.stc:_Memory": "stc-pruner-memory",
+    "stc_video.session.saving:SavedSession": "session",
+}
+_NAMES = {home: name for name, home in SAVED_CLASSES.items()}
+
+
+def name_of(kind: type) -> str | None:
+    """Return the name of a class in saves; None if its instances cannot be saved."""
+    return _NAMES.get(f"{kind.__module__}:{kind.__qualname__}")
+
+
+def make_instance(name: str, values: dict[str, Any]) -> Any:
+    """Make an instance from a name and fields in a save.
+
+    Raises
+    ------
+    ValueError
+        If there is no such name, a field is unknown, or one without a default is missing.
+    """
+    home = SAVED_CLASSES.get(_FORMAT_1.get(name, name))
+    if home is None:
+        raise ValueError(
+            f"load: {name!r} is none of the parts that a save may have: {', '.join(SAVED_CLASSES)}"
+        )
+    module, _, class_name = home.partition(":")
+    kind: Any = getattr(importlib.import_module(module), class_name)
+    unknown = values.keys() - {field.name for field in fields(kind)}
+    if unknown:
+        raise ValueError(f"load: {_NAMES[home]} has no field {', '.join(sorted(unknown))}")
+    try:
+        return kind(**values)
+    except TypeError as error:  # names the fields that are missing
+        raise ValueError(f"load: {_NAMES[home]} is incomplete: {error}") from error
