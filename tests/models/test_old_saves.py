@@ -10,11 +10,18 @@ from pathlib import Path
 import old_saves
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file
 
 from stc_video.session.saved_classes import SAVED_CLASSES, name_of
 
 SAVES = Path(__file__).parent / "saves" / "6e68475"
+#: the fingerprint of a model has the names of its weights, which are others before 5.6
+MADE_WITH = (5, 24)
+RELEASE = tuple(int(part) for part in transformers.__version__.split(".")[:2])
+needs_its_release = pytest.mark.skipif(
+    RELEASE < MADE_WITH, reason="the saves are of models of transformers 5.24"
+)
 
 
 @pytest.fixture(autouse=True)
@@ -23,6 +30,7 @@ def _no_grad():
         yield
 
 
+@needs_its_release
 @pytest.mark.parametrize("case", old_saves.CASES)
 def test_a_save_of_an_earlier_revision_goes_on_as_it_did(case):
     expected = load_file(SAVES / f"{case}.after.safetensors")
@@ -33,6 +41,7 @@ def test_a_save_of_an_earlier_revision_goes_on_as_it_did(case):
         torch.testing.assert_close(found[name], expected[name], atol=1e-4, rtol=1e-4)
 
 
+@needs_its_release
 @pytest.mark.parametrize("case", old_saves.CASES)
 def test_what_is_saved_again_holds_the_same_numbers_under_stable_names(case, tmp_path):
     with old_saves.load(SAVES, case) as session:
@@ -50,6 +59,7 @@ def test_what_is_saved_again_holds_the_same_numbers_under_stable_names(case, tmp
     assert '"motion-state"' in text or '"stc-state"' in text
 
 
+@needs_its_release
 def test_an_unknown_name_and_wrong_fields_are_refused_in_one_sentence(tmp_path):
     folder = tmp_path / "llava"
     shutil.copytree(SAVES / "llava-rekv-stc", folder)
