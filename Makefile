@@ -6,6 +6,7 @@
 #   make test-newest  the adapters against the newest releases of what they lean on
 #   make fuzz     random calls of every operator against the reference, FUZZ_SECONDS=120 in all
 #   make lint     formatters, linters, types
+#   make docs     the documents as a site, into out/docs
 #   make bench    the CPU benchmarks, written to benchmarks/results
 #   make static   compile every GPU kernel for every architecture; needs no GPU
 #   make gpu      everything that needs a GPU: test-gpu, sanitize-gpu, bench-gpu
@@ -35,7 +36,7 @@ FUZZ_SECONDS ?= 120
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test test-quick test-gpu test-versions test-newest test-hub fuzz lint \
-    format static bench gpu sanitize-gpu bench-gpu bench-service lock clean
+    format docs static bench gpu sanitize-gpu bench-gpu bench-service lock clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -133,6 +134,12 @@ format: install
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $$(find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu*')
+
+# A warning, such as a link to a page or heading that is not there, is an error.
+docs: install
+	$(PIP) --constraint $(LOCK) --group docs
+	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going -b html docs $(OUT)/docs
+	@echo "Site: $(OUT)/docs/index.html"
 
 bench: install
 	$(BIN)/python benchmarks/cpu_ops.py --out benchmarks/results/cpu_ops.csv

@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 BLOCKS = [
     (f"{name}, example {number}", block)
-    for name in ("README.md", "docs/pruners.md")
+    for name in ("README.md", "docs/pruners.md")  # the others show parts
     for number, block in enumerate(
         re.findall(r"```python\n(.*?)```", (ROOT / name).read_text(), re.DOTALL)
     )
