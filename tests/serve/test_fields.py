@@ -212,7 +212,9 @@ def test_a_message_with_an_unknown_field_is_an_error(door) -> None:
     with door.websocket_connect("/v1/streams/other/frames") as socket:
         for text in ({"timestamp": 1, "quality": 2}, {"time": 1}, {}, [1], None):
             socket.send_text(json.dumps(text))
+            push(socket, jpeg())
             told = socket.receive_json()
             assert told["event"] == "error"
             assert '{"timestamp": seconds}' in told["message"]
+            assert socket.receive_json()["event"] == "seen"
     assert door.delete("/v1/streams/other").json()["deleted"]
