@@ -31,15 +31,15 @@ SIMILAR = 0.98
 
 _MOST_NAMED = 2
 _LITTLE_REPEATS = (
-    "little repeats from frame to frame here (a moving camera, cuts, noise): try a higher --fps or "
-    "a lower --quality, or leave the cacher off"
+    "little repeats from frame to frame here (a moving camera, cuts, noise): try more frames per "
+    "second or a lower quality, or leave the cacher off"
 )
 _OVERHEAD = (
     "the work saved is less than what it takes to find it here: try a larger tower or a GPU, time "
     "it on a quiet machine, or leave the cacher off"
 )
 _MISSED = (
-    "for videos like this leave the cacher off, or try a higher --quality or a calibration of your "
+    "for videos like this leave the cacher off, or try a higher quality or a calibration of your "
     "own (stc calibrate)"
 )
 
