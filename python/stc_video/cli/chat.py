@@ -205,6 +205,7 @@ class _Conversation:
                 work=cache.cost,
                 promised=cache.promised,
                 measured=cache.estimated_cosine,
+                how="by its audits",
                 held=cache.promise_held,
                 random=self._random,
                 pruned=True,

@@ -38,6 +38,7 @@ _OVERHEAD = (
     "the work saved is less than what it takes to find it here: try a larger tower or a GPU, time "
     "it on a quiet machine, or leave the cacher off"
 )
+_NEITHER = "for videos like this leave the cacher off"
 _MISSED = (
     "for videos like this leave the cacher off, or try a higher quality or a calibration of your "
     "own (stc calibrate)"
@@ -74,8 +75,9 @@ def run_verdict(record: RunRecord, totals: Totals | None = None) -> Verdict:
     """
     t, promise = totals or summarise(record), record.promise
     promised, measured, held = promise.promised, promise.estimated, promise.held
+    how = f"by {_count(promise.audits, 'audit')}"
     if t.similarity is not None:
-        measured = t.similarity
+        measured, how = t.similarity, f"measured on {_count(t.measured, 'frame')}"
         if promised is not None:
             held = held is not False and measured >= promised
     return cache_verdict(
@@ -84,6 +86,7 @@ def run_verdict(record: RunRecord, totals: Totals | None = None) -> Verdict:
         time=t.time_ratio,
         promised=promised,
         measured=measured,
+        how=how,
         held=held,
         random=record.model.random,
         pruned=t.tokens_kept < t.tokens_before,
@@ -97,6 +100,7 @@ def cache_verdict(
     time: float | None = None,
     promised: float | None = None,
     measured: float | None = None,
+    how: str = "measured",
     held: bool | None = None,
     random: bool = False,
     pruned: bool = False,
@@ -111,6 +115,8 @@ def cache_verdict(
         Fractions of what a dense encode of every frame takes; None if no time was taken.
     promised, measured
         Mean cosine to a dense encode; None if nothing was promised or measured.
+    how
+        In what way it was measured, in words.
     held
         Whether the promise was held; None if that is not known.
     random
@@ -124,10 +130,10 @@ def cache_verdict(
         return Verdict("mixed", text + remark)
     spent = work if time is None else time
     parts = [f"{_lead(spent, held)}: {_spent(work, time)}"]
-    if promise := _promise(promised, measured, held):
+    if promise := _promise(promised, measured, held, how):
         parts.append(promise)
     if held is False:
-        parts.append(_MISSED)
+        parts.append(_MISSED if spent < PAYS else _NEITHER)
     elif spent >= PAYS:
         parts.append(_why_not(work, pruned=pruned))
     return Verdict(_level(spent, promised, held), "; ".join(parts) + remark)
@@ -151,14 +157,20 @@ def _spent(work: float, time: float | None) -> str:
     return f"{percent(time)} of the dense time for {percent(work)} of the work"
 
 
-def _promise(promised: float | None, measured: float | None, held: bool | None) -> str:
-    found = "" if measured is None else f"{measured:.4f} measured"
+def _promise(
+    promised: float | None, measured: float | None, held: bool | None, how: str = "measured"
+) -> str:
+    found = "" if measured is None else f"{measured:.4f} {how}"
     if promised is None:
         return found and f"no cosine was promised, {found}"
     what = f"the promised cosine of {promised:g}"
     if held is None:
         return f"whether {what} was held was not measured"
     return f"{what} was {'held' if held else 'missed'}" + (f" ({found})" if found else "")
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _why_not(work: float, *, pruned: bool = False) -> str:
@@ -253,13 +265,14 @@ def _paying(one: Tried) -> str:
 
 
 def _miss(one: Tried) -> str:
-    return f"{one.name}, {one.where} ({one.measured:.4f})"
+    return f"{one.name} ({one.measured:.4f} {one.where})"
 
 
 def _named(names: Sequence[str]) -> str:
-    shown = ", ".join(names[:_MOST_NAMED])
     more = len(names) - _MOST_NAMED
-    return f"{shown} and {more} more" if more > 0 else shown
+    if more <= 0:
+        return " and ".join(names)
+    return f"{', '.join(names[:_MOST_NAMED])} and {more} more"
 
 
 # -- calibrations and pruners ----------------------------------------------------------------
