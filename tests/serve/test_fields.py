@@ -142,7 +142,7 @@ def test_a_null_is_a_field_left_out(door, field: str) -> None:
         ({"messages": [None]}, "messages.0: "),
         ({"messages": [{"role": "user"}]}, "messages.0.content: Field required"),
         ({"stop": {"a": "{b}"}}, 'none of them empty, got {"a": "{b}"}'),
-        ({"logit_bias": {"{0}": 1}}, 'send null or {}, got {"{0}": 1}'),
+        ({"logit_bias": {"{0}": 1}}, 'or null or {}; nothing else is offered here, got {"{0}": 1}'),
         ({"temperature": "x" * 500}, "temperature: Input should be a valid number, got"),
         ({"stream": True, "stream_options": {"include_obfuscation": True}}, "include_obfuscation"),
     ],

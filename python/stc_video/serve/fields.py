@@ -24,7 +24,7 @@ def only(*allowed: Any) -> AfterValidator:
         if value is None or any(_same(value, one) for one in allowed):
             return
         choices = " or ".join(json.dumps(one) for one in (None, *allowed))
-        text = f"it is not offered here; leave it out or send {choices}, got {shown(value)}"
+        text = f"must be left out or {choices}; nothing else is offered here, got {shown(value)}"
         # As a value of its own, because pydantic would read its braces.
         raise PydanticCustomError(UNSUPPORTED, "{sentence}", {"sentence": text})
 

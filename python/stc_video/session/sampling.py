@@ -38,8 +38,10 @@ class SeededSampler(LogitsProcessor):
             self._generator = torch.Generator(scores.device).manual_seed(self._seed)
         # Relative to the largest, so that a tiny temperature does not overflow.
         logits = (scores.float() - scores.max()) / self._temperature
-        odds, order = logits.softmax(-1).sort(dim=-1, descending=True, stable=True)
-        likelier = odds.cumsum(-1) - odds
-        odds = odds.masked_fill(likelier >= self._top_p, 0.0)
-        drawn = order.gather(-1, torch.multinomial(odds, 1, generator=self._generator))
+        odds = logits.softmax(-1)
+        if self._top_p < 1:
+            ranked, order = odds.sort(dim=-1, descending=True, stable=True)
+            likelier = ranked.cumsum(-1) - ranked
+            odds = odds.scatter(-1, order, ranked.masked_fill(likelier >= self._top_p, 0.0))
+        drawn = torch.multinomial(odds, 1, generator=self._generator)
         return torch.full_like(scores, -torch.inf).scatter(-1, drawn, 0.0)
