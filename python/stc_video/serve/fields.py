@@ -15,6 +15,8 @@ __all__ = ["UNSUPPORTED", "content_text", "only", "shown", "stop_strings"]
 UNSUPPORTED = "unsupported_value"
 _MOST_STOPS = 4
 _MOST_SHOWN = 80
+# Of a text part; the last one is about OpenAI's cache and has no effect.
+_PART = {"type", "text", "prompt_cache_breakpoint"}
 
 
 def only(*allowed: Any) -> AfterValidator:
@@ -52,7 +54,7 @@ def _part_text(part: Any) -> str:
             f"must have text parts only, got one of type {kind}: a picture cannot come with a "
             "question, push it to the stream as a frame"
         )
-    if kind != "text" or set(part) != {"type", "text"} or not isinstance(part["text"], str):
+    if kind != "text" or not isinstance(part.get("text"), str) or set(part) - _PART:
         allowed = '{"type": "text", "text": "..."}'
         raise ValueError(f"must have parts {allowed} only, got {shown(part)}")
     return str(part["text"])
