@@ -109,7 +109,7 @@ def test_fidelity(videos, tower_folder: Path, tmp_path: Path, capsys) -> None:
     level, words = on_page(tmp_path / "fidelity.html")
     assert words == said
     assert level == (
-        "bad" if "nothing pays" in said else "mixed" if "missed by" in said else "good"
+        "bad" if "nothing saves" in said else "mixed" if "missed by" in said else "good"
     )
 
 

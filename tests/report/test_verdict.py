@@ -124,7 +124,7 @@ def test_the_best_setting_of_each_case_is_named() -> None:
     assert best_verdict([tried[0], tried[2]]).level == "good"
     found = best_verdict([tried[1]])
     assert found.level == "bad"
-    assert "nothing pays" in found.text
+    assert "nothing saves and is similar enough; " in found.text
     assert "leave the cacher off" in found.text
 
 

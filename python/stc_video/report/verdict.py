@@ -232,7 +232,9 @@ def best_verdict(tried: Sequence[Tried], problems: Sequence[str] = ()) -> Verdic
         return Verdict("bad" if problems else "mixed", text + ".")
     best = [one for one in found.values() if one is not None]
     missed = [one for one in tried if one.held is False]
-    parts = [*problems, *_where_it_pays(found, best)]
+    compared = any(one.measured is not None for one in tried)
+    nothing = "nothing saves and is similar enough" if compared else "nothing pays"
+    parts = [*problems, *_where_it_pays(found, best, nothing)]
     if missed:
         parts.append(f"the promise was missed by {_named([_miss(one) for one in missed])}")
     if missed and len(best) < len(found):
@@ -244,10 +246,12 @@ def best_verdict(tried: Sequence[Tried], problems: Sequence[str] = ()) -> Verdic
     return Verdict("bad" if problems or not best else level, "; ".join(parts) + ".")
 
 
-def _where_it_pays(found: dict[str, Tried | None], best: Sequence[Tried]) -> list[str]:
+def _where_it_pays(
+    found: dict[str, Tried | None], best: Sequence[Tried], nothing: str
+) -> list[str]:
     if len(found) <= _MOST_NAMED:
         return [
-            f"{where}: " + ("nothing pays" if one is None else _paying(one))
+            f"{where}: " + (nothing if one is None else _paying(one))
             for where, one in found.items()
         ]
     parts = [f"it pays in {len(best)} of {len(found)} cases"]
