@@ -15,7 +15,7 @@ from pictures import events, jpeg, push, question
 from stc_video.models.byte_tokenizer import unreadable
 
 CHAT = "/v1/chat/completions"
-TOKENS = 40
+TOKENS = 24
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,7 @@ def test_an_answer_ends_before_a_stop_string(door) -> None:
     drawn = {"temperature": 1.0, "seed": 5}
     whole, reason, made = ask_streamed(door, **drawn)
     assert (reason, made, len(whole)) == ("length", TOKENS, TOKENS)
-    for place in (0, 1, 7, 20, TOKENS - 4):
+    for place in (0, 7, TOKENS - 4):
         stop = whole[place : place + 4]  # four tokens
         expected = whole[: whole.index(stop)]
         for wish in (stop, [stop], ["@", stop + "@", stop]):
@@ -98,8 +98,8 @@ def test_a_seed_gives_the_same_answer_whatever_else_is_drawn(door, chat) -> None
     torch.manual_seed(3)
     before = torch.get_rng_state()
     with ThreadPoolExecutor(4) as threads:  # as many as are answered at a time
-        together = list(threads.map(lambda wish: ask(door, **wish)[0], wishes * 3))
-    assert together == alone * 3
+        together = list(threads.map(lambda wish: ask(door, **wish)[0], wishes * 2))
+    assert together == alone * 2
     assert torch.equal(torch.get_rng_state(), before)
     assert ask_streamed(door, **wishes[0])[0].strip() == alone[0]
 
