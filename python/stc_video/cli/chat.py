@@ -10,9 +10,11 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from stc_video.cli.output import show_verdict
 from stc_video.memory import RekvConfig
 from stc_video.models.chat import load_chat_model
 from stc_video.report.tables import clock, milliseconds
+from stc_video.report.verdict import cache_verdict
 from stc_video.session import Answer, StreamingSession
 from stc_video.session.streaming import AnswerStream
 from stc_video.video import VideoError
@@ -80,7 +82,7 @@ def run_chat(
         chat.model, chat.processor, memory=memory, tokens_per_frame=tokens_per_frame
     ) as session:
         camera = _Camera(session, video, console)
-        conversation = _Conversation(session, camera, console, max_new_tokens)
+        conversation = _Conversation(session, camera, console, max_new_tokens, chat.random)
         console.print(_HELP, style="dim")
         camera.start()
         try:
@@ -119,10 +121,15 @@ class _Conversation:
     """Reads lines and answers them."""
 
     def __init__(
-        self, session: StreamingSession, camera: _Camera, console: Console, max_new_tokens: int
+        self,
+        session: StreamingSession,
+        camera: _Camera,
+        console: Console,
+        max_new_tokens: int,
+        random: bool,
     ) -> None:
         self._session, self._camera, self._console = session, camera, console
-        self._max_new_tokens = max_new_tokens
+        self._max_new_tokens, self._random = max_new_tokens, random
 
     def run(self, *, waits: bool) -> None:
         """Go on until the input ends."""
@@ -192,6 +199,18 @@ class _Conversation:
             f"{stats.frames} frames seen, {skipped} skipped because they came too late, "
             f"{stats.memory_tokens} tokens remembered; {held}"
         )
+        if (cache := stats.cache) is not None:
+            verdict = cache_verdict(
+                frames=cache.frames,
+                work=cache.cost,
+                promised=cache.promised,
+                measured=cache.estimated_cosine,
+                how="by its audits",
+                held=cache.promise_held,
+                random=self._random,
+                pruned=True,
+            )
+            show_verdict(self._console, verdict)
 
 
 def _facts(answer: Answer, first_token: float) -> str:

@@ -11,9 +11,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from rich.console import Console
 from rich.table import Table
 
-__all__ = ["collected_warnings", "command_line", "prepare_folder", "text_table"]
+from stc_video.report.verdict import Verdict
+
+__all__ = ["collected_warnings", "command_line", "prepare_folder", "show_verdict", "text_table"]
+
+_COLOURS = {"good": "bold green", "mixed": "bold yellow", "bad": "bold red"}
 
 
 def command_line() -> str:
@@ -41,6 +46,12 @@ def collected_warnings() -> Iterator[list[str]]:
     for warning in caught:
         if warning.category.__module__.startswith("stc_") and str(warning.message) not in notes:
             notes.append(str(warning.message))
+
+
+def show_verdict(console: Console, verdict: Verdict) -> None:
+    """Print a verdict, on one line and in its colour."""
+    style = _COLOURS[verdict.level]
+    console.print(f"Verdict: {verdict.text}", style=style, markup=False, soft_wrap=True)
 
 
 def text_table(header: Sequence[str], rows: Sequence[Sequence[str]], title: str = "") -> Table:

@@ -18,7 +18,7 @@ from stc_video.cli.stop import Stop
 from stc_video.clock import Clock
 from stc_video.models.load import LoadedModel
 from stc_video.pruners import PrunedTokens, make_pruner
-from stc_video.report import FrameRecord
+from stc_video.report import FrameRecord, PromiseFacts
 from stc_video.report.pictures import webp
 from stc_video.video import VideoError, VideoFrame, VideoSource
 
@@ -39,6 +39,8 @@ class Outcome:
         Why it did not complete, or None.
     state_bytes, resets
         Memory that the cacher held at the end, and how often it dropped its state.
+    promise
+        What it promised, and what its audits say.
     """
 
     frames: list[FrameRecord] = field(default_factory=list)
@@ -46,6 +48,7 @@ class Outcome:
     problem: str | None = None
     state_bytes: int = 0
     resets: int = 0
+    promise: PromiseFacts = field(default_factory=PromiseFacts)
 
     @property
     def cost(self) -> float:
@@ -147,6 +150,9 @@ class Pipeline:
                 self._interview.finish()
         stats = self.cacher.stats()
         outcome.state_bytes, outcome.resets = stats.state_bytes, stats.resets
+        outcome.promise = PromiseFacts(
+            stats.promised, stats.audits, stats.estimated_cosine, stats.promise_held
+        )
         return outcome
 
     def _encode(self, frame: VideoFrame, decoding: float) -> FrameRecord:

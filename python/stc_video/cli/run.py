@@ -16,13 +16,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 
 from stc_video.cli.environment import chosen_backends, environment
-from stc_video.cli.output import collected_warnings, prepare_folder
+from stc_video.cli.output import collected_warnings, prepare_folder, show_verdict
 from stc_video.cli.settings import RunSettings
 from stc_video.report import (
     ModelFacts,
     RunRecord,
     VideoFacts,
     headline,
+    run_verdict,
     summarise,
     write_html,
     write_json,
@@ -72,6 +73,7 @@ def run_video(settings: RunSettings, out: Path, command: str) -> int:
     data = write_json(record, out / "report.json")
     _close(record, console)
     console.print(f"Report: [bold]{html}[/bold] (open in a browser) and {data}", soft_wrap=True)
+    show_verdict(console, run_verdict(record))
     if record.problem:
         error = Console(stderr=True, highlight=False, soft_wrap=True)
         error.print(f"{record.status}: {record.problem}", style="bold red", markup=False)
@@ -236,6 +238,7 @@ def make_record(
         state_bytes=outcome.state_bytes,
         resets=outcome.resets,
         frames=tuple(outcome.frames),
+        promise=outcome.promise,
     )
 
 

@@ -143,9 +143,11 @@ async def _receive(socket: WebSocket, stream: LiveStream, replies: Outbox) -> No
 def _time_of(text: str) -> tuple[float | None, str | None]:
     """Read ``{"timestamp": seconds}``; returns the time, or what is wrong."""
     try:
-        value = json.loads(text)["timestamp"]
-    except (ValueError, TypeError, KeyError, RecursionError):
-        value = None
+        message = json.loads(text)
+    except (ValueError, RecursionError):
+        message = None
+    known = isinstance(message, dict) and set(message) == {"timestamp"}
+    value = message["timestamp"] if known else None
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
         return None, 'a text message must be {"timestamp": seconds}, for the next picture'
     return float(value), None

@@ -25,9 +25,9 @@ class Answer:
     Attributes
     ----------
     text
-        The answer.
+        The answer, up to a stop string if there were any.
     ids
-        (n,) its tokens, on the CPU.
+        (n,) its tokens, on the CPU; those of the stop string included.
     frame
         How many frames had been pushed when it was asked for.
     retrieved
@@ -36,6 +36,9 @@ class Answer:
         How many tokens it was given from, those of the question included.
     seconds
         Times of the stages ``retrieve`` and ``generate``.
+    finish_reason
+        ``"stop"`` if the answer ended by itself or at a stop string, ``"length"`` if it was cut
+        off after ``max_new_tokens``.
     """
 
     text: str
@@ -44,6 +47,7 @@ class Answer:
     retrieved: tuple[Retrieved, ...] | None
     context_tokens: int
     seconds: dict[str, float]
+    finish_reason: str
 
     def __str__(self) -> str:
         return self.text

@@ -26,6 +26,7 @@ from stc_video.session.pushed import PushedFrame
 from stc_video.session.questions import Questions
 from stc_video.session.saving import SavedSession, check_same, describe, take_over
 from stc_video.session.stats import SessionStats, StageTimer
+from stc_video.session.stopping import checked_stop
 from stc_video.session.storage import read_save, write_save
 
 if TYPE_CHECKING:
@@ -227,6 +228,7 @@ class StreamingSession:
         dialogue: bool = False,
         history: Sequence[tuple[str, str]] = (),
         streamer: Any = None,
+        stop: str | Sequence[str] = (),
         **settings: Any,
     ) -> Answer:
         """Answer a question about what was seen so far.
@@ -244,6 +246,9 @@ class StreamingSession:
             Earlier questions and their answers, if the caller keeps them.
         streamer
             A streamer of transformers, which gets the tokens as they are made.
+        stop
+            Texts; the answer ends before the first of them. An :class:`AnswerStream` that is to
+            hold them back must be given them, too; its ``settings`` have them then.
         **settings
             For ``generate``, such as ``max_new_tokens`` (256) or ``do_sample``.
 
@@ -255,16 +260,17 @@ class StreamingSession:
         Raises
         ------
         ValueError
-            If the question is empty.
+            If the question or a stop string is empty.
         """
         self._check_open()
+        stop = checked_stop(stop)
         with self._memory_lock:
             turns = [*history, *(self._turns if dialogue else ())]
         prompt = self._questions.prompt(turns, question)
         self._complete()
         with self._memory_lock:
             found = self._questions.context(prompt, question)
-        answer = self._questions.answer(found, prompt, streamer, settings)
+        answer = self._questions.answer(found, prompt, streamer, stop, settings)
         if dialogue:
             with self._memory_lock:
                 self._turns.append((question, answer.text))
