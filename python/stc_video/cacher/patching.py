@@ -9,7 +9,7 @@ patched module, by ``copy.deepcopy``, ``pickle`` or ``torch.save``, is a stock m
 from __future__ import annotations
 
 import contextlib
-import copy
+import operator
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -52,7 +52,7 @@ class PatchedMethod:
 
     def __reduce__(self) -> tuple[Any, ...]:
         if self.before is not None:
-            return copy.copy, (self.before,)
+            return operator.itemgetter(0), ((self.before,),)
         # Looked up while the copy is still empty, so that its class's method is found.
         return getattr, (self.instance, self.name)
 
