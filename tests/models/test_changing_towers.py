@@ -13,12 +13,11 @@ import types
 import pytest
 import tiny_qwen
 import torch
-import transformers
-from tiny_towers import encode, frame, last_hidden, layers_of, make_tower, noisy_walk, siglip2
+from tiny_towers import encode, frame, last_hidden, layers_of, make_tower, noisy_walk
 from torch import nn
 
 import stc_video
-from stc_video import AttachError, CacheConfig, UnsupportedModelError
+from stc_video import CacheConfig, UnsupportedModelError
 from stc_video.cacher import weight_watch
 
 POLICIES = ["motion", "stc"]
@@ -421,14 +420,22 @@ class TestAdapters:
                 assert (cacher.last_frames[0].kind == "dense") == (turn == 0)
 
 
+def _saved(module):
+    file = io.BytesIO()
+    torch.save(module, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+WAYS = {
+    "deepcopy": copy.deepcopy,
+    "pickle": lambda module: pickle.loads(pickle.dumps(module)),
+    "torch.save": _saved,
+}
+
+
 class TestCopies:
     """A copy of a patched tower is a stock tower; the original stays as it was."""
-
-    WAYS = {
-        "deepcopy": copy.deepcopy,
-        "pickle": lambda module: pickle.loads(pickle.dumps(module)),
-        "torch.save": lambda module: _saved(module),
-    }
 
     @pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
     @pytest.mark.parametrize("make", ["motion", "stc", "tome", "capture"])
@@ -468,7 +475,7 @@ class TestCopies:
         expected = tiny_qwen.encode(tower, one)
         cacher = stc_video.attach_cacher(tower)
         tiny_qwen.encode(tower, one)
-        for way in self.WAYS.values():
+        for way in WAYS.values():
             twin = way(tower)
             for _ in range(2):
                 for got, want in zip(tiny_qwen.encode(twin, one), expected, strict=True):
@@ -517,13 +524,6 @@ class TestCopies:
 
 def _louder(layer, hidden_states, *args, **kwargs):
     return type(layer).forward(layer, 1.5 * hidden_states, *args, **kwargs)
-
-
-def _saved(module):
-    file = io.BytesIO()
-    torch.save(module, file)
-    file.seek(0)
-    return torch.load(file, weights_only=False)
 
 
 class TestSmallThings:

@@ -9,7 +9,9 @@ patched module, by ``copy.deepcopy``, ``pickle`` or ``torch.save``, is a stock m
 from __future__ import annotations
 
 import contextlib
+import inspect
 import operator
+import types
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -43,8 +45,13 @@ class PatchedMethod:
     ) -> None:
         self.function = function
         self.instance = instance
-        self.name = name
+        self.name = self.__name__ = name
         self.before = before
+        self.__doc__ = function.__doc__
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        return inspect.signature(types.MethodType(self.function, self.instance))
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the function with the instance."""
