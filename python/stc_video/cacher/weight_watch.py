@@ -2,17 +2,17 @@
 """Notices that a tower changed under the cache: its modules, its weights, its adapters.
 
 What a cacher keeps was computed with the weights of that time. Frameworks change weights in ways
-that leave no trace in a tensor's version (``weight.data += ...``), so three things are compared
-with what they were, from the cheapest to the dearest:
+that leave no trace in a tensor's version (``weight.data += ...``), so both is compared with what it
+was:
 
-- the modules, parameters and buffers themselves, their addresses and versions, forwards and hooks
-  put on single modules, and the plain settings of modules that are neither torch's nor
-  transformers' (an adapter that is switched off), in every call;
-- a few bytes of every tensor, from another place in each call;
-- a checksum of all bytes, a slice in each call, so that all have been read after ``ROUND`` calls.
+- in every call, which modules, parameters and buffers there are, versions of these, and the plain
+  settings of modules that are neither torch's nor transformers' (an adapter that is switched off);
+- in every call or every ``INTERVAL``-th one, addresses of the tensors, forwards and hooks that
+  somebody put on single modules, a few bytes of every tensor, from another place each time, and a
+  checksum of a slice of all bytes. After ``ROUND`` calls every byte has been part of one.
 
-On a GPU the last two are computed on the device in every ``GPU_EVERY``-th call, and their result
-is looked at in a later call, so that nobody waits for it.
+On a GPU the bytes are compared on the device, and the result is looked at in a later call, so that
+nobody waits for it.
 """
 
 from __future__ import annotations
@@ -32,8 +32,11 @@ from stc_video.towers.block import Tower
 
 #: calls until every byte of the weights has been part of a checksum
 ROUND = 256
-#: on a GPU, every how many calls contents are compared
-GPU_EVERY = 8
+#: every how many calls the dearer things are compared, on a GPU and for small towers on a CPU, of
+#: which a frame takes so little time that looking at 200 cold tensors would be some per cent of it
+INTERVAL = 8
+#: from how many bytes of weights on it is every call
+LARGE_BYTES = 200_000_000
 #: places of a tensor from which a sample is taken, one after the other
 PLACES = 4
 _SAMPLE_BYTES = 32
@@ -61,10 +64,18 @@ class Change:
 
 
 class WeightWatch:
-    """What a tower was like when it was looked at first, to tell whether it still is."""
+    """What a tower was like when it was looked at first, to tell whether it still is.
+
+    Attributes
+    ----------
+    tower
+        The tower.
+    interval
+        Every how many calls the dearer things are compared.
+    """
 
     def __init__(self, tower: Tower) -> None:
-        self._root = tower.root
+        self.tower = tower
         lists = (
             child
             for module in tower.ancestors
@@ -74,16 +85,22 @@ class WeightWatch:
         roots = set(tower.cached_modules)
         inside = list(dict.fromkeys(m for part in tower.cached_modules for m in part.modules()))
         parts = [module for module in inside if module not in roots]
-        self._children = [m._modules for m in (*tower.ancestors, *lists, *inside)]
+        self._children = [m._modules for m in (*tower.ancestors, *lists, *inside) if m._modules]
         self._modules = _values(self._children)
+        self._settings = [setting for module in inside for setting in Settings.of(module)]
         self._tensor_dicts = [d for m in inside for d in (m._parameters, m._buffers) if d]
+        self._note_tensors()
         self._attributes = [vars(module) for module in parts]
         self._forwards = self._current_forwards()
-        self._hooked = parts
+        self._parts = parts
+        self._hook_dicts = [d for m in parts for d in (m._forward_pre_hooks, m._forward_hooks)]
+        self._hook_numbers = list(chain.from_iterable(self._hook_dicts))
         self._hooks = self._current_hooks()
-        self._settings = [setting for module in inside for setting in Settings.of(module)]
         self._contents: list[Contents] | None = None
-        self._note_tensors()
+        self._calls = 0
+        self._is_cuda = any(tensor.is_cuda for tensor in self._plain)
+        is_large = sum(tensor.nbytes for tensor in self._plain) >= LARGE_BYTES
+        self.interval = 1 if is_large and not self._is_cuda else INTERVAL
 
     def look(self) -> Change | None:
         """Return what changed, or None. It may be called again and again until something did."""
@@ -94,20 +111,31 @@ class WeightWatch:
         for setting in self._settings:
             if setting.differs():
                 return Change(f"settings of a module changed ({self._name(setting.module)})")
-        if not _same(self._current_forwards(), self._forwards):
-            return Change("a module's forward was replaced")
-        if not _same(self._current_hooks(), self._hooks):
-            return Change("a hook was put on a module or taken off")
-        # The first call finds nothing kept, so that contents count from there on.
+        # Nothing is kept before the first call, so that contents count from there on.
         if self._contents is None:
-            self._contents = Contents.of(self._plain)
-        elif any([contents.differ() for contents in self._contents]):
+            self._contents = Contents.of(self._plain, ROUND // self.interval)
+        self._calls += 1
+        is_due = self._calls % self.interval == 0
+        if (is_due or self._is_cuda) and self._tensors_moved():
+            return Change(f"the weights changed ({self._changed_tensor()})")
+        if any([contents.differ(is_due) for contents in self._contents]):
             return Change("values of the weights changed")
-        return None
+        return self._changed_call() if is_due else None
 
     def is_taken_apart(self) -> bool:
         """Whether another module stands where one stood."""
         return _values(self._children) != self._modules
+
+    def _changed_call(self) -> Change | None:
+        """Look at what is called where a module is."""
+        if not _same(self._current_forwards(), self._forwards):
+            return Change("a module's forward was replaced")
+        numbers = list(chain.from_iterable(self._hook_dicts))
+        if numbers != self._hook_numbers:
+            if not _same(self._current_hooks(), self._hooks):
+                return Change("a hook was put on a module or taken off")
+            self._hook_numbers = numbers  # ours, which only look
+        return None
 
     # -- modules and tensors as such ---------------------------------------------------------
 
@@ -124,26 +152,22 @@ class WeightWatch:
             if len(now) != len(self._tensors) or not all(map(_is_alike, now, self._tensors)):
                 return True
             self._note_tensors()
-        return (
-            list(map(Tensor.data_ptr, self._plain)) != self._pointers
-            or list(map(_version, self._versioned)) != self._versions
-        )
+        return list(map(_version, self._versioned)) != self._versions
+
+    def _tensors_moved(self) -> bool:
+        # On a CPU this finds nothing in the processor's caches, and takes a microsecond each.
+        return list(map(Tensor.data_ptr, self._plain)) != self._pointers
 
     def _current_forwards(self) -> list[Any]:
         return list(map(dict.get, self._attributes, repeat("forward")))
 
     def _current_hooks(self) -> list[Any]:
-        return [
-            hook
-            for module in self._hooked
-            if module._forward_hooks or module._forward_pre_hooks
-            for hook in foreign_hooks(module)
-        ]
+        return [hook for module in self._parts for hook in foreign_hooks(module)]
 
     # -- words -------------------------------------------------------------------------------
 
     def _name(self, module: object) -> str:
-        names = (name for name, other in self._root.named_modules() if other is module)
+        names = (name for name, other in self.tower.root.named_modules() if other is module)
         return next(names, type(module).__name__)
 
     def _replaced_module(self) -> str:
@@ -166,7 +190,7 @@ class WeightWatch:
         if changed is None:
             dated = zip(self._versioned, self._versions, strict=True)
             changed = next((t for t, version in dated if t._version != version), None)
-        named = chain(self._root.named_parameters(), self._root.named_buffers())
+        named = chain(self.tower.root.named_parameters(), self.tower.root.named_buffers())
         return next((name for name, tensor in named if tensor is changed), "a tensor")
 
 
@@ -200,55 +224,53 @@ class Settings:
 class Contents:
     """Samples and checksums of the memory of tensors on one device."""
 
-    def __init__(self, memories: Sequence[Tensor]) -> None:
-        self._device = memories[0].device
+    def __init__(self, memories: Sequence[Tensor], slices: int) -> None:
+        self._is_cuda = memories[0].is_cuda
         self._samples = [[_sample(m, place) for m in memories] for place in range(PLACES)]
-        self._slices = list(_slices(memories, self._rounds))
+        self._slices = list(_slices(memories, slices))
         self._sampled = [torch.cat(samples) for samples in self._samples]
         self._sums = [_checksums(views) for views in self._slices]
-        self._looks = self._calls = 0
+        self._looks = 0
+        # On a GPU, the result of the comparison before, and when it is there.
         self._flag: Tensor | None = None
         self._event: Any = None
 
     @classmethod
-    def of(cls, tensors: Iterable[Tensor]) -> list[Contents]:
+    def of(cls, tensors: Iterable[Tensor], slices: int) -> list[Contents]:
         """Read all tensors once, those of each device together."""
         by_device: dict[torch.device, list[Tensor]] = {}
         with torch.inference_mode(False), torch.no_grad():
             for tensor in tensors:
                 if (memory := _memory_of(tensor)) is not None:
                     by_device.setdefault(tensor.device, []).append(memory)
-            return [cls(memories) for memories in by_device.values()]
+            return [cls(memories, slices) for memories in by_device.values()]
 
-    def differ(self) -> bool:
-        """Whether they are not what they were, as far as this call looks."""
-        if self._device.type != "cuda":
-            sample, known, sums, known_sums = self._next()
-            return not (torch.equal(sample, known) and torch.equal(sums, known_sums))
-        return self._differed_before()
-
-    @property
-    def _rounds(self) -> int:
-        """Number of slices."""
-        return ROUND // GPU_EVERY if self._device.type == "cuda" else ROUND
+    def differ(self, is_due: bool) -> bool:
+        """Whether they are not what they were, as far as is known; look again if it is due."""
+        if self._is_cuda:
+            return self._differed_before(is_due)
+        if not is_due:
+            return False
+        sample, known, sums, known_sums = self._next()
+        return not (torch.equal(sample, known) and torch.equal(sums, known_sums))
 
     def _next(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Sample and checksums of this call, each with what it was."""
+        """Sample and checksums of this look, each with what it was."""
         place, part = self._looks % PLACES, self._looks % len(self._slices)
         self._looks += 1
         sample = torch.cat(self._samples[place])
         return sample, self._sampled[place], _checksums(self._slices[part]), self._sums[part]
 
-    def _differed_before(self) -> bool:
-        """Look at the result of an earlier call if it is there, and begin the next comparison."""
+    def _differed_before(self, is_due: bool) -> bool:
+        """Take the result of the comparison before if it is there, and begin the next one."""
         if self._flag is None:
             with torch.inference_mode(False):
                 self._flag = torch.zeros((), dtype=torch.bool, pin_memory=True)
             self._event = torch.cuda.Event()
-        elif self._event.query() and bool(self._flag):
+        is_there = self._event.query()
+        if is_there and bool(self._flag):
             return True
-        self._calls += 1
-        if self._calls % GPU_EVERY == 1 and self._event.query():
+        if is_due and is_there:
             sample, known, sums, known_sums = self._next()
             differs = (sample != known).any() | (sums != known_sums).any()
             self._flag.copy_(differs, non_blocking=True)
