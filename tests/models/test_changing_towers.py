@@ -16,7 +16,7 @@ from tiny_towers import encode, frame, last_hidden, layers_of, make_tower, noisy
 from torch import nn
 
 import stc_video
-from stc_video import CacheConfig, UnsupportedModelError
+from stc_video import AttachError, CacheConfig, UnsupportedModelError
 from stc_video.cacher import weight_watch
 
 POLICIES = ["motion", "stc"]
@@ -236,6 +236,50 @@ def test_the_reason_names_what_changed(change, reason):
     assert got == "the tower changed: " + reason
 
 
+def test_changes_one_right_after_the_other_are_each_noticed():
+    tower = make_tower("siglip")
+    cacher = stc_video.attach_cacher(tower)
+    encode(tower, noisy_walk(2))
+    for change in (add_to_data, add_to_data, adapt, add_to_data, add_to_a_bias):
+        change(tower)
+        got = last_hidden(tower, frame(3))
+        assert cacher.last_frames[0].reason.startswith("the tower changed")
+        torch.testing.assert_close(got, stock(cacher, tower, frame(3)), **CLOSE)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_forwards_that_others_put_on_linear_layers_count_and_stay(policy):
+    tower, pictures = make_tower("siglip"), noisy_walk(3)
+    replace_forward(tower)
+    expected = encode(tower, pictures[:1])
+    cacher = stc_video.attach_cacher(tower, policy)
+    torch.testing.assert_close(encode(tower, pictures[:1]), expected, **CLOSE)
+    linear = attention_of(tower).q_proj
+    before = linear.forward
+    linear.forward = theirs = lambda x: before(x) + 1.0
+    assert_next_frame_is_fresh(cacher, tower, pictures[1], "a module's forward was replaced")
+    replace_mlp(tower)  # all is installed anew
+    assert_next_frame_is_fresh(cacher, tower, pictures[2])
+    expected = stock(cacher, tower, pictures[0])
+    cacher.detach()
+    assert linear.forward is theirs
+    assert torch.equal(last_hidden(tower, pictures[0]), expected)
+
+
+def test_a_layer_that_others_patched_since_is_said_before_anything_changes():
+    tower = make_tower("siglip")
+    cacher = stc_video.attach_cacher(tower)
+    encode(tower, noisy_walk(2))
+    layer = layers_of(tower)[1]
+    ours = layer.forward
+    layer.forward = lambda *args, **kwargs: ours(*args, **kwargs)
+    adapt(tower)
+    with pytest.raises(AttachError, match=r"patched layer 1.*force=True"):
+        last_hidden(tower, frame(0))
+    layer.forward = ours
+    assert_next_frame_is_fresh(cacher, tower, frame(0))
+
+
 def test_an_unchanged_tower_is_left_alone_for_many_rounds(monkeypatch):
     monkeypatch.setattr(weight_watch, "ROUND", 32)
     tower = make_tower("siglip")
@@ -305,6 +349,22 @@ def test_memory_of_any_strides_is_watched():
         with torch.inference_mode():
             weight.data += 0.1
         assert_next_frame_is_fresh(cacher, tower, frame(0))
+
+
+def test_weights_that_accelerate_keeps_elsewhere_are_the_same_in_every_call():
+    hooks = pytest.importorskip("accelerate.hooks", reason="accelerate is not installed")
+    tower = make_tower("siglip")
+    expected = last_hidden(tower, frame(0))
+    blocks = layers_of(tower)
+    weights = {name: value.clone() for name, value in blocks.state_dict().items()}
+    hooks.attach_align_device_hook(
+        blocks, execution_device="cpu", offload=True, weights_map=weights
+    )
+    assert blocks[0].mlp.fc1.weight.is_meta
+    cacher = stc_video.attach_cacher(tower)
+    for got in encode(tower, [frame(0)] * 5):
+        torch.testing.assert_close(got, expected, **CLOSE)
+    assert (cacher.stats().dense, cacher.stats().resets) == (1, 0)
 
 
 def test_a_call_that_enters_below_the_root_looks_too():

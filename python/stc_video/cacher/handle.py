@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Attaching a cacher to a tower, and the handle that controls it."""
+"""The handle of a cacher that is attached to a tower."""
 
 from __future__ import annotations
 
@@ -27,65 +27,7 @@ from stc_video.cacher.stream_state import Layout, Stream
 from stc_video.cacher.weight_watch import Change, WeightWatch
 from stc_video.config import DEFAULT_STREAM, CacheConfig
 from stc_video.towers.block import Tower
-from stc_video.towers.packed_vision import PackedTower
-from stc_video.towers.pre_norm import PreNormTower, key_mask
-
-
-def attach_cacher(
-    tower: nn.Module, policy: str | CacheConfig = "motion", **settings: Any
-) -> Cacher:
-    """Make a vision tower reuse what it computed for earlier frames.
-
-    ``tower(pixel_values)`` works as before. The rows of a batch are consecutive frames of one
-    stream, or, inside :meth:`Cacher.streams`, the next frames of several streams.
-
-    Parameters
-    ----------
-    tower
-        A SigLIP, SigLIP2, CLIP or DINOv2 vision model of transformers, LLaVA-NeXT's SigLIP, or the
-        tower of a Qwen2-VL, Qwen2.5-VL or Qwen3-VL (see :class:`PackedCacher`), in eval mode. Its
-        instances are patched; its class and its ``state_dict`` are not touched.
-    policy
-        ``"motion"``, ``"stc"``, or a :class:`CacheConfig`.
-    **settings
-        Settings of the policy given by name, as in :class:`CacheConfig`: ``quality=0.99``.
-
-    Returns
-    -------
-    Cacher
-        The handle: ``stats()``, ``reset()``, ``streams()``, ``paused()``, ``refresh()``,
-        ``detach()``.
-
-    Raises
-    ------
-    UnsupportedModelError
-        If the tower is none of the supported ones; it is left untouched.
-    AttachError
-        If it has a cacher already.
-    ValueError
-        If a setting is out of range, or there is none of that name.
-
-    Examples
-    --------
-    >>> from transformers import SiglipVisionConfig, SiglipVisionModel
-    >>> import torch, stc_video
-    >>> config = SiglipVisionConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-    ...     num_attention_heads=4, image_size=56, patch_size=14)
-    >>> tower = SiglipVisionModel(config).eval()
-    >>> cacher = stc_video.attach_cacher(tower)
-    >>> frame = torch.rand(1, 3, 56, 56)
-    >>> _ = tower(frame), tower(frame)
-    >>> cacher.stats().dense, cacher.stats().unchanged
-    (1, 1)
-    >>> cacher.detach()
-    """
-    config = CacheConfig.of(policy, **settings)
-    packed = PackedTower.find(tower)
-    if packed is not None:
-        from stc_video.cacher.packed_frames import PackedCacher  # which is a Cacher itself
-
-        return PackedCacher(packed, config)
-    return Cacher(PreNormTower.of(tower), config)
+from stc_video.towers.pre_norm import key_mask
 
 
 class Cacher:
@@ -127,8 +69,8 @@ class Cacher:
 
     def __reduce__(self) -> tuple[Any, ...]:
         raise TypeError(
-            "a Cacher cannot be copied or pickled, because it belongs to one tower; a copy of the "
-            "tower has none, attach_cacher(copy) gives it one"
+            "a Cacher cannot be copied or pickled, because it belongs to one tower; attach_cacher "
+            "gives a copy of that its own"
         )
 
     # -- attaching ---------------------------------------------------------------------------
@@ -146,7 +88,8 @@ class Cacher:
         self._watch = WeightWatch(tower)
 
     def _install(self) -> None:
-        forwards = [self._first_forward, *[self._later_forward(i) for i in self._later_layers()]]
+        later = range(1, len(self._tower.blocks))
+        forwards = [self._first_forward, *map(self._later_forward, later)]
         self._patches = InstancePatch.install_all(
             (block.layer for block in self._tower.blocks),
             map(as_function, forwards),
@@ -167,9 +110,6 @@ class Cacher:
         self._patches.clear()
         self._watcher.remove()
         self._packed.remove()
-
-    def _later_layers(self) -> range:
-        return range(1, len(self._tower.blocks))
 
     def detach(self, *, force: bool = False) -> None:
         """Take the cacher off; the tower is then exactly as before. ``stats()`` keeps its totals.
@@ -199,14 +139,9 @@ class Cacher:
     def refresh(self) -> None:
         """Drop everything that was derived from the tower's weights, and look at it again.
 
-        For changes that the cacher does not notice by itself, see ``docs/cacher.md``: what
-        streams kept, second copies of weights, recorded passes. The next frame of each stream is
-        dense. A second call does no harm; totals are kept.
-
-        Raises
-        ------
-        UnsupportedModelError
-            If the tower's blocks are no longer supported ones; it is left without a cacher.
+        For the changes that are not noticed by themselves (``docs/cacher.md``). The next frame of
+        each stream is dense; totals are kept. If the tower is no longer a supported one, it is left
+        without a cacher, and UnsupportedModelError raised.
         """
         if self._watch is not None:
             self._start_over(Change("refresh() was called", is_structural=True))
@@ -215,14 +150,16 @@ class Cacher:
         """Start over if the tower is not what it was when the streams' states were computed."""
         if self._watch is not None and (change := self._watch.look()) is not None:
             self._start_over(change)
+            self._watch.look()  # the next change counts from here on
 
     def _start_over(self, change: Change) -> None:
+        if change.is_structural:
+            check_in_place(self._patches, self._tower.root, owner="cacher", undo="detach")
         for stream in self._streams.values():
             stream.restart(f"the tower changed: {change.what}")
         if change.is_structural:
-            timings = self._policy.timings
+            timings, self._watch = self._policy.timings, None
             self._remove()
-            self._watch = None
             self._take(self._tower.rescan())
             self._policy.timings = timings
             return

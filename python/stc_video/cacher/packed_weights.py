@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear as product
 
-from stc_video.cacher.patching import InstancePatch
+from stc_video.cacher.patching import InstancePatch, has_own_forward
 from stc_video.towers.block import Block, Tower, is_plain_linear
 from stc_video.towers.pre_norm import PreNormBlock, PreNormTower
 
@@ -108,7 +108,7 @@ class PackedWeights:
             return
         for block in blocks:
             for module in block.layer.modules():
-                if type(module) is nn.Linear:
+                if type(module) is nn.Linear and has_own_forward(module):
                     self._install_on(module)
             if isinstance(block, PreNormBlock):
                 self._fuse_on(block)
@@ -150,8 +150,7 @@ class PackedWeights:
     def _is_plain(self, linear: nn.Linear) -> bool:
         """Whether calling a layer would do nothing but multiply: no hook, no other's forward."""
         patch = self._patches.get(linear)
-        is_ours = patch is not None and patch.in_place and patch.before is None
-        return is_ours and is_plain_linear(linear)
+        return patch is not None and patch.in_place and is_plain_linear(linear)
 
     def mark_stale(self) -> None:
         """Note that the weights changed; each copy is made again when it is next needed."""
@@ -174,7 +173,10 @@ class PackedWeights:
     def remove(self) -> None:
         """Take the patches off and free the copies."""
         for patch in self._patches.values():
-            patch.remove()
+            if (
+                patch.in_place
+            ):  # else somebody's forward is over ours, which then calls the stock one
+                patch.remove()
         for copy in self._copies:
             copy.weight = copy.bias = None
         self._patches.clear()

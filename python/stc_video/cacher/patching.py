@@ -40,6 +40,9 @@ class PatchedMethod:
         What the instance had in its place; None for its class's own method.
     """
 
+    # A slot is not copied by functools.update_wrapper when somebody wraps us.
+    __slots__ = ("__dict__", PATCH_MARK)
+
     def __init__(
         self, function: Callable[..., Any], instance: nn.Module, name: str, before: Any = None
     ) -> None:
@@ -208,6 +211,12 @@ def run_stock(patch: InstancePatch, layer: nn.Module, *args: Any, **kwargs: Any)
     if layer is patch.module:
         return patch.stock(*args, **kwargs)
     return type(layer).forward(layer, *args, **kwargs)
+
+
+def has_own_forward(module: nn.Module) -> bool:
+    """Whether nobody put a forward of another kind on a module instance."""
+    before = module.__dict__.get(_slot(module))
+    return before is None or getattr(before, "__func__", None) is type(module).forward
 
 
 def owner_of(module: nn.Module) -> Any:
