@@ -236,6 +236,24 @@ def test_the_reason_names_what_changed(change, reason):
     assert got == "the tower changed: " + reason
 
 
+@pytest.mark.parametrize("batching", ["ragged", "bucketed"])
+@pytest.mark.parametrize("policy", POLICIES)
+def test_another_dtype_counts_at_once_in_a_small_tower(policy, batching, monkeypatch):
+    monkeypatch.setattr(weight_watch, "LARGE_BYTES", 1 << 30)
+    tower = make_tower("siglip")
+    cacher = stc_video.attach_cacher(tower, policy, batching=batching, interval=9)
+    encode(tower, noisy_walk(2))
+    for dtype in (torch.bfloat16, torch.float32, torch.float16):
+        tower.to(dtype)
+        got = last_hidden(tower, frame(3).to(dtype))
+        expected = stock(cacher, tower, frame(3).to(dtype))
+        torch.testing.assert_close(got, expected, atol=0.06, rtol=0.06)
+        assert cacher.last_frames[0].kind == "dense"
+        for number in range(weight_watch.INTERVAL + 1):
+            last_hidden(tower, frame(number).to(dtype))
+            assert "the tower changed" not in cacher.last_frames[0].reason
+
+
 def test_changes_one_right_after_the_other_are_each_noticed():
     tower = make_tower("siglip")
     cacher = stc_video.attach_cacher(tower)
@@ -264,6 +282,35 @@ def test_forwards_that_others_put_on_linear_layers_count_and_stay(policy):
     cacher.detach()
     assert linear.forward is theirs
     assert torch.equal(last_hidden(tower, pictures[0]), expected)
+
+
+def test_a_tower_that_merges_tokens_follows_adapters_and_refuses_other_blocks():
+    tower = make_tower("siglip")
+    adapted = make_tower("siglip")
+    adapt(adapted, ("q_proj", "k_proj"))
+    stc_video.attach_tome(adapted, r=2)
+    tome = stc_video.attach_tome(tower, r=2)
+    adapt(tower, ("q_proj", "k_proj"))
+    with torch.no_grad():
+        expected = adapted(frame(0)).last_hidden_state
+        torch.testing.assert_close(tower(frame(0)).last_hidden_state, expected, atol=0, rtol=0)
+        replace_middle_block(tower)
+        with pytest.raises(RuntimeError, match="blocks were replaced or taken out since"):
+            tower(frame(0))
+    tome.restore()
+
+
+def test_attention_of_an_adapter_is_captured():
+    tower = make_tower("siglip")
+    with stc_video.capture_attention(tower) as capture, torch.no_grad():
+        adapt(tower, ("q_proj", "k_proj"))
+        tower(frame(0))
+        got = capture.take()
+    with stc_video.capture_attention(tower) as capture, torch.no_grad():
+        tower(frame(0))
+        expected = capture.take()
+    assert torch.equal(got.query, expected.query)
+    assert torch.equal(got.key, expected.key)
 
 
 def test_a_layer_that_others_patched_since_is_said_before_anything_changes():

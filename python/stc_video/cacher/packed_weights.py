@@ -33,7 +33,8 @@ _TYPICAL_ROWS = 192
 class WeightCopy:
     """The weights of one or several layers of the same input, as one matrix.
 
-    It is made when it is first needed, and again when somebody said that it is out of date.
+    It is made when it is first needed, and again when somebody said that it is out of date, or for
+    another dtype or device.
     """
 
     linears: tuple[nn.Linear, ...]
@@ -41,10 +42,11 @@ class WeightCopy:
     bias: Tensor | None = None
     nbytes: int = 0
     is_stale: bool = True
+    made_for: tuple[torch.dtype, torch.device] | None = None
 
     def multiply(self, x: Tensor) -> Tensor:
         """Return what the layers return for ``x``, side by side."""
-        if self.is_stale:
+        if self.is_stale or self.made_for != (x.dtype, x.device):
             self.refresh()
         assert self.weight is not None
         if not _packs(x.device):
@@ -59,6 +61,7 @@ class WeightCopy:
         """Make the copy."""
         with torch.inference_mode(False), torch.no_grad():
             weight = torch.cat([linear.weight.detach() for linear in self.linears])
+            self.made_for = weight.dtype, weight.device
             bias = _joined_bias(self.linears)
             if _packs(weight.device):
                 dtype = _multiplied_in(weight.dtype)

@@ -116,7 +116,7 @@ class WeightWatch:
             self._contents = Contents.of(self._plain, ROUND // self.interval)
         self._calls += 1
         is_due = self._calls % self.interval == 0
-        if (is_due or self._is_cuda) and self._tensors_moved():
+        if self._tensors_moved(all_of_them=is_due or self._is_cuda):
             return Change(f"the weights changed ({self._changed_tensor()})")
         if any([contents.differ(is_due) for contents in self._contents]):
             return Change("values of the weights changed")
@@ -154,9 +154,11 @@ class WeightWatch:
             self._note_tensors()
         return list(map(_version, self._versioned)) != self._versions
 
-    def _tensors_moved(self) -> bool:
-        # On a CPU this finds nothing in the processor's caches, and takes a microsecond each.
-        return list(map(Tensor.data_ptr, self._plain)) != self._pointers
+    def _tensors_moved(self, *, all_of_them: bool) -> bool:
+        # On a CPU this finds nothing in the processor's caches, and takes a microsecond each. The
+        # first one tells of ``.to()``, which moves all.
+        looked_at = slice(None if all_of_them else 1)
+        return list(map(Tensor.data_ptr, self._plain[looked_at])) != self._pointers[looked_at]
 
     def _current_forwards(self) -> list[Any]:
         return list(map(dict.get, self._attributes, repeat("forward")))
