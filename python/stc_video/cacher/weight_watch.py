@@ -5,11 +5,12 @@ What a cacher keeps was computed with the weights of that time. Frameworks chang
 that leave no trace in a tensor's version (``weight.data += ...``), so both is compared with what it
 was:
 
-- in every call, which modules, parameters and buffers there are, versions of these, and the plain
-  settings of modules that are neither torch's nor transformers' (an adapter that is switched off);
-- in every call or every ``INTERVAL``-th one, addresses of the tensors, forwards and hooks that
-  somebody put on single modules, a few bytes of every tensor, from another place each time, and a
-  checksum of a slice of all bytes. After ``ROUND`` calls every byte has been part of one.
+- in every call, which modules there are, the versions of their tensors, and the plain settings of
+  modules that are neither torch's nor transformers' (an adapter that is switched off);
+- in every call or every ``INTERVAL``-th one, which tensors there are and where, forwards and hooks
+  that somebody put on single modules, a few bytes of every large tensor and of a quarter of the
+  small ones, from another place each time, and a checksum of a slice of all bytes. After ``ROUND``
+  calls every byte has been part of one.
 
 On a GPU the bytes are compared on the device, and the result is looked at in a later call, so that
 nobody waits for it.
@@ -40,6 +41,8 @@ LARGE_BYTES = 200_000_000
 #: places of a tensor from which a sample is taken, one after the other
 PLACES = 4
 _SAMPLE_BYTES = 32
+#: tensors of fewer bytes, such as biases, are sampled at one of the places only
+_SMALL_BYTES = 1 << 13
 _MIN_SLICE_BYTES = 1 << 12
 
 _version = attrgetter("_version")
@@ -106,7 +109,7 @@ class WeightWatch:
         """Return what changed, or None. It may be called again and again until something did."""
         if self.is_taken_apart():
             return Change(self._replaced_module(), is_structural=True)
-        if self._tensors_differ():
+        if list(map(_version, self._versioned)) != self._versions:
             return Change(f"the weights changed ({self._changed_tensor()})")
         for setting in self._settings:
             if setting.differs():
@@ -116,7 +119,7 @@ class WeightWatch:
             self._contents = Contents.of(self._plain, ROUND // self.interval)
         self._calls += 1
         is_due = self._calls % self.interval == 0
-        if self._tensors_moved(all_of_them=is_due or self._is_cuda):
+        if self._tensors_differ(all_of_them=is_due or self._is_cuda):
             return Change(f"the weights changed ({self._changed_tensor()})")
         if any([contents.differ(is_due) for contents in self._contents]):
             return Change("values of the weights changed")
@@ -146,19 +149,16 @@ class WeightWatch:
         self._pointers = list(map(Tensor.data_ptr, self._plain))
         self._versions = list(map(_version, self._versioned))
 
-    def _tensors_differ(self) -> bool:
+    def _tensors_differ(self, *, all_of_them: bool) -> bool:
+        """Whether there are other tensors, or they lie elsewhere."""
+        if not all_of_them:  # the first one tells of ``.to()``, which moves all
+            return [t.data_ptr() for t in self._plain[:1]] != self._pointers[:1]
         now = _values(self._tensor_dicts)
         if not _same(now, self._tensors):
             if len(now) != len(self._tensors) or not all(map(_is_alike, now, self._tensors)):
                 return True
             self._note_tensors()
-        return list(map(_version, self._versioned)) != self._versions
-
-    def _tensors_moved(self, *, all_of_them: bool) -> bool:
-        # On a CPU this finds nothing in the processor's caches, and takes a microsecond each. The
-        # first one tells of ``.to()``, which moves all.
-        looked_at = slice(None if all_of_them else 1)
-        return list(map(Tensor.data_ptr, self._plain[looked_at])) != self._pointers[looked_at]
+        return list(map(Tensor.data_ptr, self._plain)) != self._pointers
 
     def _current_forwards(self) -> list[Any]:
         return list(map(dict.get, self._attributes, repeat("forward")))
@@ -228,9 +228,16 @@ class Contents:
 
     def __init__(self, memories: Sequence[Tensor], slices: int) -> None:
         self._is_cuda = memories[0].is_cuda
-        self._samples = [[_sample(m, place) for m in memories] for place in range(PLACES)]
+        self._samples = [
+            [
+                _sample(memory, place)
+                for number, memory in enumerate(memories)
+                if len(memory) >= _SMALL_BYTES or number % PLACES == place
+            ]
+            for place in range(PLACES)
+        ]
         self._slices = list(_slices(memories, slices))
-        self._sampled = [torch.cat(samples) for samples in self._samples]
+        self._sampled = [_joined(samples) for samples in self._samples]
         self._sums = [_checksums(views) for views in self._slices]
         self._looks = 0
         # On a GPU, the result of the comparison before, and when it is there.
@@ -260,7 +267,7 @@ class Contents:
         """Sample and checksums of this look, each with what it was."""
         place, part = self._looks % PLACES, self._looks % len(self._slices)
         self._looks += 1
-        sample = torch.cat(self._samples[place])
+        sample = _joined(self._samples[place])
         return sample, self._sampled[place], _checksums(self._slices[part]), self._sums[part]
 
     def _differed_before(self, is_due: bool) -> bool:
@@ -336,6 +343,10 @@ def _sample(memory: Tensor, place: int) -> Tensor:
     start = len(memory) * (2 * place + 1) // (2 * PLACES)
     start = max(0, min(start // 16 * 16, len(memory) - _SAMPLE_BYTES))
     return memory[start : start + _SAMPLE_BYTES]
+
+
+def _joined(samples: Sequence[Tensor]) -> Tensor:
+    return torch.cat(list(samples)) if samples else torch.empty(0)
 
 
 def _slices(memories: Sequence[Tensor], rounds: int) -> Iterator[list[Tensor]]:
