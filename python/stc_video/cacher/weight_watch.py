@@ -147,11 +147,15 @@ class WeightWatch:
         self._plain = [part for t in self._tensors if t is not None for part in _plain_parts(t)]
         self._versioned = [t for t in self._plain if not t.is_inference()]
         self._pointers = list(map(Tensor.data_ptr, self._plain))
+        self._kinds = {(t.dtype, t.device) for t in self._plain}
         self._versions = list(map(_version, self._versioned))
 
     def _tensors_differ(self, *, all_of_them: bool) -> bool:
         """Whether there are other tensors, or they lie elsewhere."""
-        if not all_of_them:  # the first one tells of ``.to()``, which moves all
+        if not all_of_them:  # the first one tells of ``.to()`` and of loading, which change all
+            now = _values(self._tensor_dicts[:1])[:1]
+            if not all(map(_is_alike, now, self._tensors)):
+                return True
             return [t.data_ptr() for t in self._plain[:1]] != self._pointers[:1]
         now = _values(self._tensor_dicts)
         if not _same(now, self._tensors):
@@ -193,7 +197,10 @@ class WeightWatch:
             dated = zip(self._versioned, self._versions, strict=True)
             changed = next((t for t, version in dated if t._version != version), None)
         named = chain(self.tower.root.named_parameters(), self.tower.root.named_buffers())
-        return next((name for name, tensor in named if tensor is changed), "a tensor")
+        name = next((name for name, tensor in named if tensor is changed), "a tensor")
+        if changed is None or (changed.dtype, changed.device) in self._kinds:
+            return name
+        return f"{name} is now {str(changed.dtype).removeprefix('torch.')} on {changed.device}"
 
 
 @dataclass(frozen=True)
