@@ -33,7 +33,7 @@ def test_there_are_examples():
     "name",
     [
         "stc_kernels.ops.select_changed",
-        "stc_video.cacher.handle",
+        "stc_video.cacher.attach",
         "stc_video.pruners",
         "stc_video.pruners.attention_capture",
         "stc_video.pruners.tower_merging",

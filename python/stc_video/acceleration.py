@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import inspect
-import types
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from stc_video.cache_argument import one_named, stock_named
 from stc_video.cacher import Cacher, FrameRecord, attach_cacher
+from stc_video.cacher.patching import PatchedMethod
 from stc_video.config import CacheConfig
 from stc_video.errors import AttachError
 from stc_video.models.adapter import ModelAdapter, adapter_for
@@ -190,6 +190,9 @@ class Acceleration:
         pruner = type(self.pruner).__name__
         return f"<Acceleration of {type(self.model).__name__}, cache {cache}, {pruner}>"
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(None), ()  # a copy of the model is a stock model, whose ``stc`` is None
+
     def __enter__(self) -> Acceleration:
         return self
 
@@ -302,7 +305,7 @@ class Acceleration:
         return lambda **arguments: stock(**stock_named(self.model, arguments))
 
 
-def _bound(model: PreTrainedModel, name: str, ours: Callable[..., Any]) -> types.MethodType:
+def _bound(model: PreTrainedModel, name: str, ours: Callable[..., Any]) -> PatchedMethod:
     """Make a method with the signature of the stock one, which passes all arguments by name."""
     stock = getattr(type(model), name)
     signature = inspect.signature(stock)
@@ -317,4 +320,4 @@ def _bound(model: PreTrainedModel, name: str, ours: Callable[..., Any]) -> types
 
     method.__name__, method.__doc__ = stock.__name__, stock.__doc__
     method.__signature__ = signature  # type: ignore[attr-defined]
-    return types.MethodType(method, model)
+    return PatchedMethod(method, model, name, model.__dict__.get(name))

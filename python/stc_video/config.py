@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from stc_video.calibration import Aim, Calibration, default_calibration
 
@@ -168,9 +169,22 @@ class CacheConfig:
         return calibration.aim(self.quality)
 
     @classmethod
-    def of(cls, policy: str | CacheConfig) -> CacheConfig:
-        """Return the settings for a policy given by name or as settings."""
-        return policy if isinstance(policy, CacheConfig) else cls(policy=policy)
+    def of(cls, policy: str | CacheConfig, **settings: Any) -> CacheConfig:
+        """Return the settings for a policy given by name, with others of them, or as settings."""
+        if isinstance(policy, CacheConfig):
+            if settings:
+                raise ValueError(
+                    "CacheConfig: settings go with the name of a policy, "
+                    f"got a CacheConfig and {', '.join(settings)}"
+                )
+            return policy
+        known = [item.name for item in fields(cls) if item.name != "policy"]
+        if unknown := [name for name in settings if name not in known]:
+            raise ValueError(
+                f"CacheConfig: there is no setting {', '.join(unknown)}; "
+                f"settings are {', '.join(known)}"
+            )
+        return cls(policy=policy, **settings)
 
 
 def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
