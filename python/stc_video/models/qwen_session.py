@@ -53,8 +53,9 @@ class QwenSessionSide(SessionSide):
         self, pictures: Any, timestamps: Sequence[float] | float | None
     ) -> tuple[Tensor | None, list[float | None]]:
         """Frames (F, h, w, P) of as many pairs as there are; a last picture waits for the next."""
-        if isinstance(pictures, Tensor) and pictures.is_floating_point():
-            return self._prepared(pictures, timestamps)
+        if isinstance(pictures, Tensor) and pictures.is_floating_point() and pictures.dim() == 4:
+            if len(pictures) and pictures.shape[-1] == self._patches.values:
+                return pictures, to_times(timestamps, len(pictures))
         new = pictures_of(pictures)
         if not new:
             raise ValueError("push: frames must be one or more frames, got none")
@@ -85,16 +86,6 @@ class QwenSessionSide(SessionSide):
             return None, []
         frames = self._patches([picture for picture, _ in waiting])
         return frames, [time for _, time in waiting[:: self._patches.pictures]]
-
-    def _prepared(
-        self, frames: Tensor, timestamps: Sequence[float] | float | None
-    ) -> tuple[Tensor, list[float | None]]:
-        if frames.dim() != 4 or not len(frames):
-            raise ValueError(
-                "push: float frames are prepared temporal patches and must be (F, h, w, P), got "
-                f"shape {tuple(frames.shape)}"
-            )
-        return frames, to_times(timestamps, len(frames))
 
     def place(self, kept: Tensor, grid: tuple[int, int]) -> tuple[Tensor, int, VideoPlace]:
         """(time, height, width) of the kept tokens, (3, n)."""
