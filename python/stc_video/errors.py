@@ -12,3 +12,7 @@ class AttachError(RuntimeError):
 
 class MemoryFullError(RuntimeError):
     """A memory has reached its limit and may not forget anything; nothing was changed."""
+
+
+class StreamWarning(UserWarning):
+    """A stream was taken as it came, but something about it is odd."""

@@ -13,12 +13,14 @@ from pathlib import Path
 
 from rich.table import Table
 
+from stc_video.addresses import without_password
+
 __all__ = ["collected_warnings", "command_line", "prepare_folder", "text_table"]
 
 
 def command_line() -> str:
-    """Return the command as it was typed, for the report."""
-    return shlex.join(["stc", *sys.argv[1:]])
+    """Return the command as it was typed, for the report, without passwords in addresses."""
+    return without_password(shlex.join(["stc", *sys.argv[1:]]))
 
 
 def prepare_folder(out: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 import numbers
+import warnings
 from collections.abc import Iterable, Sequence
 from datetime import timedelta
 from decimal import Decimal
@@ -15,9 +16,19 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from stc_video.errors import StreamWarning
 from stc_video.models.preprocess import Preprocessor
 
-__all__ = ["FrameLike", "TimeLike", "pictures_of", "rgb_picture", "to_pixels", "to_times"]
+__all__ = [
+    "FrameLike",
+    "TimeLike",
+    "is_prepared",
+    "pictures_of",
+    "rgb_picture",
+    "to_pixels",
+    "to_times",
+    "warn_if_unprepared",
+]
 
 #: a PIL image, a PyAV frame, a NumPy array, a tensor, or a sequence of these
 FrameLike: TypeAlias = Any
@@ -76,6 +87,23 @@ def is_prepared(frames: FrameLike, shape: tuple[int, ...]) -> bool:
     if not isinstance(frames, Tensor) or not frames.is_floating_point() or not len(frames):
         return False
     return frames.dim() - len(shape) in (0, 1) and tuple(frames.shape[-len(shape) :]) == shape
+
+
+def warn_if_unprepared(frames: FrameLike, size: int) -> None:
+    """Warn if a float tensor that passes for prepared pixels looks like a picture between 0 and 1.
+
+    Only what was normalised has values below 0, unless it is bright all over.
+    """
+    if not is_prepared(frames, (3, size, size)):
+        return
+    low, high = (float(bound) for bound in frames.detach().aminmax())
+    if low >= 0.0 and high <= 1.0:
+        warnings.warn(
+            f"push: a float tensor of the tower's size, {size} x {size}, is taken as normalised "
+            "pixels, but all its values are between 0 and 1; give a picture as uint8 or an array",
+            StreamWarning,
+            stacklevel=2,
+        )
 
 
 def to_times(timestamps: TimeLike, frames: int) -> list[float | None]:
@@ -216,7 +244,8 @@ def _of_decoded(frame: Any) -> _Picture:
 
     if not isinstance(frame, VideoFrame):
         raise TypeError(f"push: a PyAV frame must be of video, got {type(frame).__name__}")
-    return rgb_of(frame)
+    picture: _Picture = rgb_of(frame)
+    return picture
 
 
 def _numpy(frames: Tensor) -> npt.NDArray[Any]:
@@ -253,7 +282,7 @@ def _of_array(array: npt.NDArray[Any], *, channels_first: bool) -> list[_Picture
 def _to_bytes(values: npt.NDArray[Any]) -> _Picture:
     """Scale values to eight bits."""
     if values.dtype == np.uint8:
-        return values
+        return values.astype(np.uint8, copy=False)
     if values.dtype.kind == "u":
         return (values >> 8).astype(np.uint8)
     if values.dtype.kind == "b":

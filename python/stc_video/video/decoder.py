@@ -257,9 +257,7 @@ def _video_stream(container: InputContainer, shown: str) -> VideoStream:
     # PyAV before 14 does not tell.
     streams = [s for s in found if not int(getattr(s, "disposition", 0)) & _ATTACHED_PICTURE]
     if not streams:
-        raise VideoError(
-            f"{shown} has no video stream{', only a cover picture' if found else ''}"
-        )
+        raise VideoError(f"{shown} has no video stream{', only a cover picture' if found else ''}")
     # A file that FFmpeg recognises by its name or a few bytes only, with nothing to decode.
     if streams[0].codec_context is None:
         raise VideoError(f"{shown} has a video stream that FFmpeg has no decoder for")

@@ -58,6 +58,11 @@ class LiveVideo:
         return self._video is not None and self._video.is_live
 
     @property
+    def stopped(self) -> bool:
+        """Whether it was told to stop."""
+        return self._stop.is_set()
+
+    @property
     def skipped(self) -> int:
         """How many frames came too late."""
         return self.stats().skipped

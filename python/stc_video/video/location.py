@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from stc_video.addresses import without_password
 from stc_video.video.errors import VideoError
 
-__all__ = ["Location", "is_camera", "locate", "without_password"]
+__all__ = ["Location", "is_camera", "locate"]
 
 # Two letters or more: C:\clips is a folder.
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
@@ -80,11 +81,6 @@ def locate(source: str | os.PathLike[str]) -> Location:
 def is_camera(source: str | os.PathLike[str]) -> bool:
     """Tell whether a source is a camera of this machine."""
     return _CAMERA.fullmatch(os.fspath(source)) is not None
-
-
-def without_password(text: str) -> str:
-    """Leave the user's name and password out of every address in a text."""
-    return re.sub(r"(?<=://)[^/\s'\"]*@", "", text)
 
 
 def _address(url: str, scheme: str) -> Location:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,9 +16,7 @@ __all__ = ["rgb_of"]
 _MISREAD = ("rgb565be", "bgr565be", "rgb555be", "bgr555be")
 
 
-def rgb_of(
-    frame: DecodedFrame, pixel_aspect: Fraction | None = None
-) -> npt.NDArray[np.uint8]:
+def rgb_of(frame: DecodedFrame, pixel_aspect: Fraction | None = None) -> npt.NDArray[np.uint8]:
     """Return the picture of a frame.
 
     Parameters
@@ -38,7 +37,7 @@ def rgb_of(
         If FFmpeg cannot turn the format into RGB.
     """
     name = frame.format.name
-    size: dict[str, int] = {}
+    size: dict[str, Any] = {}
     if pixel_aspect and pixel_aspect != 1 and Fraction(1, 8) <= pixel_aspect <= 8:
         size["width"] = max(1, round(frame.width * pixel_aspect))
     try:
@@ -52,7 +51,7 @@ def rgb_of(
 
 
 def _upright(image: npt.NDArray[np.uint8], frame: DecodedFrame) -> npt.NDArray[np.uint8]:
-    matrix = frame.side_data.get("DISPLAYMATRIX")
+    matrix: Any = frame.side_data.get("DISPLAYMATRIX")
     if matrix is None:
         return image
     # FFmpeg's order: x' = a x + c y and y' = b x + d y, of which a quarter turn has b and c only.

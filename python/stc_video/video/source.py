@@ -93,6 +93,8 @@ class VideoSource:
         Number of frames that will be yielded, if it can be told; for a progress bar.
     stopped : callable
         Is asked between frames and while waiting for one; true ends the iteration.
+    clock : callable
+        Seconds by which live frames arrive; `time.monotonic`.
     """
 
     def __init__(
@@ -110,6 +112,7 @@ class VideoSource:
         self.path: Path | None = where.path
         self.shown, self.name = where.shown, where.name
         self.stopped: Callable[[], bool] = lambda: False
+        self.clock: Callable[[], float] = time.monotonic
         self._fps = fps
         self._start = start
         self._stop = math.inf if duration is None else start + duration
@@ -245,7 +248,7 @@ class VideoSource:
         try:
             for frame in decoder.frames(lambda: self._closed):
                 stamp = frame.time if decoder.has_times else None
-                seconds, clock = self._timeline.of_live(stamp, time.monotonic())
+                seconds, clock = self._timeline.of_live(stamp, self.clock())
                 yield _Decoded(decoder.decoded, seconds, clock, frame)
         finally:
             decoder.close()
@@ -286,9 +289,9 @@ def open_video(
         ``rtsp://...`` or ``http://...``.
     fps : float, optional
         Frames per second to sample. Of a recording, the first frame at or after each multiple of
-        1 / fps (early by a tenth of the source's frame interval, at most 20 ms, still counts); of a live source,
-        the newest frame at these times of the clock. A source with fewer frames yields each of
-        them once. Every frame by default.
+        1 / fps (early by a tenth of the source's frame interval, at most 20 ms, still counts); of a
+        live source, the newest frame at these times of the clock. A source with fewer frames yields
+        each of them once. Every frame by default.
     start : float
         Seconds to leave out at the beginning.
     duration : float, optional
