@@ -83,7 +83,7 @@ def to_pixels(frames: FrameLike, preprocessor: Preprocessor, size: int) -> Tenso
 
 
 def is_prepared(frames: FrameLike, shape: tuple[int, ...]) -> bool:
-    """Tell whether frames are a float tensor of the tower's input: (F, \\*shape) or ``shape``."""
+    """Tell whether frames are a float tensor of the tower's input: (F, ...) or one."""
     if not isinstance(frames, Tensor) or not frames.is_floating_point() or not len(frames):
         return False
     return frames.dim() - len(shape) in (0, 1) and tuple(frames.shape[-len(shape) :]) == shape
@@ -282,7 +282,7 @@ def _of_array(array: npt.NDArray[Any], *, channels_first: bool) -> list[_Picture
 def _to_bytes(values: npt.NDArray[Any]) -> _Picture:
     """Scale values to eight bits."""
     if values.dtype == np.uint8:
-        return values.astype(np.uint8, copy=False)
+        return np.asarray(values, np.uint8)
     if values.dtype.kind == "u":
         return (values >> 8).astype(np.uint8)
     if values.dtype.kind == "b":

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -206,9 +207,11 @@ class Decoder:
                 self.decoded,
             )
         if self.is_live:
+            # FFmpeg's word for a server that hangs up.
+            ended = isinstance(error, OSError) and error.errno == errno.EIO
+            why = "the connection ended" if ended else f"it broke off ({_reason(error)})"
             return VideoError(
-                f"{self._where.shown} broke off after {self.decoded} frames ({_reason(error)})",
-                self.decoded,
+                f"{self._where.shown}: {why} after {self.decoded} frames", self.decoded
             )
         return self.damage(f"cannot be decoded ({_reason(error)})")
 

@@ -39,7 +39,8 @@ class SourceStats:
     drifts
         1 if a live source's clock turned out too slow or too fast.
     times
-        ``"source"``, or ``"arrival"`` from when a live source's timestamps were given up.
+        ``"source"``, or ``"arrival"`` of a live source without timestamps, or from when they were
+        given up.
     """
 
     decoded: int = 0
@@ -61,7 +62,7 @@ class SourceStats:
         notes = [f"{what} {_times(count)}" for what, count in said.items() if count]
         if self.drifts:
             notes.append("its clock is too slow or too fast")
-        if self.times == "arrival":
+        if self.times == "arrival" and self.resets + self.jumps + self.drifts:
             notes.append("frames have the times of their arrival")
         if self.damaged:
             notes.append(f"{self.damaged} damaged frames were left out")
@@ -153,7 +154,7 @@ class Timeline:
         step = stamp - (stamp if self._stamp is None else self._stamp)
         if step < 0:
             self.resets += 1
-        elif arrival < self._settled:
+        elif arrival < self._settled and step - wait <= _LATE:
             return
         elif abs(step - wait) > _EARLY:
             self.jumps += 1
