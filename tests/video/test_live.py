@@ -111,8 +111,7 @@ def test_a_camera_that_falls_silent() -> None:
     with serving(MJPEG, jpegs(LEVELS[:5]), done) as address:
         video, seen = opened(address, timeout=0.5), []
         with video, pytest.raises(VideoError, match=r"live has sent nothing for 0.5 s, after \d"):
-            for frame in video:
-                seen.append(frame)
+            seen.extend(video)
     assert seen
 
 
@@ -120,8 +119,7 @@ def test_a_connection_that_ends() -> None:
     with serving(TS, ts_pieces(LEVELS[:20], [0.1 * i for i in range(20)]), cut=True) as address:
         video, seen = opened(address), []
         with video, pytest.raises(VideoError, match="live: the connection ended after 20 frames"):
-            for frame in video.frames():
-                seen.append(frame)
+            seen.extend(video.frames())
     assert levels(seen)[-1] >= LEVELS[19] - 1
 
 

@@ -279,12 +279,13 @@ def _of_array(array: npt.NDArray[Any], *, channels_first: bool) -> list[_Picture
     return list(np.ascontiguousarray(bytes_))
 
 
-def _to_bytes(values: npt.NDArray[Any]) -> _Picture:
+def _to_bytes(values: Any) -> Any:
     """Scale values to eight bits."""
     if values.dtype == np.uint8:
-        return np.asarray(values, np.uint8)
+        return values
     if values.dtype.kind == "u":
-        return (values >> 8).astype(np.uint8)
+        values = values >> 8
+        return values.astype(np.uint8)
     if values.dtype.kind == "b":
         return values.astype(np.uint8) * np.uint8(255)
     low, high = float(values.min()), float(values.max())

@@ -79,7 +79,7 @@ class QwenSessionSide(SessionSide):
             return False
         if pictures.dim() != 4 or not len(pictures):
             return False
-        return int(pictures.shape[3]) == self._patches.values
+        return bool(pictures.shape[3] == self._patches.values)
 
     def complete(self) -> tuple[Tensor, list[float | None]] | None:
         """A frame of the last picture twice, as the released processors do it."""
