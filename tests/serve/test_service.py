@@ -3,14 +3,17 @@
 
 from __future__ import annotations
 
+import io
 import json
 import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from pictures import bomb, events, jpeg, push, question
+from PIL import Image
 from starlette.websockets import WebSocketDisconnect
 
 from stc_video import StreamingSession
@@ -160,6 +163,32 @@ def test_malformed_frames_are_counted_and_change_nothing(service) -> None:
     assert told[6]["event"] == told[7]["event"] == "error"
     assert (last["event"], last["seen"], last["received"]) == ("seen", 2, 8)
     assert last["rejected"] == {"malformed": 5, "too_large": 1}
+
+
+def test_sixteen_bits_and_a_turned_picture() -> None:
+    ramp = np.repeat(np.linspace(0, 65535, 64).astype(np.uint16)[None], 48, 0)
+    file = io.BytesIO()
+    Image.fromarray(ramp).save(file, "PNG")
+    seen = decode_picture(file.getvalue(), 10_000)
+    assert np.array_equal(seen, np.repeat((ramp >> 8).astype(np.uint8)[..., None], 3, 2))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for mode in ("RGB", "L", "CMYK"):
+        file = io.BytesIO()
+        Image.new(mode, (8, 4)).save(file, "JPEG", exif=exif)
+        assert decode_picture(file.getvalue(), 10_000).shape == (8, 4, 3)
+
+
+def test_timestamps_that_go_back_are_taken_and_said(service) -> None:
+    with service() as (client, hub), client.websocket_connect(FRAMES) as socket:
+        for timestamp in (5.0, 3.0, 4.0):
+            push(socket, jpeg(), timestamp)
+        told = [socket.receive_json() for _ in range(4)]
+        assert hub.get("door").session.stats().times_back == 1
+    [warning] = [message for message in told if message["event"] == "warning"]
+    assert warning["message"].startswith("timestamps went back from 5.000 s to 3.000 s")
+    seen = [message["time"] for message in told if message["event"] == "seen"]
+    assert seen == [5.0, 3.0, 4.0]
 
 
 def test_a_slow_model_drops_the_oldest_and_every_frame_is_counted(service) -> None:

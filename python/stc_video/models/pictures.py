@@ -279,19 +279,19 @@ def _of_array(array: npt.NDArray[Any], *, channels_first: bool) -> list[_Picture
     return list(np.ascontiguousarray(bytes_))
 
 
-def _to_bytes(values: Any) -> Any:
+def _to_bytes(values: npt.NDArray[Any]) -> _Picture:
     """Scale values to eight bits."""
-    if values.dtype == np.uint8:
-        return values
-    if values.dtype.kind == "u":
-        values = values >> 8
-        return values.astype(np.uint8)
+    scaled: _Picture = values
     if values.dtype.kind == "b":
-        return values.astype(np.uint8) * np.uint8(255)
-    low, high = float(values.min()), float(values.max())
-    if not (low >= 0.0 and high <= 1.0):  # also for NaN
-        raise ValueError(
-            f"push: floats of a frame must be between 0 and 1, got {low:g} to {high:g}; divide by "
-            "255 or give uint8; prepared pixels must have the tower's size"
-        )
-    return (values * 255.0 + 0.5).astype(np.uint8)
+        scaled = values.astype(np.uint8) * np.uint8(255)
+    elif values.dtype.kind == "u" and values.dtype != np.uint8:
+        scaled = (values >> 8).astype(np.uint8)
+    elif values.dtype.kind == "f":
+        low, high = float(values.min()), float(values.max())
+        if not (low >= 0.0 and high <= 1.0):  # also for NaN
+            raise ValueError(
+                f"push: floats of a frame must be between 0 and 1, got {low:g} to {high:g}; divide "
+                "by 255 or give uint8; prepared pixels must have the tower's size"
+            )
+        scaled = (values * 255.0 + 0.5).astype(np.uint8)
+    return scaled
