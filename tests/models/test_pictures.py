@@ -125,6 +125,8 @@ def test_grey_frames_of_pyav(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["gray32le", "rgb565be"])
 def test_a_pixel_format_that_ffmpeg_cannot_turn_into_rgb(name: str) -> None:
+    if name not in av.video.format.names:
+        pytest.skip(f"this FFmpeg has no {name}")
     with pytest.raises(ValueError, match=f"pixel format {name} cannot be shown"):
         pictures_of(av.VideoFrame(8, 8, name))
 

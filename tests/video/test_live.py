@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from clip_maker import write_clip
 from live_server import MJPEG, TS, jpegs, paced, serving, serving_files, ts_pieces
-from rtsp_server import serving_rtsp
+from rtsp_server import rtp_packets, serving_rtsp
 
 from stc_video.video import VideoError, VideoSource, VideoWarning, open_video
 from stc_video.video.live import LiveVideo
@@ -205,8 +205,7 @@ def test_a_long_gap_in_a_recording_is_not_waited_for(tmp_path: Path, monkeypatch
 
 
 def test_a_camera_over_rtsp() -> None:
-    pieces = ts_pieces(LEVELS[:40], [0.1 * i for i in range(40)])
-    with serving_rtsp(pieces, 10 * HASTE) as address:
+    with serving_rtsp(rtp_packets(LEVELS[:40], 10), 10 * HASTE) as address:
         video = opened(address.replace("://", "://user:secret@"), fps=5, timeout=3)
         assert video.is_live
         assert "secret" not in video.shown

@@ -7,6 +7,7 @@ import errno
 import math
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import av
 from av.container import InputContainer
@@ -88,12 +89,12 @@ class Decoder:
     @property
     def has_times(self) -> bool:
         """Whether this format has timestamps."""
-        return not int(self._container.format.flags) & _NO_TIMES
+        return not _bits(self._container.format.flags) & _NO_TIMES
 
     @property
     def has_one_time(self) -> bool:
         """Whether timestamps of this format cannot begin again in the middle."""
-        return not int(self._container.format.flags) & _BROKEN_TIMES
+        return not _bits(self._container.format.flags) & _BROKEN_TIMES
 
     def close(self) -> None:
         """Close the source."""
@@ -185,9 +186,13 @@ class Decoder:
     def _held(self) -> list[DecodedFrame]:
         """Frames that the decoder still holds when no more packets come."""
         try:
-            return self._stream.decode(None)
+            frames = self._stream.decode(None)
         except (av.FFmpegError, OSError):
             return []
+        for frame in frames:  # those of PyAV 13 cannot say their time otherwise
+            if not frame.time_base and self._stream.time_base:
+                frame.time_base = self._stream.time_base
+        return frames
 
     def _sound(self, frames: list[DecodedFrame]) -> Iterator[DecodedFrame]:
         for frame in frames:
@@ -258,7 +263,7 @@ def _check_file(where: Location) -> None:
 def _video_stream(container: InputContainer, shown: str) -> VideoStream:
     found = container.streams.video
     # PyAV before 14 does not tell.
-    streams = [s for s in found if not int(getattr(s, "disposition", 0)) & _ATTACHED_PICTURE]
+    streams = [s for s in found if not _bits(getattr(s, "disposition", 0)) & _ATTACHED_PICTURE]
     if not streams:
         raise VideoError(f"{shown} has no video stream{', only a cover picture' if found else ''}")
     # A file that FFmpeg recognises by its name or a few bytes only, with nothing to decode.
@@ -276,6 +281,11 @@ def _duration(container: InputContainer, stream: VideoStream) -> float | None:
         start = float(container.start_time or 0) / av.time_base
         return float(container.duration) / av.time_base - max(0.0, start)
     return None
+
+
+def _bits(flags: Any) -> int:
+    """Flags as a number; they were one, an enumeration, and one again."""
+    return int(getattr(flags, "value", flags))
 
 
 def _reason(error: Exception) -> str:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from fractions import Fraction
 from typing import Any
 
@@ -12,8 +13,9 @@ from av.video.frame import VideoFrame as DecodedFrame
 
 __all__ = ["rgb_of"]
 
-# FFmpeg 8 reads these as if their bytes were the other way round.
-_MISREAD = ("rgb565be", "bgr565be", "rgb555be", "bgr555be")
+# FFmpeg reads some as if their bytes were the other way round, and others end the process in older
+# releases (32 bits per channel).
+_UNREADABLE = re.compile(r"(rgb|bgr)(565|555)be|(gray|gbrap?)32[bl]e|rgb96[bl]e|rgba128[bl]e")
 
 
 def rgb_of(frame: DecodedFrame, pixel_aspect: Fraction | None = None) -> npt.NDArray[np.uint8]:
@@ -41,8 +43,8 @@ def rgb_of(frame: DecodedFrame, pixel_aspect: Fraction | None = None) -> npt.NDA
     if pixel_aspect and pixel_aspect != 1 and Fraction(1, 8) <= pixel_aspect <= 8:
         size["width"] = max(1, round(frame.width * pixel_aspect))
     try:
-        if name in _MISREAD:
-            raise ValueError("FFmpeg reads it wrongly")
+        if _UNREADABLE.fullmatch(name):
+            raise ValueError("FFmpeg does not read it as it should")
         image = np.asarray(frame.to_ndarray(format="rgb24", **size), dtype=np.uint8)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
