@@ -253,6 +253,23 @@ def test_a_live_source_until_enough_was_seen(tower_folder: Path, tmp_path: Path)
     assert data["video"]["name"] == "live"
 
 
+def test_ctrl_c_while_a_camera_is_silent(tower_folder: Path, tmp_path: Path) -> None:
+    done = threading.Event()
+
+    def interrupt() -> None:
+        while not any(thread.name == "live video" for thread in threading.enumerate()):
+            time.sleep(0.05)
+        time.sleep(1.5)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt, daemon=True).start()
+    with serving(TS, ts_pieces([60] * 30, [0.04 * i for i in range(30)]), done) as address:
+        assert run(address, "--model", tower_folder, "--out", tmp_path) == 130
+    data = report(tmp_path)
+    assert data["status"] == "interrupted"
+    assert data["totals"]["frames"] >= 1
+
+
 def test_joined_recordings_are_said_to_be_so(tower_folder: Path, tmp_path: Path) -> None:
     pieces = ts_pieces([60] * 20, [0.1 * (i % 10) for i in range(20)])
     (tmp_path / "day.ts").write_bytes(b"".join(pieces))
