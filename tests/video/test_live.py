@@ -186,6 +186,21 @@ def test_a_recording_at_an_address_is_read_like_a_file(tmp_path: Path) -> None:
     assert frames[0].image[80:, :16].mean() > 180
 
 
+@pytest.mark.parametrize("is_live", [True, False])
+def test_a_playlist_is_live_until_it_has_an_end(tmp_path: Path, is_live: bool) -> None:
+    pieces = ts_pieces(LEVELS[:40], [0.1 * i for i in range(40)])
+    lines = ["#EXTM3U", "#EXT-X-VERSION:3", "#EXT-X-TARGETDURATION:2", "#EXT-X-MEDIA-SEQUENCE:0"]
+    for number in range(2):
+        (tmp_path / f"{number}.ts").write_bytes(b"".join(pieces[20 * number : 20 * number + 20]))
+        lines += ["#EXTINF:2.0,", f"{number}.ts"]
+    lines += [] if is_live else ["#EXT-X-ENDLIST"]
+    (tmp_path / "live.m3u8").write_text("\n".join(lines) + "\n")
+    with serving_files(tmp_path) as address, open_video(f"{address}/live.m3u8", fps=2) as video:
+        assert video.is_live == is_live
+        if not is_live:
+            assert [frame.time for frame in video] == pytest.approx([0.5 * i for i in range(8)])
+
+
 def test_a_recording_that_comes_slower_than_it_plays(tmp_path: Path) -> None:
     pieces = ts_pieces(LEVELS[:15], [0.04 * i for i in range(15)])
     size = sum(map(len, pieces))

@@ -276,7 +276,8 @@ def _of_array(array: npt.NDArray[Any], *, channels_first: bool) -> list[_Picture
     bytes_ = _to_bytes(batch[..., :3])
     if bytes_.shape[3] == 1:
         bytes_ = np.repeat(bytes_, 3, axis=3)
-    return list(np.ascontiguousarray(bytes_))
+    # torch takes no array that runs backwards.
+    return list(bytes_.copy() if min(bytes_.strides) < 0 else bytes_)
 
 
 def _to_bytes(values: npt.NDArray[Any]) -> _Picture:

@@ -23,6 +23,7 @@ __all__ = ["Decoder"]
 # are the difference between what containers announce and what they hold.
 _MISSING_FRAMES = 3.5
 _MISSING_PART = 0.01
+_PLAYLISTS = ("hls", "hls,applehttp", "dash")
 _GIVEN_UP = 100  # damaged packets in a row, of a live source
 _ATTACHED_PICTURE = 0x400  # AV_DISPOSITION_ATTACHED_PIC: the cover of a piece of music
 _NO_TIMES = 0x80  # AVFMT_NOTIMESTAMPS: a format without timestamps; FFmpeg counts at 25 fps
@@ -76,9 +77,9 @@ class Decoder:
         """A recording says how long it is, in seconds or in bytes."""
         if self._where.path is not None and not self._where.path.is_fifo():
             return False
-        if self._container.format.name == "mpjpeg":  # some cameras announce billions of bytes
-            return True
-        return self._container.duration is None and self._container.size <= 0
+        # A playlist's size is not that of its video, and some cameras announce billions of bytes.
+        has_size = self._container.format.name not in (*_PLAYLISTS, "mpjpeg")
+        return self._container.duration is None and not (has_size and self._container.size > 0)
 
     @property
     def origin(self) -> float | None:
@@ -94,7 +95,8 @@ class Decoder:
     @property
     def has_one_time(self) -> bool:
         """Whether timestamps of this format cannot begin again in the middle."""
-        return not _bits(self._container.format.flags) & _BROKEN_TIMES
+        container = self._container.format
+        return container.name in _PLAYLISTS or not _bits(container.flags) & _BROKEN_TIMES
 
     def close(self) -> None:
         """Close the source."""
