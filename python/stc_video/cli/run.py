@@ -123,7 +123,7 @@ def encode_video(settings: RunSettings, command: str, console: Console) -> RunRe
         ) as video,
         use_backend(settings.backend) if settings.backend else nullcontext(),
     ):
-        _check_times(questions, video)
+        _check_times(questions, video, settings.start)
         with console.status("Loading the model ..."):
             model, interview = _load(settings, questions)
             backends = chosen_backends(model.device.type, settings.backend)
@@ -158,8 +158,12 @@ def _view(pipeline: Pipeline) -> list[str]:
     ]
 
 
-def _check_times(questions: Sequence[Question], video: VideoSource) -> None:
+def _check_times(questions: Sequence[Question], video: VideoSource, start: float) -> None:
     for question in questions:
+        if question.time < start:
+            raise ValueError(
+                f"--at must not be before --start, which is {start:g} s, got {question.time:g} s"
+            )
         if video.duration is not None and video.duration < question.time < math.inf:
             raise ValueError(
                 f"--at must be within the video, which lasts {video.duration:.2f} s, "
