@@ -50,6 +50,18 @@ def test_frames_are_seen_and_asked_about(service, chat) -> None:
     assert not hasattr(chat.model, "stc")  # restored
 
 
+def test_a_question_before_the_first_frame_is_refused(service) -> None:
+    with service() as (client, _), client.websocket_connect(FRAMES) as socket:
+        for streamed in (False, True):
+            answer = client.post(CHAT, json=question(stream=streamed))
+            assert (answer.status_code, answer.json()["error"]["code"]) == (409, "no_frames")
+            assert answer.json()["error"]["message"] == "no frame of 'door' has been seen yet"
+        push(socket, jpeg())
+        socket.receive_json()
+        assert client.post(CHAT, json=question()).status_code == 200
+        assert 'outcome="failed"' not in client.get("/metrics").text
+
+
 def test_streamed_and_whole_answers_are_the_same(service) -> None:
     with service() as (client, _), client.websocket_connect(FRAMES) as socket:
         push(socket, jpeg())

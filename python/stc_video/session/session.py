@@ -147,6 +147,11 @@ class StreamingSession:
         """The model's tokenizer."""
         return self._template.tokenizer
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing to ask about: no frame was pushed yet, nor a picture of one."""
+        return not self._intake.frames and not self._side.is_incomplete
+
     # -- the stream --------------------------------------------------------------------------
 
     def push(self, frames: FrameLike, timestamps: TimeLike = None) -> list[PushedFrame]:
