@@ -37,6 +37,7 @@ def write_clip(
     flips: tuple[bool, bool] = (False, False),
     times: Sequence[int] | None = None,
     last: int | None = None,
+    quality: int | None = None,
     setup: Callable[[Any], None] = lambda stream: None,
 ) -> Path:
     """Write a video.
@@ -54,6 +55,9 @@ def write_clip(
             if not hasattr(stream, "set_display_rotation"):
                 pytest.skip("this PyAV cannot write a display matrix")
             stream.set_display_rotation(rotation, hflip=flips[0], vflip=flips[1])
+        if quality is not None:  # 2 is the best
+            stream.codec_context.qmin = stream.codec_context.qmax = quality
+            stream.bit_rate = 8_000_000
         setup(stream)
         packets: list[Any] = []
         for index in range(frames):

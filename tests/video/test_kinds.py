@@ -39,6 +39,54 @@ def test_two_recordings_joined_by_cat_are_both_read(tmp_path: Path) -> None:
     assert [frame.image.mean() > 120 for frame in frames] == [False] * 10 + [True] * 10
 
 
+@pytest.mark.parametrize("begins", [(1000.0, 1.4), (95443.0, 0.3)])
+def test_joined_recordings_whose_clocks_are_far_apart(tmp_path: Path, begins: tuple) -> None:
+    # FFmpeg takes a much earlier timestamp for one after 2**33 ticks of 90 kHz, which is 26.5 h on.
+    times = [begins[i // 10] + 0.04 * (i % 10) for i in range(20)]
+    (tmp_path / "a.ts").write_bytes(b"".join(ts_pieces(range(40, 80, 2), times)))
+    with open_video(tmp_path / "a.ts") as video, pytest.warns(VideoWarning, match="again once"):
+        seconds = [frame.time for frame in video]
+    assert seconds == pytest.approx([0.04 * i for i in range(20)], abs=1e-3)
+
+
+def test_recordings_with_a_pause_between_keep_it(tmp_path: Path) -> None:
+    times = [1.4 + 0.04 * i + 600 * (i >= 10) for i in range(20)]
+    (tmp_path / "a.ts").write_bytes(b"".join(ts_pieces(range(40, 80, 2), times)))
+    with open_video(tmp_path / "a.ts") as video, pytest.warns(VideoWarning, match="a gap once"):
+        assert [frame.time for frame in video][-1] == pytest.approx(600 + 0.04 * 19)
+
+
+JOINED = {
+    "a.mkv": "mpeg4", "a.webm": "libvpx", "a.avi": "mpeg4", "a.mpg": "mpeg2video",
+    "a.h264": "libx264", "a.mp4": "mpeg4", "a.mov": "mpeg4", "a.flv": "flv", "a.wmv": "msmpeg4v3",
+    "a.nut": "mpeg4",
+}  # fmt: skip
+NOISE = np.random.default_rng(0).integers(0, 60, (25, 64, 96, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("name", JOINED)
+def test_a_joined_recording_is_read_or_said_to_be_lost(tmp_path: Path, name: str) -> None:
+    data = b""
+    for level in (20, 180):
+
+        def paint(index: int, level: int = level) -> np.ndarray:
+            return NOISE[index] + np.uint8(level)
+
+        clip = write_clip(tmp_path / name, 25, rate=25, codec=JOINED[name], paint=paint, quality=2)
+        assert len(read(clip)) == 25
+        data += clip.read_bytes()
+    clip.write_bytes(data)
+    frames, problem = [], ""
+    with open_video(clip) as video:
+        try:
+            frames.extend(video.frames())
+        except VideoError as error:
+            problem = str(error)
+    bright = sum(frame.image.mean() > 120 for frame in frames)
+    assert len(frames) - bright == 25
+    assert bright == 25 or "frame 2" in problem
+
+
 def test_a_start_in_the_second_of_two_recordings(tmp_path: Path) -> None:
     with open_video(joined(tmp_path), fps=2, start=7) as video, pytest.warns(VideoWarning):
         frames = list(video)

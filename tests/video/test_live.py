@@ -61,7 +61,7 @@ def test_an_mjpeg_camera_without_timestamps() -> None:
     ("stamp", "expected"),
     [
         pytest.param(lambda i: 0.08 * i, 0, id="clock 20 % slow"),  # shows after 10 s
-        pytest.param(lambda i: 0.05 * i, 1, id="slow clock"),
+        pytest.param(lambda i: 0.02 * i, 1, id="slow clock"),
         pytest.param(lambda i: 0.15 * i, 1, id="fast clock"),
         pytest.param(lambda i: 0.1 * (i % 40), 1, id="timestamps begin again"),
         pytest.param(lambda i: 0.1 * i + 3600 * (i >= 40), 1, id="jump of an hour"),
@@ -80,7 +80,7 @@ def test_whatever_the_cameras_clock_does_its_last_frames_are_seen(
     assert len(frames) >= 10
     times = [frame.time for frame in frames]
     assert times == sorted(times)
-    assert 4 < times[-1] < 60
+    assert 2 < times[-1] < 60
     stats = video.stats()
     assert stats.decoded == FRAMES
     assert stats.resets + stats.jumps + stats.drifts >= expected

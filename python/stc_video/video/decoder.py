@@ -5,8 +5,11 @@ from __future__ import annotations
 
 import errno
 import math
+import os
+import struct
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import av
@@ -23,7 +26,11 @@ __all__ = ["Decoder"]
 # are the difference between what containers announce and what they hold.
 _MISSING_FRAMES = 3.5
 _MISSING_PART = 0.01
+# Else timestamps that begin again, as where recordings were joined, are 26.5 h ahead.
+_OPTIONS = {"correct_ts_overflow": "0"}
 _PLAYLISTS = ("hls", "hls,applehttp", "dash")
+# An index and padding behind the frames are small; what is a third of them is neither.
+_MOST_REST, _REST_BYTES = 1 / 3, 1 << 16
 _GIVEN_UP = 100  # damaged packets in a row, of a live source
 _ATTACHED_PICTURE = 0x400  # AV_DISPOSITION_ATTACHED_PIC: the cover of a piece of music
 _NO_TIMES = 0x80  # AVFMT_NOTIMESTAMPS: a format without timestamps; FFmpeg counts at 25 fps
@@ -71,7 +78,7 @@ class Decoder:
         stream.thread_type = "SLICE" if self.is_live else "AUTO"
         self.decoded = self.damaged = 0
         self.seconds = 0.0
-        self._end = -math.inf
+        self._end, self._position = -math.inf, 0
 
     def _is_live(self) -> bool:
         """A recording says how long it is, in seconds or in bytes."""
@@ -148,6 +155,8 @@ class Decoder:
                 yield from self._sound(self._held())
                 raise self._broken(error) from error
             in_a_row = 0
+            if packet.size and packet.pos is not None:
+                self._position = packet.pos + packet.size
             if packet.pts is not None and packet.time_base is not None:
                 end = float((packet.pts + (packet.duration or 0)) * packet.time_base)
                 self._end = max(self._end, end)
@@ -163,6 +172,7 @@ class Decoder:
         """
         if self.decoded == 0:
             raise VideoError(f"{self._where.shown} holds no frame")
+        self._check_rest()
         if self.duration is None or not self.source_fps or self.is_live:
             return
         end = max(last, self._end - (self.origin or 0.0))
@@ -171,6 +181,27 @@ class Decoder:
             raise VideoError(
                 f"{self._where.shown} ends early: its last frame is frame {self.decoded - 1} at "
                 f"{last:.2f} s, but it should last {self.duration:.2f} s",
+                self.decoded,
+            )
+
+    def _check_rest(self) -> None:
+        """Raise `VideoError` if FFmpeg has stopped before the end of a file.
+
+        Of recordings that were joined byte by byte, it reads some formats only to the first's end.
+        """
+        path, container = self._where.path, self._container
+        if path is None or not path.is_file():
+            return
+        if "mov" in container.format.name.split(","):
+            is_joined = _count_movies(path) > 1
+        else:  # what other streams hold is not seen
+            rest = path.stat().st_size - self._position
+            is_large = rest > max(_REST_BYTES, _MOST_REST * self._position)
+            is_joined = len(container.streams) == 1 and self._position > 0 and is_large
+        if is_joined:
+            raise VideoError(
+                f"{path} goes on behind its last frame, frame {self.decoded - 1}: of recordings "
+                "joined in this format only the first can be read",
                 self.decoded,
             )
 
@@ -231,7 +262,7 @@ def _open(where: Location, timeout: float) -> InputContainer:
             where.url,
             mode="r",
             format=where.format,
-            options=where.options,
+            options={**_OPTIONS, **where.options},
             timeout=None if where.path is not None else timeout,
         )
     except PermissionError as error:
@@ -288,6 +319,22 @@ def _duration(container: InputContainer, stream: VideoStream) -> float | None:
 def _bits(flags: Any) -> int:
     """Flags as a number; they were one, an enumeration, and one again."""
     return int(getattr(flags, "value", flags))
+
+
+def _count_movies(path: Path) -> int:
+    """Count the movies of an MP4 file, which has one unless it was joined."""
+    count = 0
+    with path.open("rb") as file:
+        while len(head := file.read(8)) == 8:
+            size, kind = struct.unpack(">I4s", head)
+            count += kind == b"moov"
+            read = 8
+            if size == 1 and len(head := file.read(8)) == 8:
+                size, read = struct.unpack(">Q", head)[0], 16
+            if size < read:  # the rest of the file
+                break
+            file.seek(size - read, os.SEEK_CUR)
+    return count
 
 
 def _reason(error: Exception) -> str:
