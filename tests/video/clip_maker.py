@@ -56,7 +56,7 @@ def write_clip(
                 pytest.skip("this PyAV cannot write a display matrix")
             stream.set_display_rotation(rotation, hflip=flips[0], vflip=flips[1])
         if quality is not None:  # 2 is the best
-            stream.codec_context.qmin = stream.codec_context.qmax = quality
+            stream.codec_context.options = {"qmin": str(quality), "qmax": str(quality)}
             stream.bit_rate = 8_000_000
         setup(stream)
         packets: list[Any] = []

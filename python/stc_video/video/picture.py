@@ -53,7 +53,11 @@ def rgb_of(frame: DecodedFrame, pixel_aspect: Fraction | None = None) -> npt.NDA
 
 
 def _upright(image: npt.NDArray[np.uint8], frame: DecodedFrame) -> npt.NDArray[np.uint8]:
-    matrix: Any = frame.side_data.get("DISPLAYMATRIX")
+    try:
+        matrix: Any = frame.side_data.get("DISPLAYMATRIX")
+    except ValueError:  # there is more beside the frame, of a kind that PyAV has no name for
+        turns = round(getattr(frame, "rotation", 0) / 90) % 4
+        return np.ascontiguousarray(np.rot90(image, turns))
     if matrix is None:
         return image
     # FFmpeg's order: x' = a x + c y and y' = b x + d y, of which a quarter turn has b and c only.
