@@ -102,13 +102,15 @@ def _measure(
 
 def _facts(settings: CalibrationSettings, model: LoadedModel, command: str) -> dict[str, str]:
     """Return what is kept with a calibration."""
+    from stc_video.video.location import locate
+
     here = measured_on(model)
     return {
         "model": model.name,
         "geometry": model.description,
         "device": str(here["device"]),
         "dtype": str(here["dtype"]),
-        "clips": ", ".join(path.name for path in settings.paths()),
+        "clips": ", ".join(locate(path).name for path in settings.paths()),
         "fps": ", ".join(f"{fps:g}" for fps in settings.rates()),
         "command": command,
     }

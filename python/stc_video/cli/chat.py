@@ -17,13 +17,12 @@ from stc_video.report.tables import clock, milliseconds
 from stc_video.report.verdict import cache_verdict
 from stc_video.session import Answer, StreamingSession
 from stc_video.session.streaming import AnswerStream
-from stc_video.video import VideoError
-from stc_video.video.live import LiveVideo, is_live
+from stc_video.video.live import LiveVideo
 
 __all__ = ["run_chat"]
 
 _HELP = (
-    "A line is a question. /wait waits for the end of a file, /stats shows times and memory, "
+    "A line is a question. /wait waits for the end of a recording, /stats shows times and memory, "
     "/reset forgets video and conversation, /quit ends."
 )
 _SHOWN_TIMES = 6
@@ -86,7 +85,7 @@ def run_chat(
         console.print(_HELP, style="dim")
         camera.start()
         try:
-            conversation.run(waits=not is_live(source))
+            conversation.run()
         finally:
             stop.set()
             camera.join()
@@ -108,7 +107,10 @@ class _Camera(threading.Thread):
             for frame in self.video:
                 self._session.push(frame.image, frame.time)
                 self.seen_first.set()
-        except (VideoError, RuntimeError) as error:
+            if not self.video.stopped:
+                notes = self.video.stats().notes()
+                self._console.print("; ".join(["The video has ended", *notes]), style="dim")
+        except (ValueError, RuntimeError) as error:
             self.problem = error
             if self.seen_first.is_set():
                 text = f"The video broke off: {error}"
@@ -131,7 +133,7 @@ class _Conversation:
         self._session, self._camera, self._console = session, camera, console
         self._max_new_tokens, self._random = max_new_tokens, random
 
-    def run(self, *, waits: bool) -> None:
+    def run(self) -> None:
         """Go on until the input ends."""
         self._camera.seen_first.wait()
         if self._camera.problem is not None and not self._session.stats().frames:
@@ -139,8 +141,8 @@ class _Conversation:
         while (line := self._read()) is not None:
             if line in ("/quit", "/exit"):
                 return
-            if line == "/wait" and not waits:
-                self._console.print("/wait is for files; a camera does not end.")
+            if line == "/wait" and self._camera.video.is_live:
+                self._console.print("/wait is for recordings; a live source may never end.")
             elif line == "/wait":
                 self._camera.join()
             elif line == "/stats":
@@ -180,6 +182,9 @@ class _Conversation:
         except KeyboardInterrupt:
             self._console.print("\nStopped.", style="yellow")
             return
+        except ValueError as error:
+            self._console.print(str(error), style="red", markup=False)
+            return
         self._console.print()
         self._console.print(_facts(answer, stream.first_token), style="dim", markup=False)
 
@@ -194,11 +199,13 @@ class _Conversation:
                 table.add_row(stage, str(times.count), median, p99)
         self._console.print(table)
         held = ", ".join(f"{name} {size / 1e6:.1f} MB" for name, size in stats.bytes.items())
-        skipped = self._camera.video.skipped
+        source = self._camera.video.stats()
         self._console.print(
-            f"{stats.frames} frames seen, {skipped} skipped because they came too late, "
+            f"{stats.frames} frames seen, {source.skipped} skipped because they came too late, "
             f"{stats.memory_tokens} tokens remembered; {held}"
         )
+        for note in source.notes():
+            self._console.print(f"The video: {note}", style="yellow", markup=False)
         if (cache := stats.cache) is not None:
             verdict = cache_verdict(
                 frames=cache.frames,

@@ -14,6 +14,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from stc_video.addresses import without_password
 from stc_video.report.verdict import Verdict
 
 __all__ = ["collected_warnings", "command_line", "prepare_folder", "show_verdict", "text_table"]
@@ -22,8 +23,8 @@ _COLOURS = {"good": "bold green", "mixed": "bold yellow", "bad": "bold red"}
 
 
 def command_line() -> str:
-    """Return the command as it was typed, for the report."""
-    return shlex.join(["stc", *sys.argv[1:]])
+    """Return the command as it was typed, for the report, without passwords in addresses."""
+    return without_password(shlex.join(["stc", *sys.argv[1:]]))
 
 
 def prepare_folder(out: Path) -> None:

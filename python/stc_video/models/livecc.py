@@ -240,7 +240,8 @@ class LiveCC:
         Comment
             One per turn: after the first six pictures, then after every two.
         """
-        self._waiting += pictures_of(pictures)
+        # The caller may use the array again for the next picture.
+        self._waiting += [picture.copy() for picture in pictures_of(pictures)]
         while len(self._waiting) >= (count := self._turn_size):
             turn, self._waiting = self._waiting[:count], self._waiting[count:]
             start = self._pictures / FPS

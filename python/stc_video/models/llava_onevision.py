@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from stc_video.cache_argument import CACHE
 from stc_video.errors import UnsupportedModelError
 from stc_video.models.adapter import FrameEncoder, ModelAdapter, SessionSide
-from stc_video.models.pictures import to_pixels, to_times
+from stc_video.models.pictures import to_pixels, to_times, warn_if_unprepared
 from stc_video.models.placeholders import PrunedPrompt, prune_prompt, with_prompt
 from stc_video.models.preprocess import Preprocessor, default_processor
 from stc_video.pruners import PrunedTokens
@@ -200,11 +200,15 @@ class _LlavaSessionSide(SessionSide):
         self._is_original = adapter.positions == "original"
         self._preprocessor = frame_preprocessor(adapter.tower, images)
         self._size = int(self._model.config.vision_config.image_size)
+        self._has_seen = False
 
     def prepare(
         self, pictures: Any, timestamps: Sequence[float] | float | None
     ) -> tuple[Tensor | None, list[float | None]]:
         """Each picture is a frame (F, 3, S, S)."""
+        if not self._has_seen:
+            self._has_seen = True
+            warn_if_unprepared(pictures, self._size)
         pixels = to_pixels(pictures, self._preprocessor, self._size)
         return pixels, to_times(timestamps, len(pixels))
 

@@ -125,13 +125,17 @@ class Outbox:
 
 async def _receive(socket: WebSocket, stream: LiveStream, replies: Outbox) -> None:
     """Take what the client sends: pictures, each after its time if it has one."""
-    number, taken = 0, None
+    number, taken, last = 0, None, -math.inf
     while (message := await socket.receive())["type"] != "websocket.disconnect":
         data = message.get("bytes")
         if data is None:
             taken, problem = _time_of(message.get("text") or "")
             if problem:
                 replies.put({"event": "error", "message": problem})
+            elif taken is not None and taken < last:
+                text = f"timestamps went back from {last:.3f} s to {taken:.3f} s; the order of the"
+                replies.put({"event": "warning", "message": f"{text} pictures is what counts"})
+            last = last if taken is None else taken
             continue
         when = time.time() if taken is None else taken
         frame = QueuedFrame(data, number, when, time.perf_counter(), replies.put)

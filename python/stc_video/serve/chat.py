@@ -46,6 +46,8 @@ def chat_routes(service: Service, model: str) -> APIRouter:
         except ValueError as error:
             raise Refused(400, str(error), "bad_messages", param="messages") from error
         stream = hub.the_one() if name is None else hub.get(name)
+        if stream.session.is_empty:
+            raise Refused(409, f"no frame of {stream.name!r} has been seen yet", "no_frames")
         settings = chat.settings(config.max_new_tokens)
         live = service.desk.ask(stream, question, history, settings, chat.stop)
         completion = Completion(model)

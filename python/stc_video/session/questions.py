@@ -89,7 +89,15 @@ class Questions:
         return Prompt([self._placeholder, *prompt.ids], rows)
 
     def context(self, prompt: Prompt, question: str) -> Found:
-        """Look up what a question needs; the caller holds the memory's lock."""
+        """Look up what a question needs; the caller holds the memory's lock.
+
+        Raises
+        ------
+        ValueError
+            If there is nothing to look at.
+        """
+        if not self._intake.frames:
+            raise ValueError("ask: no frame has been pushed yet, so there is nothing to ask about")
         with torch.no_grad():
             self._intake.flush()
             with self._timer("retrieve"):
