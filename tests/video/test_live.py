@@ -38,7 +38,7 @@ def film(kind: str, pieces: Sequence[bytes], fps: float = 2) -> tuple[VideoSourc
                 is_open.wait(0.02 if index < FRAMES // 3 else 0.5)
                 continue
             now[0] += 0.1
-            end = time.monotonic() + 0.5
+            end = time.monotonic() + 3
             while len(seen) < fps * (now[0] - 1.5) and time.monotonic() < end:
                 time.sleep(0.001)
 
@@ -65,7 +65,7 @@ def test_an_mjpeg_camera_without_timestamps() -> None:
     video, frames = film(MJPEG, jpegs(LEVELS))
     assert video.is_live
     assert len(frames) >= 6
-    assert levels(frames)[-1] > LEVELS[-15]
+    assert levels(frames)[-1] > LEVELS[-25]
     assert levels(frames) == sorted(levels(frames))
     assert frames[-1].time > 2.5
     assert video.stats().times == "arrival"
@@ -87,7 +87,7 @@ def test_whatever_the_cameras_clock_does_its_last_frames_are_seen(
     stamp: Callable[[int], float], expected: int
 ) -> None:
     video, frames = film(TS, ts_pieces(LEVELS, [stamp(i) for i in range(FRAMES)]))
-    assert levels(frames)[-1] > LEVELS[-15]
+    assert levels(frames)[-1] > LEVELS[-25]
     assert len(frames) >= 6
     times = [frame.time for frame in frames]
     assert times == sorted(times)
