@@ -35,12 +35,14 @@ def film(kind: str, pieces: Sequence[bytes], fps: float = 2) -> tuple[VideoSourc
         for index, piece in enumerate(pieces):
             yield piece
             if not is_open.is_set():  # FFmpeg looks at the first pictures before it opens
-                is_open.wait(0.02 if index < FRAMES // 3 else 0.5)
+                is_open.wait(0.02 if index < FRAMES // 3 else 5)
                 continue
             now[0] += 0.1
             end = time.monotonic() + 3
-            while len(seen) < fps * (now[0] - 1.5) and time.monotonic() < end:
+            while len(seen) < fps * (now[0] - 1.5):
                 time.sleep(0.001)
+                if time.monotonic() > end:
+                    break
 
     with serving(kind, sent()) as address, open_video(address, fps=fps, timeout=5) as video:
         video.clock = lambda: now[0]
