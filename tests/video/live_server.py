@@ -42,6 +42,7 @@ def serving(
 
     class Handler(http.server.BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True  # a camera does not wait either
 
         def log_message(self, *_: object) -> None:
             pass
