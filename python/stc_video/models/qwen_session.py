@@ -112,7 +112,7 @@ class QwenSessionSide(SessionSide):
 
     def before_answer(self, cache: Any) -> None:
         """Number the answer by tokens: the memory moves all keys such that they end there."""
-        self._adapter.number_by_tokens(cache)
+        self._adapter.before_answer(cache)
 
     def state(self) -> Any:
         """Number and grid of the video's frames; a waiting picture is completed before a save."""

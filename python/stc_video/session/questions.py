@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import StoppingCriteriaList
 
 from stc_video.memory import Context, Memory
-from stc_video.session.answer import Answer, generate_answer, next_logits
+from stc_video.session.answer import Answer, check_settings, generate_answer, next_logits
 from stc_video.session.intake import Intake
 from stc_video.session.prompt import Prompt, PromptTemplate
 from stc_video.session.stats import StageTimer
@@ -118,6 +118,7 @@ class Questions:
     ) -> Answer:
         """Generate from what :meth:`context` returned; no lock is needed."""
         context, tokenizer = found.context, self._template.tokenizer
+        check_settings(settings)
         settings = {"max_new_tokens": _MAX_NEW_TOKENS, **settings}
         if stop:
             stopping = StopStrings(tokenizer, stop, context.tokens + 1)

@@ -19,6 +19,7 @@ from stc_video.memory import PlainConfig, RekvConfig, make_memory, memory_config
 from stc_video.models.pictures import FrameLike, TimeLike, to_times
 from stc_video.pruners import PrunedTokens, Pruner
 from stc_video.session.answer import Answer
+from stc_video.session.check import check_memory
 from stc_video.session.fingerprint import describe_settings, model_fingerprint, with_defaults
 from stc_video.session.intake import Intake
 from stc_video.session.prompt import PromptTemplate
@@ -104,6 +105,7 @@ class StreamingSession:
             placeholder = int(untyped.config.video_token_id)
             self._template = PromptTemplate(processor, placeholder)
             self._side = self._handle.adapter.session_side(processor)
+            check_memory(self._handle, config)
             self._memory = make_memory(untyped.model.language_model, config)
         except BaseException:
             self.close()
