@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -20,12 +20,14 @@ from stc_video.cacher.patching import (
     run_stock,
 )
 from stc_video.cacher.policies import Outputs, make_policy
-from stc_video.cacher.requests import RequestWatcher, TowerRequest, has_foreign_hook, mask_of
+from stc_video.cacher.requests import RequestWatcher, looked_at, mask_of
+from stc_video.cacher.self_check import SelfCheck
 from stc_video.cacher.stats import CacheStats, Counters, FrameRecord
 from stc_video.cacher.stream_pool import StreamPool
 from stc_video.cacher.stream_state import Layout, Stream
 from stc_video.config import DEFAULT_STREAM, CacheConfig
 from stc_video.towers.block import Tower
+from stc_video.towers.block_calls import BatchCall, Call
 from stc_video.towers.packed_vision import PackedTower
 from stc_video.towers.pre_norm import PreNormTower, key_mask
 
@@ -115,6 +117,7 @@ class Cacher:
         self._pending: Outputs = {}
         self._watcher = RequestWatcher(tower.ancestors, self._check_call)
         self._patches: list[InstancePatch] = []
+        self._self_check = SelfCheck(tower, self._stock, lambda: self.detach(force=True))
         self._install()
 
     def __repr__(self) -> str:
@@ -314,6 +317,7 @@ class Cacher:
         self._pending = {}
         if self._is_paused:
             return False
+        self._self_check.enter(module)
         if module.training:
             raise RuntimeError(
                 f"{type(module).__name__}: a cached tower is for inference only; call eval() "
@@ -345,9 +349,10 @@ class Cacher:
         patch = self._patches[0]
         if self._is_paused or layer is not patch.module:
             return run_stock(patch, layer, hidden_states, *args, **kw)
-        with torch.no_grad(), self._packed.active():
+        call = BatchCall(hidden_states, len(self._active or (DEFAULT_STREAM,)))
+        with torch.no_grad(), self._packed.active(), self._checked(call, args, kw):
             self._pending = self._encode(hidden_states, mask_of(args, kw))
-        return self._hand_out(0, hidden_states)
+        return self._hand_out(0, hidden_states, args, kw)
 
     def _later_forward(self, number: int) -> Callable[..., Any]:
         """Forward of a later layer: hands out what the first one computed."""
@@ -356,22 +361,34 @@ class Cacher:
             patch = self._patches[number]
             if not self._pending or layer is not patch.module:
                 return run_stock(patch, layer, hidden_states, *args, **kwargs)
-            return self._hand_out(number, hidden_states)
+            return self._hand_out(number, hidden_states, args, kwargs)
 
         return forward
 
-    def _hand_out(self, number: int, hidden_states: Tensor) -> Any:
+    def _hand_out(self, number: int, hidden_states: Tensor, args: Any, kw: dict[str, Any]) -> Any:
         """Return the output of a layer, in the form that its class returns it in.
 
         A layer that nobody asked for passes its input on.
         """
-        output = self._pending.pop(number, hidden_states)
+        output = self._pending.pop(number, None)
+        output = self._self_check.hand_out(number, hidden_states, output, (args, kw))
         return (output,) if self._tower.blocks[number].returns_tuple else output
+
+    def _checked(self, call: Call, args: Any, kw: dict[str, Any]) -> AbstractContextManager[None]:
+        """Have a call of a kind that is new compared with the stock tower."""
+        if self._is_rehearsal:
+            return nullcontext()
+        is_fresh = all(stream.state is None for stream in self._streams.values())
+        return self._self_check.around(call, (args, kw), is_fresh=is_fresh)
+
+    def _stock(self, number: int, *args: Any, **kwargs: Any) -> Any:
+        """Run a layer as if nothing were attached."""
+        return self._patches[number].stock(*args, **kwargs)
 
     def _encode(self, frames: Tensor, mask: Any) -> Outputs:
         """Encode a batch, each stream's rows by that stream's state."""
         request = self._watcher.take()
-        wanted = self._wanted_layers(request)
+        wanted = request.layers(len(self._tower.blocks)) | looked_at(self._tower.blocks)
         names = self._active or (DEFAULT_STREAM,)
         if self._is_rehearsal:
             layout = Layout.of(frames, request.grids[:1])
@@ -390,9 +407,3 @@ class Cacher:
                 stream.restart("the call before failed")
             raise
         return outputs
-
-    def _wanted_layers(self, request: TowerRequest) -> frozenset[int]:
-        """Layers whose output the caller or a forward hook of somebody will look at."""
-        blocks = self._tower.blocks
-        hooked = {i for i, block in enumerate(blocks) if has_foreign_hook(block.layer)}
-        return request.layers(len(blocks)) | hooked

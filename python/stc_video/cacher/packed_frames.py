@@ -14,10 +14,12 @@ from stc_video.cacher.guard import Timings
 from stc_video.cacher.handle import Cacher
 from stc_video.cacher.patching import InstancePatch, as_function, run_stock
 from stc_video.cacher.policies import Outputs
+from stc_video.cacher.requests import looked_at
 from stc_video.cacher.stats import FrameRecord
 from stc_video.cacher.stream_state import Layout, Stream
 from stc_video.config import DEFAULT_STREAM, CacheConfig
 from stc_video.errors import AttachError, UnsupportedModelError
+from stc_video.towers.block_calls import PackedCall
 from stc_video.towers.packed_vision import PackedTower
 
 __all__ = ["PackedCacher"]
@@ -94,6 +96,8 @@ class PackedCacher(Cacher):
 
     def __init__(self, tower: PackedTower, config: CacheConfig) -> None:
         self._merger_patches: list[InstancePatch] = []
+        # Mergers that do not take the output of a block: they run as they are.
+        self._left_alone: set[int] = set()
         # What the mergers hand out in the pass under way, by number of the merger.
         self._tokens: dict[int, Tensor] = {}
         # The blocks look at the places of one video at a time. And a row that is not encoded must
@@ -154,27 +158,44 @@ class PackedCacher(Cacher):
         if self._is_paused or layer is not patch.module:
             return run_stock(patch, layer, hidden_states, *args, **kw)
         with torch.no_grad(), self._packed.active():
-            self._encode_packed(hidden_states, kw["position_embeddings"])
-        return self._hand_out(0, hidden_states)
+            self._encode_packed(hidden_states, args, kw)
+        return self._hand_out(0, hidden_states, args, kw)
 
     def _merger_forward(self, number: int) -> Any:
         """Forward of a merger: hands out the tokens that were made when the rows were encoded."""
 
-        def forward(merger: nn.Module, rows: Tensor) -> Any:
+        def forward(merger: nn.Module, rows: Tensor, *args: Any, **kwargs: Any) -> Any:
             patch = self._merger_patches[number]
             tokens = self._tokens.pop(number, None)
             if tokens is None or merger is not patch.module:
-                return run_stock(patch, merger, rows)
+                return run_stock(patch, merger, rows, *args, **kwargs)
+            if args or kwargs or not self._self_check.is_handed(rows):
+                # Something comes between the block and its merger, or the merger takes more.
+                self._left_alone.add(number)
+                return run_stock(patch, merger, rows, *args, **kwargs)
             return tokens
 
         return forward
 
-    def _encode_packed(self, rows: Tensor, positions: tuple[Tensor, Tensor]) -> None:
+    def _encode_packed(self, rows: Tensor, args: tuple[Any, ...], kw: dict[str, Any]) -> None:
         """Encode the rows (M, C) of a call, each stream's by that stream's state."""
         request = self._watcher.take()
+        grids = self._grids(request.grids, len(rows), self._active or (DEFAULT_STREAM,))
+        wanted = request.layers(len(self._tower.blocks)) | looked_at(self._tower.blocks)
+        wanted |= {site.layer for site in self._tower.mergers}
+        positions = kw.get("position_embeddings")
+        with self._checked(PackedCall(self._tower, rows, grids, positions), args, kw):
+            self._encode_videos(rows, grids, positions, wanted)
+
+    def _encode_videos(
+        self,
+        rows: Tensor,
+        grids: Sequence[_Grid],
+        positions: tuple[Tensor, Tensor],
+        wanted: frozenset[int],
+    ) -> None:
+        """Encode the rows (M, C) of one video for each stream."""
         names = self._active or (DEFAULT_STREAM,)
-        grids = self._grids(request.grids, len(rows), names)
-        wanted = self._wanted_layers(request) | {site.layer for site in self._tower.mergers}
         parts: list[Outputs] = []
         tokens: list[list[Tensor]] = []
         records: list[FrameRecord] = []
@@ -201,7 +222,9 @@ class PackedCacher(Cacher):
         self.last_frames = records
         self._pending = {layer: torch.cat([part[layer] for part in parts]) for layer in wanted}
         self._tokens = {
-            number: torch.cat(part) for number, part in enumerate(zip(*tokens, strict=True))
+            number: torch.cat(part)
+            for number, part in enumerate(zip(*tokens, strict=True))
+            if number not in self._left_alone
         }
 
     def _grids(
@@ -238,7 +261,7 @@ class PackedCacher(Cacher):
         for number, site in enumerate(self._tower.mergers):
             merger = self._merger_patches[number]
             frames = []
-            for rows in outputs[site.layer]:
+            for rows in outputs[site.layer] if number not in self._left_alone else ():
                 merged = stream.merged.get(number)
                 if merged is None:
                     rows = rows.clone()  # what is handed out may be changed
@@ -246,5 +269,5 @@ class PackedCacher(Cacher):
                 else:
                     merged.update(merger, rows.clone())
                 frames.append(merged.tokens)
-            made.append(torch.cat(frames))
+            made.append(torch.cat(frames) if frames else outputs[site.layer])
         return made

@@ -24,6 +24,10 @@ class Block(Protocol):
         """The module."""
 
     @property
+    def parts(self) -> Sequence[nn.Module]:
+        """What is called of it."""
+
+    @property
     def norm1(self) -> nn.Module:
         """What normalises the input of the attention."""
 

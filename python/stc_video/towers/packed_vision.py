@@ -122,6 +122,11 @@ class PackedBlock:
         )
 
     @property
+    def parts(self) -> tuple[nn.Module, ...]:
+        """What is called of it."""
+        return self.norm1, self.norm2, self.qkv, self.output, self.mlp
+
+    @property
     def returns_tuple(self) -> bool:
         """These blocks return a tensor in every release."""
         return False

@@ -91,6 +91,15 @@ class PreNormBlock:
         )
 
     @property
+    def parts(self) -> tuple[nn.Module, ...]:
+        """What is called of it."""
+        every = (
+            self.norm1, self.norm2, self.query, self.key, self.value, self.output, self.mlp,
+            self.scale1, self.scale2,
+        )  # fmt: skip
+        return tuple(part for part in every if part is not None)
+
+    @property
     def returns_tuple(self) -> bool:
         """Whether this release's class wraps its output in a tuple.
 

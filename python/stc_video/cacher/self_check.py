@@ -1,0 +1,407 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Trusting no tower unseen: its blocks are compared with their parts when it is first called.
+
+A tower is recognised by the parts of its blocks. Whether these parts are all that a block does
+(no rotary positions, no causal mask, no message between frames), and whether the tower only hands
+the output of each block on to the next, shows in its first frame. There every block also runs as
+it is, on the input that the cacher computed, and nothing more is computed for later frames. A
+call with arguments of another kind is checked again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from stc_video.errors import UnsupportedModelError
+from stc_video.towers.block import Block, Tower
+from stc_video.towers.block_calls import Arguments, Call, bind, form, kind
+from stc_video.towers.bypassed import Bypassed
+from stc_video.towers.comparison import disagreement, from_parts, try_out
+from stc_video.towers.pre_norm import PreNormBlock, key_mask
+
+#: kinds of error that tell of parts that do not fit together
+_BROKEN = (RuntimeError, TypeError, IndexError, AttributeError)
+
+#: how many forms of calls are remembered
+_FORMS = 4096
+
+
+class WatchedOutput(Tensor):
+    """The output of a block that nobody asked for, and whatever is computed from it.
+
+    It may go to the next block, where it is replaced. If it reaches the output of the tower, or
+    is written into another tensor, the tower needs what cached frames do not have.
+    """
+
+    was_written = False
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run an operator; results are watched, too."""
+        target, name = args[0] if args else None, getattr(func, "__name__", "")
+        writes = name in ("__setitem__", "__iadd__") or (name[-1:] == "_" != name[:1])
+        if "out" in (kwargs or {}) or (writes and type(target) is Tensor):
+            cls.was_written = True
+        return super().__torch_function__(func, types, args, kwargs or {})
+
+
+@dataclass
+class _Run:
+    """A check under way.
+
+    Attributes
+    ----------
+    kind
+        What kind of call it is.
+    call
+        What the blocks are called with.
+    rows
+        Where the frame is that is checked.
+    x
+        Its input of the next block.
+    seen
+        What the cacher's own pass gave each block as input; empty if that was no dense frame.
+    watched
+        The class of what is handed out and nobody asked for.
+    next
+        Number of the next block.
+    handed
+        What the last block handed out, and the frame's part of its content.
+    tried
+        The kinds of blocks that were tried out.
+    """
+
+    kind: Hashable
+    call: Call
+    rows: slice
+    x: Tensor
+    seen: dict[int, Tensor]
+    watched: type[WatchedOutput]
+    next: int = 0
+    handed: tuple[Tensor, Tensor] | None = None
+    tried: set[Hashable] = field(default_factory=set)
+
+
+class SelfCheck:
+    """Checks a tower when it is first called, and whenever it is called in another way.
+
+    Parameters
+    ----------
+    tower
+        The tower.
+    stock
+        Runs a block as it is: takes its number, and its arguments.
+    give_up
+        Takes everything off the tower.
+    """
+
+    def __init__(
+        self, tower: Tower, stock: Callable[..., Any], give_up: Callable[[], None]
+    ) -> None:
+        self._tower = tower
+        self._stock = stock
+        self._give_up = give_up
+        self._bypassed = Bypassed.of(tower.blocks)
+        self._depth = {module: depth for depth, module in enumerate(tower.ancestors)}
+        self._entry: nn.Module | None = None
+        self._innermost = -1
+        self._run: _Run | None = None
+        # Kinds of calls that passed, and forms of calls whose arguments were looked at.
+        self._known: set[Hashable] = set()
+        self._forms: set[Hashable] = set()
+        # What the last block handed out.
+        self._handed: Tensor | None = None
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the call under way is checked."""
+        return self._run is not None
+
+    def enter(self, module: nn.Module) -> None:
+        """Note that the tower, or a module between it and its blocks, is called."""
+        depth = self._depth.get(module, 0)
+        if depth <= self._innermost or self._entry is None:
+            self._entry, self._run, self._handed = module, None, None
+            self._bypassed.check()
+        self._innermost = depth
+
+    # -- the first block ---------------------------------------------------------------------
+
+    def around(
+        self, call: Call, arguments: Arguments, *, is_fresh: bool
+    ) -> AbstractContextManager[None]:
+        """Around the cacher's own pass: look at the call, and have it checked if it is new.
+
+        Parameters
+        ----------
+        call
+            What the blocks are called with.
+        arguments
+            Of the first block, after its hidden states.
+        is_fresh
+            Whether the pass encodes the first frame densely, in front of all others.
+
+        Raises
+        ------
+        UnsupportedModelError
+            If the parts would ignore one of the arguments, or do not fit together.
+        """
+        args, kwargs = arguments
+        states, attends_by = call.states, self._bypassed.attends_by
+        this = (attends_by, form(states), form(args), *kwargs, form([*kwargs.values()]))
+        this = (*this, call.layout)
+        if this in self._forms:
+            return nullcontext()
+        self._bypassed.check_attention()
+        layer = self._tower.blocks[0].layer
+        if reason := call.ignored(0, bind(layer, args, kwargs)):
+            self._refuse(f"block 0: {reason}")
+        of_kind = (attends_by, kind(states), kind(args), *kwargs, kind([*kwargs.values()]))
+        of_kind = (*of_kind, call.is_single)
+        if of_kind in self._known:
+            self._forms = {this} if len(self._forms) >= _FORMS else self._forms | {this}
+            return nullcontext()
+        rows = call.sample()
+        return nullcontext() if rows is None else self._watch(of_kind, call, rows, is_fresh)
+
+    @contextmanager
+    def _watch(self, of_kind: Hashable, call: Call, rows: slice, is_fresh: bool) -> Iterator[None]:
+        """Around the cacher's own pass: check the call block by block from here on."""
+        x = call.states[rows]
+        seen: dict[int, Tensor] = {}
+        try:
+            with self._seeing(seen, x.numel()):
+                yield
+        except _BROKEN as error:
+            self._refuse_broken(call, x, error)
+            raise
+        watched = type("_Watched", (WatchedOutput,), {})
+        seen = seen if is_fresh and rows.start == 0 else {}
+        self._run = _Run(of_kind, call, rows, x, seen, watched)
+        if self._entry is not None:
+            hook = self._entry.register_forward_hook(
+                lambda *args: self._leave(hook, args[-1]), always_call=True
+            )
+
+    @contextmanager
+    def _seeing(self, seen: dict[int, Tensor], size: int) -> Iterator[None]:
+        """Inside, note what each block gets as its input in the first pass."""
+
+        def note(number: int) -> Callable[..., None]:
+            def keep(_: nn.Module, args: tuple[Any, ...]) -> None:
+                if args[0].numel() >= size:
+                    seen.setdefault(number, args[0])
+
+            return keep
+
+        hooks = [
+            block.norm1.register_forward_pre_hook(note(number))
+            for number, block in enumerate(self._tower.blocks)
+        ]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def _refuse_broken(self, call: Call, x: Tensor, error: Exception) -> None:
+        """Refuse the tower if an error comes from the parts of a block."""
+        if isinstance(error, torch.OutOfMemoryError):
+            return
+        call.prepare()
+        for number, block in enumerate(self._tower.blocks):
+            try:
+                from_parts(block, x)
+            except _BROKEN as broken:
+                first = str(broken).splitlines()[0] if str(broken) else ""
+                self._refuse(f"block {number}: its parts do not fit together ({first})")
+
+    # -- every block -------------------------------------------------------------------------
+
+    def hand_out(
+        self, number: int, given: Tensor, output: Tensor | None, arguments: Arguments
+    ) -> Tensor:
+        """Return what a block hands out: its output, or what it was given if nobody asked for it.
+
+        Raises
+        ------
+        UnsupportedModelError
+            If the block was given something other than what the one before handed out, or if the
+            block is checked and is not what its parts are.
+        """
+        if self._run is not None:
+            return self._check(self._run, number, given, output, arguments)
+        if number and given is not self._handed:
+            self.expect_handed(given, f"block {number}")
+        self._handed = given if output is None else output
+        return self._handed
+
+    def is_handed(self, given: Tensor) -> bool:
+        """Whether a tensor is what the last block handed out."""
+        handed = self._run.handed[0] if self._run and self._run.handed else self._handed
+        if given is handed:
+            return True
+        return handed is not None and given.shape == handed.shape and torch.equal(given, handed)
+
+    def expect_handed(self, given: Tensor, whom: str) -> None:
+        """Refuse the call unless a tensor is what the last block handed out."""
+        if not self.is_handed(given):
+            self._refuse(f"what the block before hands out is changed before it reaches {whom}")
+
+    def _check(
+        self, run: _Run, number: int, given: Tensor, output: Tensor | None, arguments: Arguments
+    ) -> Tensor:
+        if number != run.next:
+            self._refuse(f"block {number} is called where block {run.next} is expected")
+        self._check_between(run, number, given)
+        block, x = self._tower.blocks[number], run.x
+        reason = run.call.ignored(number, bind(block.layer, *arguments))
+        if not reason:
+            args, kwargs = run.call.cut(arguments, run.rows)
+            with torch.no_grad():
+                stock = _states(self._stock(number, x, *args, **kwargs))
+                ours = self._ours(run, number, output, bind(block.layer, args, kwargs))
+                reason = disagreement(stock, ours, x) or self._try_out(run, number, arguments)
+            reason += _hint(block) if reason else ""
+        if reason:
+            self._refuse(f"block {number}: {reason}")
+        run.x, run.next = ours, number + 1
+        if output is None:
+            output = _plain(given).clone()
+            output[run.rows] = ours
+            run.handed = output.as_subclass(run.watched), ours  # type: ignore[arg-type]
+        else:
+            run.handed = output, output[run.rows].clone()
+        if run.next == len(self._tower.blocks) and self._entry is None:
+            self._pass(run)
+        return run.handed[0]
+
+    def _check_between(self, run: _Run, number: int, given: Tensor) -> None:
+        """Refuse a tower that does anything to the hidden states between two blocks."""
+        if run.handed is None:
+            return
+        handed, content = run.handed
+        if given.shape != handed.shape:
+            self._refuse(
+                f"block {number - 1} hands out shape {tuple(handed.shape)}, and block {number} "
+                f"gets {tuple(given.shape)}: something between them changes it"
+            )
+        if not torch.equal(_plain(given)[run.rows], content):
+            self._refuse(
+                f"block {number} gets something other than what block {number - 1} hands out"
+            )
+
+    def _ours(self, run: _Run, number: int, output: Tensor | None, given: dict[str, Any]) -> Tensor:
+        """Output of a block for the frame by its parts: what the pass gave, or computed here."""
+        last = number + 1 == len(self._tower.blocks)
+        seen = output if last else run.seen.get(number + 1)
+        if not run.seen or seen is None:
+            run.call.prepare()
+            mask = key_mask(given.get("attention_mask"))
+            return from_parts(self._tower.blocks[number], run.x, mask)
+        if last:
+            return seen[run.rows]
+        channels = seen.shape[-1]
+        return seen.reshape(-1, channels)[: run.x.numel() // channels].view_as(run.x)
+
+    def _try_out(self, run: _Run, number: int, arguments: Arguments) -> str:
+        """Try one block of each kind on two small pictures."""
+        block = self._tower.blocks[number]
+        of_kind = tuple(_settings(module) for module in block.layer.modules())
+        if not isinstance(block, PreNormBlock) or of_kind in run.tried:
+            return ""
+        run.tried.add(of_kind)
+        args, kwargs = arguments
+        if isinstance(bind(block.layer, args, kwargs).get("cu_seqlens"), Tensor):
+            return ""  # all pictures are in one row
+        plain, named = _without_tensors(args), _without_tensors(kwargs)
+
+        def stock(few: Tensor) -> Tensor:
+            return _states(self._stock(number, few, *plain, **named))
+
+        return try_out(block, stock, run.x)
+
+    # -- afterwards --------------------------------------------------------------------------
+
+    def _leave(self, hook: Any, output: Any) -> None:
+        """The tower has returned: see whether an output reached it that only this frame has."""
+        hook.remove()
+        run, self._run = self._run, None
+        if run is None or output is None:
+            return
+        if run.next < len(self._tower.blocks):
+            self._refuse(f"only {run.next} of its {len(self._tower.blocks)} blocks are called")
+        if run.watched.was_written or _holds(output, run.watched):
+            self._refuse(
+                "the output of a block in the middle goes elsewhere than to the next block, and "
+                "of a cached frame nobody has it but who asks by output_hidden_states"
+            )
+        self._pass(run)
+
+    def _pass(self, run: _Run) -> None:
+        self._known.add(run.kind)
+
+    def _refuse(self, reason: str) -> None:
+        """Raise the error; a tower that never passed a check is left without a cacher."""
+        self._run = None
+        name = type(self._tower.root).__name__
+        if self._known:
+            raise UnsupportedModelError(f"attach_cacher: this call of {name} is refused: {reason}")
+        self._give_up()
+        raise UnsupportedModelError(
+            f"attach_cacher: {name} is not a supported tower, and its cacher is off again: {reason}"
+        )
+
+
+def _states(output: Any) -> Tensor:
+    """Hidden states in what a block returned."""
+    states: Tensor = output[0] if isinstance(output, tuple) else output
+    return states
+
+
+def _hint(block: Block) -> str:
+    """Say what may be behind a difference."""
+    for name, module in block.layer.named_modules():
+        if getattr(module, "is_causal", False) is True:
+            return f"; {name} has is_causal=True"
+    return ""
+
+
+def _settings(module: nn.Module) -> Hashable:
+    """A module's class and plain settings."""
+    settings = {k: v for k, v in vars(module).items() if isinstance(v, (bool, int, float, str))}
+    return type(module), tuple(settings.items())
+
+
+def _plain(x: Tensor) -> Tensor:
+    """The tensor itself, watched no longer."""
+    with torch._C.DisableTorchFunctionSubclass():
+        return x.as_subclass(Tensor)  # type: ignore[arg-type]
+
+
+def _without_tensors(value: Any) -> Any:
+    """Arguments with None in place of each tensor."""
+    if isinstance(value, Tensor):
+        return None
+    if isinstance(value, dict):
+        return {name: _without_tensors(part) for name, part in value.items()}
+    return tuple(_without_tensors(p) for p in value) if isinstance(value, tuple) else value
+
+
+def _holds(value: Any, kind: type) -> bool:
+    """Whether there is a tensor of a kind anywhere in an output."""
+    if isinstance(value, Tensor):
+        return isinstance(value, kind)
+    if isinstance(value, dict):
+        return any(_holds(part, kind) for part in value.values())
+    if isinstance(value, (list, tuple, set)):
+        return any(_holds(part, kind) for part in value)
+    return hasattr(value, "__dict__") and any(_holds(part, kind) for part in vars(value).values())

@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whether what a block's parts give is what the block itself gives, up to rounding."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from stc_video.towers.block import Block
+
+#: tokens of each of the two pictures of :func:`try_out`
+_FEW = 8
+#: standard deviation of the attention logits in :func:`try_out`
+_SHARPNESS = 3.0
+
+
+def from_parts(block: Block, x: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Output (F, N, C) of a block for all tokens, by its parts."""
+    query, key, value = block.project(block.norm1(x))
+    middle = x + block.attend(query, key, value, mask)
+    return middle + block.feed_forward(middle)
+
+
+def disagreement(stock: Tensor, ours: Tensor, x: Tensor) -> str:
+    """Say how far two outputs of a block are apart; empty if no further than rounding explains.
+
+    What the block adds to its input ``x`` is what counts: a residual stream is often so much
+    larger that it hides the difference. Each token's difference (root mean square over the
+    channels) is held against the size of what the block adds to all tokens, and against the
+    rounding of the sum.
+
+    Parameters
+    ----------
+    stock, ours, x
+        (..., C), the two outputs and the input, in the same dtype.
+    """
+    if stock.shape != ours.shape:
+        return f"it returns shape {tuple(stock.shape)}, its parts give {tuple(ours.shape)}"
+    same = (stock == ours) | (stock.isnan() & ours.isnan())
+    difference = torch.where(same, 0.0, stock.float() - ours.float())
+    added = _size(stock.float() - x.float()).square().mean().sqrt()
+    precision, share = _rounding(stock)
+    allowed = share * added + 4.0 * precision * _size(stock.float())
+    off = _size(difference)
+    if bool((off <= allowed).all()):
+        return ""
+    largest = float(off.max())
+    return (
+        f"its output differs from what its parts give by up to {largest:.2g} a token, "
+        f"{largest / max(float(added), 1e-30):.2g} of what it adds to its input"
+    )
+
+
+def _size(x: Tensor) -> Tensor:
+    """Root mean square over the channels."""
+    return x.square().mean(-1).sqrt()
+
+
+def _rounding(x: Tensor) -> tuple[float, float]:
+    """Precision of a tower's arithmetic, and how far its results may be apart by it.
+
+    A block multiplies long rows, and its attention amplifies what its projections round: the
+    second is many times the first. Measured differences are far below, see ``docs/limits.md``.
+    """
+    dtype = x.dtype
+    if torch.is_autocast_enabled(x.device.type):
+        dtype = torch.get_autocast_dtype(x.device.type)
+    if dtype == torch.bfloat16:
+        return 2.0**-8, 0.1
+    if dtype == torch.float16:
+        return 2.0**-11, 0.02
+    if torch.get_float32_matmul_precision() != "highest":
+        return 2.0**-8, 0.02
+    return 2.0**-24, 1e-3
+
+
+def try_out(block: Block, stock: Callable[[Tensor], Tensor], x: Tensor) -> str:
+    """Compare a block with its parts on two small pictures; say how they differ.
+
+    This shows what one frame of a tower hides: whether pictures of a call see each other, and
+    whether a token's place counts inside the attention. Positions hardly matter as long as all
+    logits are small (weights as they are initialised), or all tokens are the same (a black
+    frame). So the tokens are made to differ, and queries and keys are scaled for a while.
+
+    Parameters
+    ----------
+    block
+        The block, whose ``query`` and ``key`` are modules.
+    stock
+        What the block itself gives for (2, n, C), without a mask.
+    x
+        (1, N, C) a frame's input of the block.
+    """
+    few = _two_pictures(x[0])
+    with _sharpened(block):
+        try:
+            given = stock(few)
+        except (RuntimeError, TypeError, ValueError, IndexError) as error:
+            return f"it takes no two pictures of {few.shape[1]} tokens ({_first_line(error)})"
+        return disagreement(given, from_parts(block, few), few)
+
+
+def _two_pictures(tokens: Tensor) -> Tensor:
+    """(2, n, C) of tokens (N, C) from all over a frame, with noise of their own size."""
+    number = min(_FEW, tokens.shape[0])
+    places = torch.linspace(0, tokens.shape[0] - 1, 2 * number, device=tokens.device).long()
+    noise = torch.randn((2, number, tokens.shape[1]), generator=torch.Generator().manual_seed(0))
+    chosen = tokens[places].view(2, number, -1)
+    size = chosen.float().square().mean().sqrt().clamp_min(1e-3)
+    return chosen + (size * noise.to(tokens.device)).to(tokens.dtype)
+
+
+@contextmanager
+def _sharpened(block: Any) -> Iterator[None]:
+    """Inside, queries and keys are scaled so that the attention is far from uniform."""
+
+    def scale(_: nn.Module, __: Any, output: Tensor) -> Tensor:
+        size = output.float().square().mean().sqrt().clamp_min(1e-12)
+        return (output * (_SHARPNESS**0.5 / size)).to(output.dtype)
+
+    hooks = [part.register_forward_hook(scale) for part in (block.query, block.key)]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
