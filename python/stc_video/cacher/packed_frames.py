@@ -20,6 +20,7 @@ from stc_video.cacher.stream_state import Layout, Stream
 from stc_video.config import DEFAULT_STREAM, CacheConfig
 from stc_video.errors import AttachError, UnsupportedModelError
 from stc_video.towers.block_calls import PackedCall
+from stc_video.towers.comparison import disagreement
 from stc_video.towers.packed_vision import PackedTower
 
 __all__ = ["PackedCacher"]
@@ -96,8 +97,9 @@ class PackedCacher(Cacher):
 
     def __init__(self, tower: PackedTower, config: CacheConfig) -> None:
         self._merger_patches: list[InstancePatch] = []
-        # Mergers that do not take the output of a block: they run as they are.
-        self._left_alone: set[int] = set()
+        # Mergers that were seen to take the output of their block, group by group; others run as
+        # they are (GLM-4V's takes what a convolution made of it).
+        self._trusted: set[int] = set()
         # What the mergers hand out in the pass under way, by number of the merger.
         self._tokens: dict[int, Tensor] = {}
         # The blocks look at the places of one video at a time. And a row that is not encoded must
@@ -168,14 +170,23 @@ class PackedCacher(Cacher):
             patch = self._merger_patches[number]
             tokens = self._tokens.pop(number, None)
             if tokens is None or merger is not patch.module:
-                return run_stock(patch, merger, rows, *args, **kwargs)
-            if args or kwargs or not self._self_check.is_handed(rows):
-                # Something comes between the block and its merger, or the merger takes more.
-                self._left_alone.add(number)
-                return run_stock(patch, merger, rows, *args, **kwargs)
+                made = run_stock(patch, merger, rows, *args, **kwargs)
+                if merger is patch.module and not args and not kwargs:
+                    self._get_to_know(number, rows, made)
+                return made
+            self._self_check.expect_handed(rows, f"merger {number}")
             return tokens
 
         return forward
+
+    def _get_to_know(self, number: int, rows: Tensor, tokens: Tensor) -> None:
+        """Trust a merger that makes each token of its group of the rows that a block handed out."""
+        if not self._self_check.is_running or not self._self_check.is_handed(rows):
+            return
+        last = rows[-(len(rows) // len(tokens)) :]
+        alone = self._merger_patches[number].stock(last)
+        if not disagreement(tokens[-1:], alone, torch.zeros_like(alone)):
+            self._trusted.add(number)
 
     def _encode_packed(self, rows: Tensor, args: tuple[Any, ...], kw: dict[str, Any]) -> None:
         """Encode the rows (M, C) of a call, each stream's by that stream's state."""
@@ -224,7 +235,7 @@ class PackedCacher(Cacher):
         self._tokens = {
             number: torch.cat(part)
             for number, part in enumerate(zip(*tokens, strict=True))
-            if number not in self._left_alone
+            if number in self._trusted
         }
 
     def _grids(
@@ -261,7 +272,7 @@ class PackedCacher(Cacher):
         for number, site in enumerate(self._tower.mergers):
             merger = self._merger_patches[number]
             frames = []
-            for rows in outputs[site.layer] if number not in self._left_alone else ():
+            for rows in outputs[site.layer] if number in self._trusted else ():
                 merged = stream.merged.get(number)
                 if merged is None:
                     rows = rows.clone()  # what is handed out may be changed

@@ -19,7 +19,9 @@ _SHARPNESS = 3.0
 
 
 def from_parts(block: Block, x: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Output (F, N, C) of a block for all tokens, by its parts."""
+    """Output (F, N, C) of a block for all tokens, by its parts; or of packed rows, (N, C)."""
+    if x.dim() == 2:
+        return from_parts(block, x[None], mask)[0]
     query, key, value = block.project(block.norm1(x))
     middle = x + block.attend(query, key, value, mask)
     return middle + block.feed_forward(middle)

@@ -275,10 +275,22 @@ def _not_one_tower(root: nn.Module, paths: list[str]) -> str:
             f"attach_cacher: {name} is not a supported tower: it has no list of pre-norm "
             f"transformer blocks; supported are {SUPPORTED}"
         )
+    towers = " or ".join(f"model.{tower}" for tower in _each_with_one(paths))
     return (
         f"attach_cacher: {name} holds {len(paths)} stacks of transformer blocks "
-        f"({', '.join(paths)}); pass the vision tower itself, such as model.vision_model"
+        f"({', '.join(paths)}); pass the vision tower itself: {towers}"
     )
+
+
+def _each_with_one(paths: list[str]) -> list[str]:
+    """Name for each stack of blocks the outermost module that holds no other one."""
+    towers = []
+    for path in paths:
+        names = path.split(".")
+        heads = [".".join(names[:count]) for count in range(1, len(names) + 1)]
+        alone = (h for h in heads if sum((p + ".").startswith(h + ".") for p in paths) == 1)
+        towers.append(next(alone))
+    return towers
 
 
 def _ancestors(root: nn.Module, path: str) -> Iterator[nn.Module]:
