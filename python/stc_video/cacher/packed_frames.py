@@ -100,6 +100,8 @@ class PackedCacher(Cacher):
         # Mergers that were seen to take the output of their block, group by group; others run as
         # they are (GLM-4V's takes what a convolution made of it).
         self._trusted: set[int] = set()
+        # The streams of the call under way, and where the rows of the last frame of each are.
+        self._met: list[tuple[PackedStream, slice]] = []
         # What the mergers hand out in the pass under way, by number of the merger.
         self._tokens: dict[int, Tensor] = {}
         # The blocks look at the places of one video at a time. And a row that is not encoded must
@@ -169,24 +171,31 @@ class PackedCacher(Cacher):
         def forward(merger: nn.Module, rows: Tensor, *args: Any, **kwargs: Any) -> Any:
             patch = self._merger_patches[number]
             tokens = self._tokens.pop(number, None)
-            if tokens is None or merger is not patch.module:
-                made = run_stock(patch, merger, rows, *args, **kwargs)
-                if merger is patch.module and not args and not kwargs:
-                    self._get_to_know(number, rows, made)
-                return made
+            if merger is not patch.module or args or kwargs:
+                return run_stock(patch, merger, rows, *args, **kwargs)
+            if tokens is None:
+                return self._first_merge(number, rows)
             self._self_check.expect_handed(rows, f"merger {number}")
             return tokens
 
         return forward
 
-    def _get_to_know(self, number: int, rows: Tensor, tokens: Tensor) -> None:
-        """Trust a merger that makes each token of its group of the rows that a block handed out."""
-        if not self._self_check.is_running or not self._self_check.is_handed(rows):
-            return
-        last = rows[-(len(rows) // len(tokens)) :]
-        alone = self._merger_patches[number].stock(last)
+    def _first_merge(self, number: int, rows: Tensor) -> Any:
+        """Run a merger as it is, and see whether later frames can merge their changed rows only.
+
+        They can if it takes what the block handed out and makes each token of a group of rows.
+        """
+        merger, group = self._merger_patches[number], self._tower.merge**2
+        is_known = self._self_check.is_running and self._self_check.is_handed(rows)
+        if not is_known or len(rows) % group:
+            return merger.stock(rows)
+        alone, tokens = merger.stock(rows[-group:]), merger.stock(rows)
         if not disagreement(tokens[-1:], alone, torch.zeros_like(alone)):
             self._trusted.add(number)
+            for stream, last in self._met:
+                merged = slice(last.start // group, last.stop // group)
+                stream.merged[number] = Merged(rows[last].clone(), tokens[merged])
+        return tokens
 
     def _encode_packed(self, rows: Tensor, args: tuple[Any, ...], kw: dict[str, Any]) -> None:
         """Encode the rows (M, C) of a call, each stream's by that stream's state."""
@@ -211,6 +220,7 @@ class PackedCacher(Cacher):
         tokens: list[list[Tensor]] = []
         records: list[FrameRecord] = []
         start = 0
+        self._met = []
         for name, (time, height, width) in zip(names, grids, strict=True):
             size = height * width
             frames = rows[start : start + time * size].view(time, size, -1)
@@ -230,6 +240,7 @@ class PackedCacher(Cacher):
             parts.append({layer: output.flatten(0, 1) for layer, output in outputs.items()})
             records += made
             start += time * size
+            self._met.append((stream, slice(start - size, start)))
         self.last_frames = records
         self._pending = {layer: torch.cat([part[layer] for part in parts]) for layer in wanted}
         self._tokens = {
