@@ -59,7 +59,7 @@ class Oracle:
         self._outputs: dict[nn.Module, Tensor] = {}
         layers[0].register_forward_pre_hook(self._first)
         for layer in layers:
-            layer.register_forward_hook(self._after)
+            layer.register_forward_hook(self._after, prepend=True)
 
     def _first(self, layer: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         return (self._mixed(self._inputs, layer, args[0]), *args[1:])

@@ -117,7 +117,7 @@ class Cacher:
         self._pending: Outputs = {}
         self._watcher = RequestWatcher(tower.ancestors, self._check_call)
         self._patches: list[InstancePatch] = []
-        self._self_check = SelfCheck(tower, self._stock, lambda: self.detach(force=True))
+        self._self_check = SelfCheck(tower, self._patches, lambda: self.detach(force=True))
         self._install()
 
     def __repr__(self) -> str:
@@ -128,8 +128,9 @@ class Cacher:
     # -- attaching ---------------------------------------------------------------------------
 
     def _install(self) -> None:
-        forwards = [self._first_forward, *[self._later_forward(i) for i in self._later_layers()]]
-        self._patches = InstancePatch.install_all(
+        later = range(1, len(self._tower.blocks))
+        forwards = [self._first_forward, *map(self._later_forward, later)]
+        self._patches += InstancePatch.install_all(
             (block.layer for block in self._tower.blocks),
             map(as_function, forwards),
             owner=self,
@@ -149,9 +150,6 @@ class Cacher:
         self._patches.clear()
         self._watcher.remove()
         self._packed.remove()
-
-    def _later_layers(self) -> range:
-        return range(1, len(self._tower.blocks))
 
     def detach(self, *, force: bool = False) -> None:
         """Take the cacher off; the tower is then exactly as before.
@@ -366,10 +364,7 @@ class Cacher:
         return forward
 
     def _hand_out(self, number: int, hidden_states: Tensor, args: Any, kw: dict[str, Any]) -> Any:
-        """Return the output of a layer, in the form that its class returns it in.
-
-        A layer that nobody asked for passes its input on.
-        """
+        """Return a layer's output, or its input if nobody asked, in the form of its class."""
         output = self._pending.pop(number, None)
         output = self._self_check.hand_out(number, hidden_states, output, (args, kw))
         return (output,) if self._tower.blocks[number].returns_tuple else output
@@ -380,10 +375,6 @@ class Cacher:
             return nullcontext()
         is_fresh = all(stream.state is None for stream in self._streams.values())
         return self._self_check.around(call, (args, kw), is_fresh=is_fresh)
-
-    def _stock(self, number: int, *args: Any, **kwargs: Any) -> Any:
-        """Run a layer as if nothing were attached."""
-        return self._patches[number].stock(*args, **kwargs)
 
     def _encode(self, frames: Tensor, mask: Any) -> Outputs:
         """Encode a batch, each stream's rows by that stream's state."""

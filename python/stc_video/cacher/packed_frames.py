@@ -211,7 +211,7 @@ class PackedCacher(Cacher):
         self,
         rows: Tensor,
         grids: Sequence[_Grid],
-        positions: tuple[Tensor, Tensor],
+        positions: Any,
         wanted: frozenset[int],
     ) -> None:
         """Encode the rows (M, C) of one video for each stream."""

@@ -10,14 +10,17 @@ call with arguments of another kind is checked again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
+from stc_video.cacher.patching import InstancePatch
+from stc_video.cacher.watched_output import WatchedOutput, holds, plain
 from stc_video.errors import UnsupportedModelError
 from stc_video.towers.block import Block, Tower
 from stc_video.towers.block_calls import Arguments, Call, bind, form, kind
@@ -30,27 +33,6 @@ _BROKEN = (RuntimeError, TypeError, IndexError, AttributeError)
 
 #: how many forms of calls are remembered
 _FORMS = 4096
-
-
-class WatchedOutput(Tensor):
-    """The output of a block that nobody asked for, and whatever is computed from it.
-
-    It may go to the next block, where it is replaced. If it reaches the output of the tower, or
-    is written into another tensor, the tower needs what cached frames do not have.
-    """
-
-    was_written = False
-
-    @classmethod
-    def __torch_function__(
-        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        """Run an operator; results are watched, too."""
-        target, name = args[0] if args else None, getattr(func, "__name__", "")
-        writes = name in ("__setitem__", "__iadd__") or (name[-1:] == "_" != name[:1])
-        if "out" in (kwargs or {}) or (writes and type(target) is Tensor):
-            cls.was_written = True
-        return super().__torch_function__(func, types, args, kwargs or {})
 
 
 @dataclass
@@ -97,23 +79,24 @@ class SelfCheck:
     ----------
     tower
         The tower.
-    stock
-        Runs a block as it is: takes its number, and its arguments.
+    patches
+        Those of its blocks, by which the blocks run as they are; they may come later.
     give_up
         Takes everything off the tower.
     """
 
     def __init__(
-        self, tower: Tower, stock: Callable[..., Any], give_up: Callable[[], None]
+        self, tower: Tower, patches: Sequence[InstancePatch], give_up: Callable[[], None]
     ) -> None:
         self._tower = tower
-        self._stock = stock
+        self._patches = patches
         self._give_up = give_up
         self._bypassed = Bypassed.of(tower.blocks)
         self._depth = {module: depth for depth, module in enumerate(tower.ancestors)}
         self._entry: nn.Module | None = None
         self._innermost = -1
         self._run: _Run | None = None
+        self._hook: RemovableHandle | None = None
         # Kinds of calls that passed, and forms of calls whose arguments were looked at.
         self._known: set[Hashable] = set()
         self._forms: set[Hashable] = set()
@@ -187,9 +170,7 @@ class SelfCheck:
         seen = seen if is_fresh and rows.start == 0 else {}
         self._run = _Run(of_kind, call, rows, x, seen, watched)
         if self._entry is not None:
-            hook = self._entry.register_forward_hook(
-                lambda *args: self._leave(hook, args[-1]), always_call=True
-            )
+            self._hook = self._entry.register_forward_hook(self._leave, always_call=True)
 
     @contextmanager
     def _seeing(self, seen: dict[int, Tensor], size: int) -> Iterator[None]:
@@ -267,7 +248,7 @@ class SelfCheck:
         if not reason:
             args, kwargs = run.call.cut(arguments, run.rows)
             with torch.no_grad():
-                stock = _states(self._stock(number, x, *args, **kwargs))
+                stock = _states(self._patches[number].stock(x, *args, **kwargs))
                 ours = self._ours(run, number, output, bind(block.layer, args, kwargs))
                 reason = disagreement(stock, ours, x) or self._try_out(run, number, arguments)
             reason += _hint(block) if reason else ""
@@ -275,9 +256,9 @@ class SelfCheck:
             self._refuse(f"block {number}: {reason}")
         run.x, run.next = ours, number + 1
         if output is None:
-            output = _plain(given).clone()
+            output = plain(given).clone()
             output[run.rows] = ours
-            run.handed = output.as_subclass(run.watched), ours  # type: ignore[arg-type]
+            run.handed = output.as_subclass(run.watched), ours
         else:
             run.handed = output, output[run.rows].clone()
         if run.next == len(self._tower.blocks) and self._entry is None:
@@ -294,7 +275,7 @@ class SelfCheck:
                 f"block {number - 1} hands out shape {tuple(handed.shape)}, and block {number} "
                 f"gets {tuple(given.shape)}: something between them changes it"
             )
-        if not torch.equal(_plain(given)[run.rows], content):
+        if not torch.equal(plain(given)[run.rows], content):
             self._refuse(
                 f"block {number} gets something other than what block {number - 1} hands out"
             )
@@ -325,26 +306,31 @@ class SelfCheck:
         plain, named = _without_tensors(args), _without_tensors(kwargs)
 
         def stock(few: Tensor) -> Tensor:
-            return _states(self._stock(number, few, *plain, **named))
+            return _states(self._patches[number].stock(few, *plain, **named))
 
         return try_out(block, stock, run.x)
 
     # -- afterwards --------------------------------------------------------------------------
 
-    def _leave(self, hook: Any, output: Any) -> None:
+    def _leave(self, _module: nn.Module, _args: Any, output: Any) -> None:
         """The tower has returned: see whether an output reached it that only this frame has."""
-        hook.remove()
+        self._unhook()
         run, self._run = self._run, None
         if run is None or output is None:
             return
         if run.next < len(self._tower.blocks):
             self._refuse(f"only {run.next} of its {len(self._tower.blocks)} blocks are called")
-        if run.watched.was_written or _holds(output, run.watched):
+        if run.watched.was_written or holds(output, run.watched):
             self._refuse(
                 "the output of a block in the middle goes elsewhere than to the next block, and "
                 "of a cached frame nobody has it but who asks by output_hidden_states"
             )
         self._pass(run)
+
+    def _unhook(self) -> None:
+        if self._hook is not None:
+            self._hook.remove()
+            self._hook = None
 
     def _pass(self, run: _Run) -> None:
         self._known.add(run.kind)
@@ -352,6 +338,7 @@ class SelfCheck:
     def _refuse(self, reason: str) -> None:
         """Raise the error; a tower that never passed a check is left without a cacher."""
         self._run = None
+        self._unhook()
         name = type(self._tower.root).__name__
         if self._known:
             raise UnsupportedModelError(f"attach_cacher: this call of {name} is refused: {reason}")
@@ -381,12 +368,6 @@ def _settings(module: nn.Module) -> Hashable:
     return type(module), tuple(settings.items())
 
 
-def _plain(x: Tensor) -> Tensor:
-    """The tensor itself, watched no longer."""
-    with torch._C.DisableTorchFunctionSubclass():
-        return x.as_subclass(Tensor)  # type: ignore[arg-type]
-
-
 def _without_tensors(value: Any) -> Any:
     """Arguments with None in place of each tensor."""
     if isinstance(value, Tensor):
@@ -394,14 +375,3 @@ def _without_tensors(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _without_tensors(part) for name, part in value.items()}
     return tuple(_without_tensors(p) for p in value) if isinstance(value, tuple) else value
-
-
-def _holds(value: Any, kind: type) -> bool:
-    """Whether there is a tensor of a kind anywhere in an output."""
-    if isinstance(value, Tensor):
-        return isinstance(value, kind)
-    if isinstance(value, dict):
-        return any(_holds(part, kind) for part in value.values())
-    if isinstance(value, (list, tuple, set)):
-        return any(_holds(part, kind) for part in value)
-    return hasattr(value, "__dict__") and any(_holds(part, kind) for part in vars(value).values())

@@ -33,7 +33,7 @@ def form(value: Any) -> Hashable:
         return value.dtype, value.shape
     if isinstance(value, (tuple, list)):
         return tuple(form(part) for part in value)
-    return type(value)
+    return type(value).__name__
 
 
 def kind(value: Any) -> Hashable:
@@ -42,7 +42,7 @@ def kind(value: Any) -> Hashable:
         return value.dtype, value.dim()
     if isinstance(value, (tuple, list)):
         return tuple(kind(part) for part in value)
-    return type(value)
+    return type(value).__name__
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:
@@ -57,15 +57,11 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
 
 
 class Call(Protocol):
-    """What the blocks of a tower are called with, all of them or one.
+    """What the blocks of a tower are called with."""
 
-    Attributes
-    ----------
-    states
-        Hidden states, the input of the first block.
-    """
-
-    states: Tensor
+    @property
+    def states(self) -> Tensor:
+        """Hidden states, the input of the first block."""
 
     @property
     def layout(self) -> Hashable:
@@ -159,7 +155,7 @@ class PackedCall:
     tower: PackedTower
     states: Tensor
     grids: Sequence[tuple[int, int, int]]
-    positions: tuple[Tensor, Tensor]
+    positions: Any
 
     @property
     def layout(self) -> Hashable:
@@ -194,6 +190,8 @@ class PackedCall:
         return self._places_that_move()
 
     def _places_that_move(self) -> str:
+        if not isinstance(self.positions, (tuple, list)) or len(self.positions) != 2:
+            return "it gets no position_embeddings of cosines and sines"
         start = 0
         for time, height, width in self.grids:
             end = start + time * height * width

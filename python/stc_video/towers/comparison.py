@@ -122,7 +122,8 @@ def _sharpened(block: Any) -> Iterator[None]:
 
     def scale(_: nn.Module, __: Any, output: Tensor) -> Tensor:
         size = output.float().square().mean().sqrt().clamp_min(1e-12)
-        return (output * (_SHARPNESS**0.5 / size)).to(output.dtype)
+        scaled: Tensor = output * (_SHARPNESS**0.5 / size)
+        return scaled.to(output.dtype)
 
     hooks = [part.register_forward_hook(scale) for part in (block.query, block.key)]
     try:
