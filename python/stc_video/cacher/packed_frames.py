@@ -97,11 +97,10 @@ class PackedCacher(Cacher):
 
     def __init__(self, tower: PackedTower, config: CacheConfig) -> None:
         self._merger_patches: list[InstancePatch] = []
-        # Mergers that were seen to take the output of their block, group by group; others run as
-        # they are (GLM-4V's takes what a convolution made of it).
+        # Mergers that were seen to take the output of their block, group by group; and those that
+        # do not and run as they are (GLM-4V's takes what a convolution made of it).
         self._trusted: set[int] = set()
-        # The streams of the call under way, and where the rows of the last frame of each are.
-        self._met: list[tuple[PackedStream, slice]] = []
+        self._left_alone: set[int] = set()
         # What the mergers hand out in the pass under way, by number of the merger.
         self._tokens: dict[int, Tensor] = {}
         # The blocks look at the places of one video at a time. And a row that is not encoded must
@@ -171,31 +170,17 @@ class PackedCacher(Cacher):
         def forward(merger: nn.Module, rows: Tensor, *args: Any, **kwargs: Any) -> Any:
             patch = self._merger_patches[number]
             tokens = self._tokens.pop(number, None)
-            if merger is not patch.module or args or kwargs:
+            if tokens is None or merger is not patch.module or args or kwargs:
                 return run_stock(patch, merger, rows, *args, **kwargs)
-            if tokens is None:
-                return self._first_merge(number, rows)
-            self._self_check.expect_handed(rows, f"merger {number}")
+            if number in self._trusted:
+                self._self_check.expect_handed(rows, f"merger {number}")
+            elif not self._self_check.is_handed(rows):
+                self._left_alone.add(number)
+                return patch.stock(rows)
+            self._trusted.add(number)
             return tokens
 
         return forward
-
-    def _first_merge(self, number: int, rows: Tensor) -> Any:
-        """Run a merger as it is, and see whether later frames can merge their changed rows only.
-
-        They can if it takes what the block handed out and makes each token of a group of rows.
-        """
-        merger, group = self._merger_patches[number], self._tower.merge**2
-        is_known = self._self_check.is_running and self._self_check.is_handed(rows)
-        if not is_known or len(rows) % group:
-            return merger.stock(rows)
-        alone, tokens = merger.stock(rows[-group:]), merger.stock(rows)
-        if not disagreement(tokens[-1:], alone, torch.zeros_like(alone)):
-            self._trusted.add(number)
-            for stream, last in self._met:
-                merged = slice(last.start // group, last.stop // group)
-                stream.merged[number] = Merged(rows[last].clone(), tokens[merged])
-        return tokens
 
     def _encode_packed(self, rows: Tensor, args: tuple[Any, ...], kw: dict[str, Any]) -> None:
         """Encode the rows (M, C) of a call, each stream's by that stream's state."""
@@ -220,7 +205,6 @@ class PackedCacher(Cacher):
         tokens: list[list[Tensor]] = []
         records: list[FrameRecord] = []
         start = 0
-        self._met = []
         for name, (time, height, width) in zip(names, grids, strict=True):
             size = height * width
             frames = rows[start : start + time * size].view(time, size, -1)
@@ -240,13 +224,12 @@ class PackedCacher(Cacher):
             parts.append({layer: output.flatten(0, 1) for layer, output in outputs.items()})
             records += made
             start += time * size
-            self._met.append((stream, slice(start - size, start)))
         self.last_frames = records
         self._pending = {layer: torch.cat([part[layer] for part in parts]) for layer in wanted}
         self._tokens = {
             number: torch.cat(part)
             for number, part in enumerate(zip(*tokens, strict=True))
-            if number in self._trusted
+            if number not in self._left_alone
         }
 
     def _grids(
@@ -282,8 +265,10 @@ class PackedCacher(Cacher):
         made = []
         for number, site in enumerate(self._tower.mergers):
             merger = self._merger_patches[number]
+            if number not in self._trusted and not self._merges_groups(number, outputs[site.layer]):
+                self._left_alone.add(number)
             frames = []
-            for rows in outputs[site.layer] if number in self._trusted else ():
+            for rows in outputs[site.layer] if number not in self._left_alone else ():
                 merged = stream.merged.get(number)
                 if merged is None:
                     rows = rows.clone()  # what is handed out may be changed
@@ -293,3 +278,13 @@ class PackedCacher(Cacher):
                 frames.append(merged.tokens)
             made.append(torch.cat(frames) if frames else outputs[site.layer])
         return made
+
+    def _merges_groups(self, number: int, frames: Tensor) -> bool:
+        """Whether a merger makes the same of two groups of rows of (F, N, C) as of each alone."""
+        merger, group = self._merger_patches[number], self._tower.merge**2
+        rows = frames[0, : 2 * group]
+        try:
+            second, both = merger.stock(rows[group:]), merger.stock(rows)
+        except RuntimeError:  # it takes rows of another width
+            return False
+        return not disagreement(both[1:], second, torch.zeros_like(second))
