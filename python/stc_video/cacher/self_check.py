@@ -22,10 +22,17 @@ from torch.utils.hooks import RemovableHandle
 from stc_video.cacher.patching import InstancePatch
 from stc_video.cacher.watched_output import WatchedOutput, holds, plain
 from stc_video.errors import UnsupportedModelError
-from stc_video.towers.block import Block, Tower
+from stc_video.towers.block import Tower
 from stc_video.towers.block_calls import Arguments, Call, bind, form, kind
 from stc_video.towers.bypassed import Bypassed
-from stc_video.towers.comparison import disagreement, from_parts, try_out
+from stc_video.towers.comparison import (
+    disagreement,
+    from_parts,
+    hint,
+    settings_of,
+    states_of,
+    try_out,
+)
 from stc_video.towers.pre_norm import PreNormBlock, key_mask
 
 #: kinds of error that tell of parts that do not fit together
@@ -248,10 +255,10 @@ class SelfCheck:
         if not reason:
             args, kwargs = run.call.cut(arguments, run.rows)
             with torch.no_grad():
-                stock = _states(self._patches[number].stock(x, *args, **kwargs))
+                stock = states_of(self._patches[number].stock(x, *args, **kwargs))
                 ours = self._ours(run, number, output, bind(block.layer, args, kwargs))
                 reason = disagreement(stock, ours, x) or self._try_out(run, number, arguments)
-            reason += _hint(block) if reason else ""
+            reason += hint(block.layer) if reason else ""
         if reason:
             self._refuse(f"block {number}: {reason}")
         run.x, run.next = ours, number + 1
@@ -295,20 +302,12 @@ class SelfCheck:
 
     def _try_out(self, run: _Run, number: int, arguments: Arguments) -> str:
         """Try one block of each kind on two small pictures."""
-        block = self._tower.blocks[number]
-        of_kind = tuple(_settings(module) for module in block.layer.modules())
+        block, patch = self._tower.blocks[number], self._patches[number]
+        of_kind = settings_of(block.layer)
         if not isinstance(block, PreNormBlock) or of_kind in run.tried:
             return ""
         run.tried.add(of_kind)
-        args, kwargs = arguments
-        if isinstance(bind(block.layer, args, kwargs).get("cu_seqlens"), Tensor):
-            return ""  # all pictures are in one row
-        plain, named = _without_tensors(args), _without_tensors(kwargs)
-
-        def stock(few: Tensor) -> Tensor:
-            return _states(self._patches[number].stock(few, *plain, **named))
-
-        return try_out(block, stock, run.x)
+        return try_out(block, patch.stock, run.x, arguments)
 
     # -- afterwards --------------------------------------------------------------------------
 
@@ -346,32 +345,3 @@ class SelfCheck:
         raise UnsupportedModelError(
             f"attach_cacher: {name} is not a supported tower, and its cacher is off again: {reason}"
         )
-
-
-def _states(output: Any) -> Tensor:
-    """Hidden states in what a block returned."""
-    states: Tensor = output[0] if isinstance(output, tuple) else output
-    return states
-
-
-def _hint(block: Block) -> str:
-    """Say what may be behind a difference."""
-    for name, module in block.layer.named_modules():
-        if getattr(module, "is_causal", False) is True:
-            return f"; {name} has is_causal=True"
-    return ""
-
-
-def _settings(module: nn.Module) -> Hashable:
-    """A module's class and plain settings."""
-    settings = {k: v for k, v in vars(module).items() if isinstance(v, (bool, int, float, str))}
-    return type(module), tuple(settings.items())
-
-
-def _without_tensors(value: Any) -> Any:
-    """Arguments with None in place of each tensor."""
-    if isinstance(value, Tensor):
-        return None
-    if isinstance(value, dict):
-        return {name: _without_tensors(part) for name, part in value.items()}
-    return tuple(_without_tensors(p) for p in value) if isinstance(value, tuple) else value

@@ -37,13 +37,16 @@ class Bypassed:
         All of them, each with its name in its block.
     attentions
         Those of them that have a config, which says how they attend.
+    caller
+        Function that errors name.
     """
 
     modules: tuple[tuple[str, nn.Module], ...]
     attentions: tuple[nn.Module, ...]
+    caller: str
 
     @classmethod
-    def of(cls, blocks: Sequence[Block]) -> Bypassed:
+    def of(cls, blocks: Sequence[Block], caller: str = "attach_cacher") -> Bypassed:
         """Find them.
 
         Raises
@@ -56,10 +59,10 @@ class Bypassed:
         for number, block in enumerate(blocks):
             ours = {inner for part in block.parts for inner in part.modules()}
             own = [(n, m) for n, m in block.layer.named_modules() if m not in ours]
-            _refuse_weights(number, block.layer, own)
+            _refuse_weights(number, block.layer, own, caller)
             modules += [(f"{number}.{name}", module) for name, module in own if name]
         with_config = [module for _, module in modules if hasattr(module, "config")]
-        found = cls(tuple(modules), tuple(with_config))
+        found = cls(tuple(modules), tuple(with_config), caller)
         found.check()
         found.check_attention()
         return found
@@ -76,15 +79,15 @@ class Bypassed:
             hooks = module._forward_hooks or module._forward_pre_hooks
             if (hooks or "forward" in module.__dict__) and (what := _put_on(module)):
                 raise UnsupportedModelError(
-                    f"attach_cacher: {type(module).__name__} (block {name}) has {what}, which "
-                    "would never run: the cacher calls its projections and attends by itself; "
-                    "take it off, or put it on the block"
+                    f"{self.caller}: {type(module).__name__} (block {name}) has {what}, which "
+                    "would never run: its projections are called, and attention is computed "
+                    "here; take it off, or put it on the block"
                 )
 
     def check_attention(self) -> None:
         """Raise UnsupportedModelError if the config asks for an attention of somebody's own."""
         for attention in self.attentions:
-            _refuse_foreign_attention(attention)
+            _refuse_foreign_attention(attention, self.caller)
 
 
 def is_foreign(hook: Any) -> bool:
@@ -106,12 +109,14 @@ def _put_on(module: nn.Module) -> str:
     return ""
 
 
-def _refuse_weights(number: int, layer: nn.Module, own: Sequence[tuple[str, nn.Module]]) -> None:
+def _refuse_weights(
+    number: int, layer: nn.Module, own: Sequence[tuple[str, nn.Module]], caller: str
+) -> None:
     for name, module in own:
         for weight, _ in _tensors_of(module):
             path = f"{name}.{weight}" if name else weight
             raise UnsupportedModelError(
-                f"attach_cacher: {type(layer).__name__} (block {number}) is not a supported "
+                f"{caller}: {type(layer).__name__} (block {number}) is not a supported "
                 f"block: it has {path}, which no part that is known makes use of"
             )
 
@@ -121,13 +126,13 @@ def _tensors_of(module: nn.Module) -> Iterator[tuple[str, Any]]:
     yield from module.named_buffers(recurse=False)
 
 
-def _refuse_foreign_attention(attention: nn.Module) -> None:
+def _refuse_foreign_attention(attention: nn.Module, caller: str) -> None:
     name = getattr(attention.config, "_attn_implementation", None)
     if name is None or _is_known(name):
         return
     raise UnsupportedModelError(
-        f"attach_cacher: {type(attention).__name__} attends by {name!r}, which is not one of "
-        "transformers' own implementations and would never run: the cacher attends by itself; "
+        f"{caller}: {type(attention).__name__} attends by {name!r}, which is not one of "
+        "transformers' own implementations and would never run: attention is computed here; "
         "call set_attn_implementation('sdpa') first"
     )
 

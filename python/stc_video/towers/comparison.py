@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,20 +11,29 @@ import torch
 from torch import Tensor, nn
 
 from stc_video.towers.block import Block
+from stc_video.towers.block_calls import Arguments, bind
+from stc_video.towers.pre_norm import PreNormBlock, attention_observers
 
 #: tokens of each of the two pictures of :func:`try_out`
 _FEW = 8
 #: standard deviation of the attention logits in :func:`try_out`
 _SHARPNESS = 3.0
 
+_PLAIN = (bool, int, float, str)
+
 
 def from_parts(block: Block, x: Tensor, mask: Tensor | None = None) -> Tensor:
     """Output (F, N, C) of a block for all tokens, by its parts; or of packed rows, (N, C)."""
     if x.dim() == 2:
         return from_parts(block, x[None], mask)[0]
-    query, key, value = block.project(block.norm1(x))
-    middle = x + block.attend(query, key, value, mask)
-    return middle + block.feed_forward(middle)
+    observers = attention_observers.pop(block.layer, None)  # this is no frame of theirs
+    try:
+        query, key, value = block.project(block.norm1(x))
+        middle = x + block.attend(query, key, value, mask)
+        return middle + block.feed_forward(middle)
+    finally:
+        if observers is not None:
+            attention_observers[block.layer] = observers
 
 
 def disagreement(stock: Tensor, ours: Tensor, x: Tensor) -> str:
@@ -80,7 +89,7 @@ def _rounding(x: Tensor) -> tuple[float, float]:
     return 2.0**-24, 1e-3
 
 
-def try_out(block: Block, stock: Callable[[Tensor], Tensor], x: Tensor) -> str:
+def try_out(block: PreNormBlock, stock: Callable[..., Any], x: Tensor, arguments: Arguments) -> str:
     """Compare a block with its parts on two small pictures; say how they differ.
 
     This shows what one frame of a tower hides: whether pictures of a call see each other, and
@@ -91,19 +100,55 @@ def try_out(block: Block, stock: Callable[[Tensor], Tensor], x: Tensor) -> str:
     Parameters
     ----------
     block
-        The block, whose ``query`` and ``key`` are modules.
+        The block.
     stock
-        What the block itself gives for (2, n, C), without a mask.
+        Its forward.
     x
         (1, N, C) a frame's input of the block.
+    arguments
+        What else the block gets; tensors are left out.
     """
+    if isinstance(bind(block.layer, *arguments).get("cu_seqlens"), Tensor):
+        return ""  # all pictures are in one row
+    args, kwargs = _without_tensors(arguments)
     few = _two_pictures(x[0])
     with _sharpened(block):
         try:
-            given = stock(few)
+            given = states_of(stock(few, *args, **kwargs))
         except (RuntimeError, TypeError, ValueError, IndexError) as error:
             return f"it takes no two pictures of {few.shape[1]} tokens ({_first_line(error)})"
         return disagreement(given, from_parts(block, few), few)
+
+
+def settings_of(layer: nn.Module) -> Hashable:
+    """What tells one kind of block from another: the classes and plain settings of its modules."""
+    return tuple(
+        (type(module), *((k, v) for k, v in vars(module).items() if isinstance(v, _PLAIN)))
+        for module in layer.modules()
+    )
+
+
+def states_of(output: Any) -> Tensor:
+    """Hidden states in what a block returned."""
+    states: Tensor = output[0] if isinstance(output, tuple) else output
+    return states
+
+
+def hint(layer: nn.Module) -> str:
+    """Say what may be behind a difference."""
+    for name, module in layer.named_modules():
+        if getattr(module, "is_causal", False) is True:
+            return f"; {name} has is_causal=True"
+    return ""
+
+
+def _without_tensors(value: Any) -> Any:
+    """Arguments with None in place of each tensor."""
+    if isinstance(value, Tensor):
+        return None
+    if isinstance(value, dict):
+        return {name: _without_tensors(part) for name, part in value.items()}
+    return tuple(map(_without_tensors, value)) if isinstance(value, tuple) else value
 
 
 def _two_pictures(tokens: Tensor) -> Tensor:
@@ -117,7 +162,7 @@ def _two_pictures(tokens: Tensor) -> Tensor:
 
 
 @contextmanager
-def _sharpened(block: Any) -> Iterator[None]:
+def _sharpened(block: PreNormBlock) -> Iterator[None]:
     """Inside, queries and keys are scaled so that the attention is far from uniform."""
 
     def scale(_: nn.Module, __: Any, output: Tensor) -> Tensor:
