@@ -12,14 +12,14 @@ from torch import Tensor, nn
 
 from stc_kernels import bipartite_match, gather_rows, merge_tokens
 from stc_video.cacher.patching import InstancePatch, check_in_place
-from stc_video.cacher.requests import RequestWatcher
+from stc_video.cacher.requests import RequestWatcher, mask_of
 from stc_video.errors import UnsupportedModelError
 from stc_video.pruners.base import PrunedTokens
 from stc_video.pruners.merge_schedule import MergeSchedule
 from stc_video.towers.block_calls import Arguments, BatchCall, bind, kind
 from stc_video.towers.bypassed import Bypassed
 from stc_video.towers.comparison import disagreement, from_parts, hint, states_of, try_out
-from stc_video.towers.pre_norm import PreNormBlock, PreNormTower, find_tower
+from stc_video.towers.pre_norm import PreNormBlock, PreNormTower, find_tower, key_mask
 
 OUTPUTS = ("merged", "full")
 
@@ -258,16 +258,17 @@ class TowerMerger:
             if layer is not block.layer:
                 # A deep copy carries our forward along; it has no handle of its own.
                 return type(layer).forward(layer, hidden_states, *args, **kwargs)
-            if kwargs.get("attention_mask", args[0] if args else None) is not None:
-                raise ValueError(
-                    f"attach_tome: {type(layer).__name__} got an attention mask, and padding "
-                    "cannot be told from tokens once they are merged; pass frames without padding"
-                )
             with torch.no_grad():
                 run = self._begin(hidden_states) if number == 0 else self._pass
                 if run is None:
                     raise RuntimeError("attach_tome: call the tower, not single layers of it")
                 self._check(run, number, hidden_states, (args, kwargs))
+                if mask_of(args, kwargs) is not None:
+                    raise ValueError(
+                        f"attach_tome: {type(layer).__name__} got an attention mask, and padding "
+                        "cannot be told from tokens once they are merged; pass frames without "
+                        "padding"
+                    )
                 if run.steps[number] == 0 and not run.has_merged:
                     # Nothing is different yet, down to the last bit.
                     output = self._patches[number].stock(hidden_states, *args, **kwargs)
@@ -298,7 +299,8 @@ class TowerMerger:
         if rows is not None:
             x, (args, kwargs) = call.states[rows], call.cut(arguments, rows)
             stock = states_of(patch.stock(x, *args, **kwargs))
-            reason = disagreement(stock, from_parts(block, x), x)
+            mask = key_mask(bind(block.layer, args, kwargs).get("attention_mask"))
+            reason = disagreement(stock, from_parts(block, x, mask), x)
             reason = reason or try_out(block, patch.stock, x, arguments)
             self._known.add(of_kind)
         if reason:

@@ -18,6 +18,8 @@ from stc_video.towers.pre_norm import PreNormBlock, attention_observers
 _FEW = 8
 #: standard deviation of the attention logits in :func:`try_out`
 _SHARPNESS = 3.0
+#: size of their channels
+_RESIDUAL = 2.0**-5
 
 _PLAIN = (bool, int, float, str)
 
@@ -157,8 +159,10 @@ def _two_pictures(tokens: Tensor) -> Tensor:
     places = torch.linspace(0, tokens.shape[0] - 1, 2 * number, device=tokens.device).long()
     noise = torch.randn((2, number, tokens.shape[1]), generator=torch.Generator().manual_seed(0))
     chosen = tokens[places].view(2, number, -1)
-    size = chosen.float().square().mean().sqrt().clamp_min(1e-3)
-    return chosen + (size * noise.to(tokens.device)).to(tokens.dtype)
+    size = chosen.float().square().mean().sqrt().clamp_min(1e-6)
+    mixed = chosen.float() / size + noise.to(tokens.device)
+    # Small, so that the sum with what a block adds rounds little of it away.
+    return (_RESIDUAL * mixed).to(tokens.dtype)
 
 
 @contextmanager

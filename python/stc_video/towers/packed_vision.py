@@ -136,7 +136,7 @@ class PackedBlock:
     @property
     def channels(self) -> int:
         """Width of the residual stream."""
-        return self.qkv.weight.shape[1]
+        return self.qkv.in_features
 
     def project(
         self, normed: Tensor, places: Tensor | None = None
@@ -160,6 +160,8 @@ class PackedBlock:
 
     def _part(self, normed: Tensor, number: int) -> Tensor:
         rows = slice(number * self.channels, (number + 1) * self.channels)
+        if not _is_plain(self.qkv):
+            return cast(Tensor, self.qkv(normed))[..., rows]
         bias = None if self.qkv.bias is None else self.qkv.bias[rows]
         return linear(normed, self.qkv.weight[rows], bias)
 
@@ -304,6 +306,15 @@ class PackedTower:
             return (height * width,)
         rows, columns = (_pieces(side // self.merge, self.window) for side in (height, width))
         return tuple(r * c * self.merge**2 for r in rows for c in columns)
+
+
+def _is_plain(linear: nn.Module) -> bool:
+    """Whether calling a layer multiplies by its weight and does nothing else."""
+    from stc_video.cacher.patching import MARK  # which imports this module
+
+    hooks = linear._forward_hooks or linear._forward_pre_hooks
+    own = linear.__dict__.get("forward")
+    return type(linear) is nn.Linear and not hooks and (own is None or hasattr(own, MARK))
 
 
 def _pieces(length: int, size: int) -> list[int]:

@@ -110,9 +110,8 @@ class PreNormBlock:
     @property
     def channels(self) -> int:
         """Width of the residual stream."""
-        weight = self.query.weight
-        assert isinstance(weight, Tensor)
-        return weight.shape[1]
+        # The weight of a quantised layer may have any shape.
+        return cast(int, self.query.in_features)
 
     def project(
         self, normed: Tensor, places: Tensor | None = None
