@@ -202,7 +202,9 @@ class AttentionCapture:
         """See once whether the queries and keys are all that the layer attends by."""
         if owner_of(layer) is not None:
             return
-        states, arguments = args[0], (args[1:], kwargs)
+        named = dict(kwargs)
+        states = args[0] if args else named.pop("hidden_states")
+        arguments = args[1:], named
         call = BatchCall(states)
         reason, rows = call.ignored(self.layer, bind(layer, *arguments)), None
         if not reason and (rows := call.sample()) is not None:
