@@ -32,6 +32,10 @@ class Block(Protocol):
         """What normalises the input of the attention."""
 
     @property
+    def mlp(self) -> nn.Module:
+        """What does the same to each row."""
+
+    @property
     def channels(self) -> int:
         """Width of the residual stream, C."""
 

@@ -53,13 +53,15 @@ def disagreement(stock: Tensor, ours: Tensor, x: Tensor) -> str:
     """
     if stock.shape != ours.shape:
         return f"it returns shape {tuple(stock.shape)}, its parts give {tuple(ours.shape)}"
-    same = (stock == ours) | (stock.isnan() & ours.isnan())
-    difference = torch.where(same, 0.0, stock.float() - ours.float())
-    added = _size(stock.float() - x.float()).square().mean().sqrt()
     precision, share = _rounding(stock)
-    allowed = share * added + 4.0 * precision * _size(stock.float())
-    off = _size(difference)
+    stock, ours = stock.float(), ours.float()
+    added = _size(stock - x.float()).square().mean().sqrt()
+    allowed = share * added + 4.0 * precision * _size(stock)
+    off = _size(stock - ours)
     if bool((off <= allowed).all()):
+        return ""
+    same = (stock == ours) | (stock.isnan() & ours.isnan())
+    if bool(same.all()):  # infinite, or not a number, in both
         return ""
     largest = float(off.max())
     return (
@@ -68,9 +70,37 @@ def disagreement(stock: Tensor, ours: Tensor, x: Tensor) -> str:
     )
 
 
+@contextmanager
+def mlp_for(block: Block, rows: Tensor) -> Iterator[None]:
+    """Inside, a block's MLP runs for some of its rows only, and gives zeros for the others.
+
+    The MLP is two thirds of a block, and does the same to each row; attention runs for all.
+    """
+    whole: list[int] = []
+
+    def take(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        whole.append(args[0].shape[-2])
+        return (args[0].index_select(-2, rows), *args[1:])
+
+    def spread(_: nn.Module, __: Any, output: Tensor) -> Tensor:
+        shape = (*output.shape[:-2], whole.pop(), output.shape[-1])
+        zeros: Tensor = output.new_zeros(shape)
+        return zeros.index_copy_(-2, rows, output)
+
+    hooks = [
+        block.mlp.register_forward_pre_hook(take),
+        block.mlp.register_forward_hook(spread),
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
 def _size(x: Tensor) -> Tensor:
     """Root mean square over the channels."""
-    return x.square().mean(-1).sqrt()
+    return torch.linalg.vector_norm(x, dim=-1) / x.shape[-1] ** 0.5
 
 
 def _rounding(x: Tensor) -> tuple[float, float]:
