@@ -373,3 +373,44 @@ def test_supported_towers_can_be_captured(entry: Entry) -> None:
                 capture.take()
         else:
             capture.take()
+
+
+SMALL_TOWER = {
+    "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "image_size": 56, "patch_size": 14,
+}  # fmt: skip
+SMALL_TEXT = {
+    "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 4, "vocab_size": 64,
+}  # fmt: skip
+
+
+def _clip() -> nn.Module:
+    text = SMALL_TEXT | {"projection_dim": 16}
+    config = transformers.CLIPConfig(text_config=text, vision_config=SMALL_TOWER)
+    return transformers.CLIPModel(config)
+
+
+def _video_llava() -> nn.Module:
+    config = transformers.VideoLlavaConfig(
+        vision_config=transformers.CLIPVisionConfig(**SMALL_TOWER),
+        text_config=transformers.LlamaConfig(**SMALL_TEXT),
+        image_token_index=60,
+        video_token_index=61,
+    )
+    return transformers.VideoLlavaForConditionalGeneration(config)
+
+
+def _vjepa2() -> nn.Module:
+    return next(entry for entry in ENTRIES if entry.model == "vjepa2" and not entry.path).build()
+
+
+@pytest.mark.parametrize("build", [_clip, _video_llava, _vjepa2])
+def test_a_hint_names_modules_that_exist(build: Callable[[], nn.Module]) -> None:
+    model = build().eval()
+    with pytest.raises(UnsupportedModelError, match="holds 2 stacks") as refused:
+        stc_video.attach_cacher(model)
+    names = str(refused.value).rsplit(": ", 1)[1].split(" or ")
+    assert len(names) == 2
+    for name in names:
+        stc_video.attach_cacher(model.get_submodule(name.removeprefix("model."))).detach()

@@ -82,14 +82,15 @@ def mlp_for(block: Block, rows: Tensor) -> Iterator[None]:
         whole.append(args[0].shape[-2])
         return (args[0].index_select(-2, rows), *args[1:])
 
-    def spread(_: nn.Module, __: Any, output: Tensor) -> Tensor:
+    def give(_: nn.Module, __: Any, output: Tensor) -> Tensor:
         shape = (*output.shape[:-2], whole.pop(), output.shape[-1])
-        zeros: Tensor = output.new_zeros(shape)
-        return zeros.index_copy_(-2, rows, output)
+        spread = output.new_zeros(shape)
+        spread.index_copy_(-2, rows, output)
+        return spread
 
     hooks = [
         block.mlp.register_forward_pre_hook(take),
-        block.mlp.register_forward_hook(spread),
+        block.mlp.register_forward_hook(give),
     ]
     try:
         yield
@@ -100,7 +101,8 @@ def mlp_for(block: Block, rows: Tensor) -> Iterator[None]:
 
 def _size(x: Tensor) -> Tensor:
     """Root mean square over the channels."""
-    return torch.linalg.vector_norm(x, dim=-1) / x.shape[-1] ** 0.5
+    norm: Tensor = torch.linalg.vector_norm(x, dim=-1)
+    return norm / x.shape[-1] ** 0.5
 
 
 def _rounding(x: Tensor) -> tuple[float, float]:
