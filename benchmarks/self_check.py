@@ -43,6 +43,9 @@ class Unchecked:
         """Nothing."""
         return nullcontext()
 
+    def meet_mask(self, *_: Any) -> None:
+        """Nothing."""
+
     def hand_out(self, _number: int, given: Tensor, output: Tensor | None, _rest: Any) -> Tensor:
         """The output of a block, or its input if nobody asked for it."""
         return given if output is None else output

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -27,7 +27,7 @@ from stc_video.cacher.stream_pool import StreamPool
 from stc_video.cacher.stream_state import Layout, Stream
 from stc_video.config import DEFAULT_STREAM, CacheConfig
 from stc_video.towers.block import Tower
-from stc_video.towers.block_calls import BatchCall, Call
+from stc_video.towers.block_calls import BatchCall
 from stc_video.towers.packed_vision import PackedTower
 from stc_video.towers.pre_norm import PreNormTower, key_mask
 
@@ -55,7 +55,7 @@ def attach_cacher(tower: nn.Module, policy: str | CacheConfig = "motion") -> Cac
     Raises
     ------
     UnsupportedModelError
-        If the tower is none of the supported ones; it is left untouched.
+        If the tower is none of the supported ones, here or in its first call; it is untouched then.
     AttachError
         If it has a cacher already.
     ValueError
@@ -117,7 +117,7 @@ class Cacher:
         self._pending: Outputs = {}
         self._watcher = RequestWatcher(tower.ancestors, self._check_call)
         self._patches: list[InstancePatch] = []
-        self._self_check = SelfCheck(tower, self._patches, lambda: self.detach(force=True))
+        self._self_check = SelfCheck(tower, self._patches, self._streams, self._undo)
         self._install()
 
     def __repr__(self) -> str:
@@ -128,8 +128,8 @@ class Cacher:
     # -- attaching ---------------------------------------------------------------------------
 
     def _install(self) -> None:
-        later = range(1, len(self._tower.blocks))
-        forwards = [self._first_forward, *map(self._later_forward, later)]
+        count = len(self._tower.blocks)
+        forwards = [self._first_forward, *map(self._later_forward, range(1, count))]
         self._patches += InstancePatch.install_all(
             (block.layer for block in self._tower.blocks),
             map(as_function, forwards),
@@ -208,11 +208,9 @@ class Cacher:
     @contextmanager
     def resumed(self) -> Iterator[None]:
         """Inside the block the cacher works although :meth:`paused` is in force around it."""
-        before, self._is_paused = self._is_paused, False
-        try:
+        with self.paused():
+            self._is_paused = False
             yield
-        finally:
-            self._is_paused = before
 
     def warmup(self, *args: Any, **kwargs: Any) -> Timings:
         """Make ready for a number of streams, and measure what a cached frame saves.
@@ -295,10 +293,8 @@ class Cacher:
 
     def stats(self) -> CacheStats:
         """Return the totals since the cacher was attached, over all streams and for each."""
-        each = {
-            name: CacheStats.of(stream.counters, stream.nbytes)
-            for name, stream in list(self._streams.items())  # other threads may add some
-        }
+        streams = list(self._streams.items())  # other threads may add some
+        each = {name: CacheStats.of(stream.counters, stream.nbytes) for name, stream in streams}
         return CacheStats.total(
             each,
             CacheStats.of(self._removed, 0),
@@ -335,11 +331,11 @@ class Cacher:
     def _check_room(self, names: Sequence[str]) -> None:
         """Refuse streams beyond the limit; nobody's state is ever dropped to make room."""
         streams = list(self._streams.items())  # other threads may add some
-        holders = {name for name, stream in streams if stream.state is not None}
-        if len(holders | set(names)) > self.config.max_streams:
+        kept = {name for name, stream in streams if stream.state is not None} | set(names)
+        if len(kept) > self.config.max_streams:
             raise ValueError(
                 f"streams: at most {self.config.max_streams} streams (max_streams) can be kept at "
-                f"a time, got {len(holders | set(names))}; reset(stream) frees one"
+                f"a time, got {len(kept)}; reset(stream) frees one"
             )
 
     def _first_forward(self, layer: nn.Module, hidden_states: Tensor, *args: Any, **kw: Any) -> Any:
@@ -348,7 +344,8 @@ class Cacher:
         if self._is_paused or layer is not patch.module:
             return run_stock(patch, layer, hidden_states, *args, **kw)
         call = BatchCall(hidden_states, len(self._active or (DEFAULT_STREAM,)))
-        with torch.no_grad(), self._packed.active(), self._checked(call, args, kw):
+        check = nullcontext() if self._is_rehearsal else self._self_check.around(call, (args, kw))
+        with torch.no_grad(), self._packed.active(), check:
             self._pending = self._encode(hidden_states, mask_of(args, kw))
         return self._hand_out(0, hidden_states, args, kw)
 
@@ -369,12 +366,12 @@ class Cacher:
         output = self._self_check.hand_out(number, hidden_states, output, (args, kw))
         return (output,) if self._tower.blocks[number].returns_tuple else output
 
-    def _checked(self, call: Call, args: Any, kw: dict[str, Any]) -> AbstractContextManager[None]:
-        """Have a call of a kind that is new compared with the stock tower."""
-        if self._is_rehearsal:
-            return nullcontext()
-        is_fresh = all(stream.state is None for stream in self._streams.values())
-        return self._self_check.around(call, (args, kw), is_fresh=is_fresh)
+    def _undo(self, reason: str) -> None:
+        """Forget the streams of a call that was refused; without a reason, take everything off."""
+        if not reason:
+            self.detach(force=True)
+        for name in self._streams.keys() & (self._active or (DEFAULT_STREAM,)):
+            self._streams[name].restart(reason)
 
     def _encode(self, frames: Tensor, mask: Any) -> Outputs:
         """Encode a batch, each stream's rows by that stream's state."""
@@ -390,6 +387,7 @@ class Cacher:
         for number, stream in enumerate(streams):
             grids = request.grids[number * rows : (number + 1) * rows]
             stream.meet(Layout.of(frames, grids))
+            self._self_check.meet_mask(stream, key_mask(mask), slice(number * rows, None))
         try:
             outputs, self.last_frames = self._policy.encode(streams, frames, key_mask(mask), wanted)
         except BaseException:

@@ -189,7 +189,8 @@ class PackedCacher(Cacher):
         wanted = request.layers(len(self._tower.blocks)) | looked_at(self._tower.blocks)
         wanted |= {site.layer for site in self._tower.mergers}
         positions = kw.get("position_embeddings")
-        with self._checked(PackedCall(self._tower, rows, grids, positions), args, kw):
+        call = PackedCall(self._tower, rows, grids, positions)
+        with self._self_check.around(call, (args, kw)):
             self._encode_videos(rows, grids, positions, wanted)
 
     def _encode_videos(

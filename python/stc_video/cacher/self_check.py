@@ -10,7 +10,7 @@ call with arguments of another kind is checked again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from stc_video.cacher.patching import InstancePatch
+from stc_video.cacher.stream_state import Stream
 from stc_video.cacher.watched_output import WatchedOutput, holds, plain
 from stc_video.errors import UnsupportedModelError
 from stc_video.towers.block import Tower
@@ -89,16 +90,24 @@ class SelfCheck:
         The tower.
     patches
         Those of its blocks, by which the blocks run as they are; they may come later.
-    give_up
-        Takes everything off the tower.
+    streams
+        The streams by name.
+    undo
+        Takes a call back whose frames were encoded, and says why; with an empty reason, takes
+        everything off the tower.
     """
 
     def __init__(
-        self, tower: Tower, patches: Sequence[InstancePatch], give_up: Callable[[], None]
+        self,
+        tower: Tower,
+        patches: Sequence[InstancePatch],
+        streams: Mapping[str, Stream],
+        undo: Callable[[str], None],
     ) -> None:
         self._tower = tower
         self._patches = patches
-        self._give_up = give_up
+        self._streams = streams
+        self._undo = undo
         self._bypassed = Bypassed.of(tower.blocks)
         self._depth = {module: depth for depth, module in enumerate(tower.ancestors)}
         self._entry: nn.Module | None = None
@@ -108,6 +117,8 @@ class SelfCheck:
         # Kinds of calls that passed, and forms of calls whose arguments were looked at.
         self._known: set[Hashable] = set()
         self._forms: set[Hashable] = set()
+        # By stream, which keys its last frame did not see.
+        self._masks: dict[str, Tensor | None] = {}
         # What the last block handed out.
         self._handed: Tensor | None = None
 
@@ -121,14 +132,13 @@ class SelfCheck:
         depth = self._depth.get(module, 0)
         if depth <= self._innermost or self._entry is None:
             self._entry, self._run, self._handed = module, None, None
+            self._unhook()
             self._bypassed.check()
         self._innermost = depth
 
     # -- the first block ---------------------------------------------------------------------
 
-    def around(
-        self, call: Call, arguments: Arguments, *, is_fresh: bool
-    ) -> AbstractContextManager[None]:
+    def around(self, call: Call, arguments: Arguments) -> AbstractContextManager[None]:
         """Around the cacher's own pass: look at the call, and have it checked if it is new.
 
         Parameters
@@ -137,8 +147,6 @@ class SelfCheck:
             What the blocks are called with.
         arguments
             Of the first block, after its hidden states.
-        is_fresh
-            Whether the pass encodes the first frame densely, in front of all others.
 
         Raises
         ------
@@ -154,19 +162,21 @@ class SelfCheck:
         self._bypassed.check_attention()
         layer = self._tower.blocks[0].layer
         if reason := call.ignored(0, bind(layer, args, kwargs)):
-            self._refuse(f"block 0: {reason}")
+            self._refuse(f"block 0: {reason}", was_encoded=False)
         of_kind = (attends_by, kind(states), kind(args), *kwargs, kind([*kwargs.values()]))
         of_kind = (*of_kind, call.is_single)
         if of_kind in self._known:
             self._forms = {this} if len(self._forms) >= _FORMS else self._forms | {this}
             return nullcontext()
         rows = call.sample()
-        return nullcontext() if rows is None else self._watch(of_kind, call, rows, is_fresh)
+        return nullcontext() if rows is None else self._watch(of_kind, call, rows)
 
     @contextmanager
-    def _watch(self, of_kind: Hashable, call: Call, rows: slice, is_fresh: bool) -> Iterator[None]:
+    def _watch(self, of_kind: Hashable, call: Call, rows: slice) -> Iterator[None]:
         """Around the cacher's own pass: check the call block by block from here on."""
         x = call.states[rows]
+        # Without any state the pass encodes the first frame densely, in front of all others.
+        is_fresh = all(stream.state is None for stream in self._streams.values())
         seen: dict[int, Tensor] = {}
         try:
             with self._seeing(seen, x.numel()):
@@ -212,6 +222,21 @@ class SelfCheck:
             except _BROKEN as broken:
                 first = str(broken).splitlines()[0] if str(broken) else ""
                 self._refuse(f"block {number}: its parts do not fit together ({first})")
+
+    def meet_mask(self, stream: Stream, mask: Tensor | None, rows: slice) -> None:
+        """Start a stream afresh if its frames are masked in another way than those before."""
+        own = None if mask is None else mask[rows][:1] if len(mask) > 1 else mask
+        before = self._masks.get(stream.name, own)
+        if own is None or before is None:
+            is_same = own is before
+        else:
+            is_same = own.shape == before.shape and torch.equal(own, before)
+        if not is_same or stream.name not in self._masks:
+            self._masks[stream.name] = None if own is None else own.clone()
+        if stream.state is not None and not is_same:
+            layout = stream.layout
+            stream.restart("the attention mask changed")
+            stream.layout = layout
 
     # -- every block -------------------------------------------------------------------------
 
@@ -339,14 +364,16 @@ class SelfCheck:
     def _pass(self, run: _Run) -> None:
         self._known.add(run.kind)
 
-    def _refuse(self, reason: str) -> None:
+    def _refuse(self, reason: str, was_encoded: bool = True) -> None:
         """Raise the error; a tower that never passed a check is left without a cacher."""
         self._run = None
         self._unhook()
         name = type(self._tower.root).__name__
         if self._known:
+            if was_encoded:
+                self._undo("the call before was refused")
             raise UnsupportedModelError(f"attach_cacher: this call of {name} is refused: {reason}")
-        self._give_up()
+        self._undo("")
         raise UnsupportedModelError(
             f"attach_cacher: {name} is not a supported tower, and its cacher is off again: {reason}"
         )

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -102,7 +103,7 @@ def mlp_for(block: Block, rows: Tensor) -> Iterator[None]:
 def _size(x: Tensor) -> Tensor:
     """Root mean square over the channels."""
     norm: Tensor = torch.linalg.vector_norm(x, dim=-1)
-    return norm / x.shape[-1] ** 0.5
+    return norm / math.sqrt(x.shape[-1])
 
 
 def _rounding(x: Tensor) -> tuple[float, float]:
