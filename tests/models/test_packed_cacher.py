@@ -375,12 +375,11 @@ def _patched_modules(tower):
 
 
 def test_other_towers_of_packed_frames_are_named(tower, windowed):
-    windowed.config.model_type = "glm4v"
     before = contents(windowed)
-    with pytest.raises(
-        UnsupportedModelError, match=r"\(model type glm4v\) is not a supported tower"
-    ):
+    windowed.blocks[1].attn.q_norm = torch.nn.LayerNorm(8)
+    with pytest.raises(UnsupportedModelError, match=r"block 1\) is not .* it has attn\.q_norm"):
         stc_video.attach_cacher(windowed)
+    del windowed.blocks[1].attn.q_norm
     assert contents(windowed) == before
     del tower.blocks[2].attn.proj
     with pytest.raises(UnsupportedModelError, match=r"Block is not .* it has no attn\.proj"):

@@ -131,8 +131,10 @@ def test_weights_of_another_kind_multiply_in_their_own_way():
     class Doubled(torch.Tensor):  # as a quantised weight is a class of its own
         @classmethod
         def __torch_function__(cls, function, types, args=(), kwargs=None):
-            result = super().__torch_function__(function, types, args, kwargs or {})
-            return 2 * result if function is torch.nn.functional.linear else result
+            if function is not torch.nn.functional.linear:
+                return super().__torch_function__(function, types, args, kwargs or {})
+            with torch._C.DisableTorchFunctionSubclass():
+                return 2 * function(*args, **(kwargs or {}))
 
     tower, pictures = make_tower("siglip"), noisy_walk(4)
     before, _ = encode_with(tower, pictures, PLAIN)

@@ -43,7 +43,7 @@ def attach_cacher(
     Raises
     ------
     UnsupportedModelError
-        If the tower is none of the supported ones; it is left untouched.
+        If the tower is none of the supported ones, here or in its first call; it is untouched then.
     AttachError
         If it has a cacher already.
     ValueError

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -20,13 +20,15 @@ from stc_video.cacher.patching import (
     run_stock,
 )
 from stc_video.cacher.policies import Outputs, make_policy
-from stc_video.cacher.requests import RequestWatcher, TowerRequest, has_foreign_hook, mask_of
+from stc_video.cacher.requests import RequestWatcher, looked_at, mask_of
+from stc_video.cacher.self_check import SelfCheck
 from stc_video.cacher.stats import CacheStats, Counters, FrameRecord
 from stc_video.cacher.stream_pool import StreamPool
 from stc_video.cacher.stream_state import Layout, Stream
 from stc_video.cacher.weight_watch import Change, WeightWatch
 from stc_video.config import DEFAULT_STREAM, CacheConfig
 from stc_video.towers.block import Tower
+from stc_video.towers.block_calls import BatchCall
 from stc_video.towers.pre_norm import key_mask
 
 
@@ -84,13 +86,14 @@ class Cacher:
         self._pool = StreamPool()
         self._policy = make_policy(tower, config, self._pool)
         self._watcher.ancestors = tower.ancestors
+        self._self_check = SelfCheck(tower, self._patches, self._streams, self._undo)
         self._install()
         self._watch = WeightWatch(tower)
 
     def _install(self) -> None:
         later = range(1, len(self._tower.blocks))
         forwards = [self._first_forward, *map(self._later_forward, later)]
-        self._patches = InstancePatch.install_all(
+        self._patches += InstancePatch.install_all(
             (block.layer for block in self._tower.blocks),
             map(as_function, forwards),
             owner=self,
@@ -205,11 +208,9 @@ class Cacher:
     @contextmanager
     def resumed(self) -> Iterator[None]:
         """Inside the block the cacher works although :meth:`paused` is in force around it."""
-        before, self._is_paused = self._is_paused, False
-        try:
+        with self.paused():
+            self._is_paused = False
             yield
-        finally:
-            self._is_paused = before
 
     def warmup(self, *args: Any, **kwargs: Any) -> Timings:
         """Make ready for a number of streams, and measure what a cached frame saves.
@@ -316,6 +317,7 @@ class Cacher:
             return False
         if module is self._tower.root and self._watch is not None and self._watch.is_taken_apart():
             self._notice_changes()  # before a block runs that may be another one
+        self._self_check.enter(module)
         if module.training:
             raise RuntimeError(
                 f"{type(module).__name__}: a cached tower is for inference only; call eval() "
@@ -335,11 +337,11 @@ class Cacher:
     def _check_room(self, names: Sequence[str]) -> None:
         """Refuse streams beyond the limit; nobody's state is ever dropped to make room."""
         streams = list(self._streams.items())  # other threads may add some
-        holders = {name for name, stream in streams if stream.state is not None}
-        if len(holders | set(names)) > self.config.max_streams:
+        kept = {name for name, stream in streams if stream.state is not None} | set(names)
+        if len(kept) > self.config.max_streams:
             raise ValueError(
                 f"streams: at most {self.config.max_streams} streams (max_streams) can be kept at "
-                f"a time, got {len(holders | set(names))}; reset(stream) frees one"
+                f"a time, got {len(kept)}; reset(stream) frees one"
             )
 
     def _first_forward(self, layer: nn.Module, hidden_states: Tensor, *args: Any, **kw: Any) -> Any:
@@ -348,9 +350,11 @@ class Cacher:
         if self._is_paused or layer is not patch.module:
             return run_stock(patch, layer, hidden_states, *args, **kw)
         self._notice_changes()
-        with torch.no_grad(), self._packed.active():
+        call = BatchCall(hidden_states, len(self._active or (DEFAULT_STREAM,)))
+        check = nullcontext() if self._is_rehearsal else self._self_check.around(call, (args, kw))
+        with torch.no_grad(), self._packed.active(), check:
             self._pending = self._encode(hidden_states, mask_of(args, kw))
-        return self._hand_out(0, hidden_states)
+        return self._hand_out(0, hidden_states, args, kw)
 
     def _later_forward(self, number: int) -> Callable[..., Any]:
         """Forward of a later layer: hands out what the first one computed."""
@@ -359,22 +363,27 @@ class Cacher:
             patch = self._patches[number]
             if not self._pending or layer is not patch.module:
                 return run_stock(patch, layer, hidden_states, *args, **kwargs)
-            return self._hand_out(number, hidden_states)
+            return self._hand_out(number, hidden_states, args, kwargs)
 
         return forward
 
-    def _hand_out(self, number: int, hidden_states: Tensor) -> Any:
-        """Return the output of a layer, in the form that its class returns it in.
-
-        A layer that nobody asked for passes its input on.
-        """
-        output = self._pending.pop(number, hidden_states)
+    def _hand_out(self, number: int, hidden_states: Tensor, args: Any, kw: dict[str, Any]) -> Any:
+        """Return a layer's output, or its input if nobody asked, in the form of its class."""
+        output = self._pending.pop(number, None)
+        output = self._self_check.hand_out(number, hidden_states, output, (args, kw))
         return (output,) if self._tower.blocks[number].returns_tuple else output
+
+    def _undo(self, reason: str) -> None:
+        """Forget the streams of a call that was refused; without a reason, take everything off."""
+        if not reason:
+            self.detach(force=True)
+        for name in self._streams.keys() & (self._active or (DEFAULT_STREAM,)):
+            self._streams[name].restart(reason)
 
     def _encode(self, frames: Tensor, mask: Any) -> Outputs:
         """Encode a batch, each stream's rows by that stream's state."""
         request = self._watcher.take()
-        wanted = self._wanted_layers(request)
+        wanted = request.layers(len(self._tower.blocks)) | looked_at(self._tower.blocks)
         names = self._active or (DEFAULT_STREAM,)
         if self._is_rehearsal:
             layout = Layout.of(frames, request.grids[:1])
@@ -385,6 +394,7 @@ class Cacher:
         for number, stream in enumerate(streams):
             grids = request.grids[number * rows : (number + 1) * rows]
             stream.meet(Layout.of(frames, grids))
+            self._self_check.meet_mask(stream, key_mask(mask), slice(number * rows, None))
         try:
             outputs, self.last_frames = self._policy.encode(streams, frames, key_mask(mask), wanted)
         except BaseException:
@@ -393,9 +403,3 @@ class Cacher:
                 stream.restart("the call before failed")
             raise
         return outputs
-
-    def _wanted_layers(self, request: TowerRequest) -> frozenset[int]:
-        """Layers whose output the caller or a forward hook of somebody will look at."""
-        blocks = self._tower.blocks
-        hooked = {i for i, block in enumerate(blocks) if has_foreign_hook(block.layer)}
-        return request.layers(len(blocks)) | hooked

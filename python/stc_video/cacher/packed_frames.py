@@ -14,10 +14,13 @@ from stc_video.cacher.guard import Timings
 from stc_video.cacher.handle import Cacher
 from stc_video.cacher.patching import InstancePatch, as_function, run_stock
 from stc_video.cacher.policies import Outputs
+from stc_video.cacher.requests import looked_at
 from stc_video.cacher.stats import FrameRecord
 from stc_video.cacher.stream_state import Layout, Stream
 from stc_video.config import DEFAULT_STREAM, CacheConfig
 from stc_video.errors import AttachError, UnsupportedModelError
+from stc_video.towers.block_calls import PackedCall
+from stc_video.towers.comparison import disagreement
 from stc_video.towers.packed_vision import PackedTower
 
 __all__ = ["PackedCacher"]
@@ -94,6 +97,10 @@ class PackedCacher(Cacher):
 
     def __init__(self, tower: PackedTower, config: CacheConfig) -> None:
         self._merger_patches: list[InstancePatch] = []
+        # Mergers that were seen to take the output of their block, group by group; and those that
+        # do not and run as they are (GLM-4V's takes what a convolution made of it).
+        self._trusted: set[int] = set()
+        self._left_alone: set[int] = set()
         # What the mergers hand out in the pass under way, by number of the merger.
         self._tokens: dict[int, Tensor] = {}
         # The blocks look at the places of one video at a time. And a row that is not encoded must
@@ -155,27 +162,47 @@ class PackedCacher(Cacher):
             return run_stock(patch, layer, hidden_states, *args, **kw)
         self._notice_changes()
         with torch.no_grad(), self._packed.active():
-            self._encode_packed(hidden_states, kw["position_embeddings"])
-        return self._hand_out(0, hidden_states)
+            self._encode_packed(hidden_states, args, kw)
+        return self._hand_out(0, hidden_states, args, kw)
 
     def _merger_forward(self, number: int) -> Any:
         """Forward of a merger: hands out the tokens that were made when the rows were encoded."""
 
-        def forward(merger: nn.Module, rows: Tensor) -> Any:
+        def forward(merger: nn.Module, rows: Tensor, *args: Any, **kwargs: Any) -> Any:
             patch = self._merger_patches[number]
             tokens = self._tokens.pop(number, None)
-            if tokens is None or merger is not patch.module:
-                return run_stock(patch, merger, rows)
+            if tokens is None or merger is not patch.module or args or kwargs:
+                return run_stock(patch, merger, rows, *args, **kwargs)
+            if number in self._trusted:
+                self._self_check.expect_handed(rows, f"merger {number}")
+            elif not self._self_check.is_handed(rows):
+                self._left_alone.add(number)
+                return patch.stock(rows)
+            self._trusted.add(number)
             return tokens
 
         return forward
 
-    def _encode_packed(self, rows: Tensor, positions: tuple[Tensor, Tensor]) -> None:
+    def _encode_packed(self, rows: Tensor, args: tuple[Any, ...], kw: dict[str, Any]) -> None:
         """Encode the rows (M, C) of a call, each stream's by that stream's state."""
         request = self._watcher.take()
+        grids = self._grids(request.grids, len(rows), self._active or (DEFAULT_STREAM,))
+        wanted = request.layers(len(self._tower.blocks)) | looked_at(self._tower.blocks)
+        wanted |= {site.layer for site in self._tower.mergers}
+        positions = kw.get("position_embeddings")
+        call = PackedCall(self._tower, rows, grids, positions)
+        with self._self_check.around(call, (args, kw)):
+            self._encode_videos(rows, grids, positions, wanted)
+
+    def _encode_videos(
+        self,
+        rows: Tensor,
+        grids: Sequence[_Grid],
+        positions: Any,
+        wanted: frozenset[int],
+    ) -> None:
+        """Encode the rows (M, C) of one video for each stream."""
         names = self._active or (DEFAULT_STREAM,)
-        grids = self._grids(request.grids, len(rows), names)
-        wanted = self._wanted_layers(request) | {site.layer for site in self._tower.mergers}
         parts: list[Outputs] = []
         tokens: list[list[Tensor]] = []
         records: list[FrameRecord] = []
@@ -202,7 +229,9 @@ class PackedCacher(Cacher):
         self.last_frames = records
         self._pending = {layer: torch.cat([part[layer] for part in parts]) for layer in wanted}
         self._tokens = {
-            number: torch.cat(part) for number, part in enumerate(zip(*tokens, strict=True))
+            number: torch.cat(part)
+            for number, part in enumerate(zip(*tokens, strict=True))
+            if number not in self._left_alone
         }
 
     def _grids(
@@ -238,8 +267,10 @@ class PackedCacher(Cacher):
         made = []
         for number, site in enumerate(self._tower.mergers):
             merger = self._merger_patches[number]
+            if number not in self._trusted and not self._merges_groups(number, outputs[site.layer]):
+                self._left_alone.add(number)
             frames = []
-            for rows in outputs[site.layer]:
+            for rows in outputs[site.layer] if number not in self._left_alone else ():
                 merged = stream.merged.get(number)
                 if merged is None:
                     rows = rows.clone()  # what is handed out may be changed
@@ -247,5 +278,15 @@ class PackedCacher(Cacher):
                 else:
                     merged.update(merger, rows.clone())
                 frames.append(merged.tokens)
-            made.append(torch.cat(frames))
+            made.append(torch.cat(frames) if frames else outputs[site.layer])
         return made
+
+    def _merges_groups(self, number: int, frames: Tensor) -> bool:
+        """Whether a merger makes the same of two groups of rows of (F, N, C) as of each alone."""
+        merger, group = self._merger_patches[number], self._tower.merge**2
+        rows = frames[0, : 2 * group]
+        try:
+            second, both = merger.stock(rows[group:]), merger.stock(rows)
+        except RuntimeError:  # it takes rows of another width
+            return False
+        return not disagreement(both[1:], second, torch.zeros_like(second))

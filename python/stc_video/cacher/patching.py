@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from stc_video.errors import AttachError
 from stc_video.towers.block import PATCH_MARK
+from stc_video.towers.bypassed import is_foreign
 
 CACHER_TITLE = "a cacher; detach that one first"
 
@@ -85,8 +86,7 @@ class PatchedHook:
 def foreign_hooks(module: nn.Module) -> Iterator[Callable[..., Any]]:
     """Iterate over a module's forward hooks that are neither ours nor transformers' own capture."""
     for hook in (*module._forward_pre_hooks.values(), *module._forward_hooks.values()):
-        is_capture = "output_capturing" in getattr(hook, "__module__", "")
-        if not is_capture and not isinstance(hook, PatchedHook):
+        if is_foreign(hook) and not isinstance(hook, PatchedHook):
             yield hook
 
 

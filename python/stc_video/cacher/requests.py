@@ -17,7 +17,9 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from stc_video.cacher.patching import PatchedHook, foreign_hooks
+from stc_video.cacher.patching import PatchedHook
+from stc_video.towers.block import Block
+from stc_video.towers.bypassed import is_foreign
 
 
 @dataclass
@@ -139,7 +141,16 @@ def mask_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return kwargs.get("attention_mask", args[0] if args else None)
 
 
-def has_foreign_hook(layer: nn.Module) -> bool:
-    """Whether somebody other than transformers' own capture hooks looks at a layer's output."""
-    looking = set(map(id, layer._forward_hooks.values()))
-    return any(id(hook) in looking for hook in foreign_hooks(layer))
+def looked_at(blocks: Sequence[Block]) -> frozenset[int]:
+    """Numbers of the blocks whose output a hook of somebody sees, there or as the next one's input.
+
+    The hooks by which transformers collects outputs do nothing unless hidden states are asked for.
+    """
+    seen = set()
+    for number, block in enumerate(blocks):
+        layer = block.layer
+        if layer._forward_hooks and any(map(is_foreign, layer._forward_hooks.values())):
+            seen.add(number)
+        if number and layer._forward_pre_hooks:
+            seen.add(number - 1)
+    return frozenset(seen)

@@ -14,9 +14,17 @@ from torch.utils.hooks import RemovableHandle
 from stc_video.cacher.patching import PatchedHook, owner_of
 from stc_video.cacher.policies.base import NONFINITE
 from stc_video.cacher.stats import UNCHANGED
-from stc_video.errors import AttachError
+from stc_video.errors import AttachError, UnsupportedModelError
 from stc_video.pruners.base import Attention
-from stc_video.towers.pre_norm import PreNormTower, attention_observers, find_tower
+from stc_video.towers.block_calls import BatchCall, bind
+from stc_video.towers.bypassed import Bypassed
+from stc_video.towers.comparison import disagreement, from_parts, hint, states_of
+from stc_video.towers.pre_norm import (
+    PreNormTower,
+    attention_observers,
+    find_tower,
+    key_mask,
+)
 
 
 def capture_attention(tower: nn.Module, layer: int = -2) -> AttentionCapture:
@@ -105,6 +113,7 @@ class AttentionCapture:
     """Recording of one attention layer, made by :func:`capture_attention`."""
 
     def __init__(self, tower: PreNormTower, layer: int) -> None:
+        Bypassed.of(tower.blocks[layer : layer + 1], "capture_attention")
         self.layer = layer
         self._tower = tower
         self._block = block = tower.blocks[layer]
@@ -114,7 +123,13 @@ class AttentionCapture:
         ]
         self._looked_at: tuple[nn.Module, ...] = ()
         self._look_at_projections()
+        if self._owner() is None:  # a cacher checks for itself what its attention is
+            self._check = block.layer.register_forward_hook(
+                PatchedHook(self._check_layer), with_kwargs=True
+            )
+            self._hooks.append(self._check)
         attention_observers.setdefault(block.layer, []).append(self._observe)
+        self._is_padded = False
         self._shape: tuple[int, int] | None = None
         self._projected: dict[str, Tensor] = {}
         self._attended: list[_Heads] = []
@@ -148,6 +163,12 @@ class AttentionCapture:
         """
         if self._shape is None:
             raise ValueError("take: the tower was not called since the last take()")
+        if self._is_padded:
+            self._forget()
+            raise ValueError(
+                "take: the last call had padding, which the recorded queries and keys do not show; "
+                "pass frames without padding"
+            )
         frames = self._settle()
         tokens, first = self._shape[1], self._tower.prefix_tokens
         self._forget()
@@ -186,7 +207,37 @@ class AttentionCapture:
         self._look_at_projections()
         hidden = args[0] if args else kwargs["hidden_states"]
         self._shape = (hidden.shape[0], hidden.shape[1])
+        mask = kwargs.get("attention_mask", args[1] if len(args) > 1 else None)
+        self._is_padded = isinstance(mask, Tensor) and not bool(_is_open(mask))
         self._records = getattr(self._owner(), "last_frames", None)
+
+    def _check_layer(
+        self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+    ) -> None:
+        """See once whether the queries and keys are all that the layer attends by."""
+        if owner_of(layer) is not None:
+            return
+        named = dict(kwargs)
+        states = args[0] if args else named.pop("hidden_states")
+        arguments = args[1:], named
+        call = BatchCall(states)
+        reason, rows = call.ignored(self.layer, bind(layer, *arguments)), None
+        if not reason and (rows := call.sample()) is not None:
+            x, cut = states[rows], call.cut(arguments, rows)
+            mask = key_mask(bind(layer, *cut).get("attention_mask"))
+            with torch.no_grad():
+                projected = dict(self._projected)  # the check calls the projections, too
+                ours = from_parts(self._block, x, mask)
+                self._projected = projected
+            reason = disagreement(states_of(output)[rows], ours, x)
+        if reason:
+            self.remove()
+            raise UnsupportedModelError(
+                f"capture_attention: {type(self._tower.root).__name__} is not a supported tower, "
+                f"and nothing is recorded any more: layer {self.layer}: {reason}{hint(layer)}"
+            )
+        if rows is not None:
+            self._check.remove()
 
     def _projection(self, name: str) -> Callable[..., None]:
         def keep(_linear: nn.Module, _args: Any, output: Tensor) -> None:
@@ -271,3 +322,8 @@ class AttentionCapture:
 
     def _owner(self) -> Any:
         return owner_of(self._tower.blocks[0].layer)
+
+
+def _is_open(mask: Tensor) -> Tensor:
+    """Whether an attention mask, of booleans or to be added, leaves nothing out."""
+    return mask.all() if mask.dtype == torch.bool else (mask == 0).all()

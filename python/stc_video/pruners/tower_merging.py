@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,10 +12,14 @@ from torch import Tensor, nn
 
 from stc_kernels import bipartite_match, gather_rows, merge_tokens
 from stc_video.cacher.patching import InstancePatch, check_in_place
-from stc_video.cacher.requests import RequestWatcher
+from stc_video.cacher.requests import RequestWatcher, mask_of
+from stc_video.errors import UnsupportedModelError
 from stc_video.pruners.base import PrunedTokens
 from stc_video.pruners.merge_schedule import MergeSchedule
-from stc_video.towers.pre_norm import PreNormBlock, PreNormTower, find_tower
+from stc_video.towers.block_calls import Arguments, BatchCall, bind, kind
+from stc_video.towers.bypassed import Bypassed
+from stc_video.towers.comparison import disagreement, from_parts, hint, states_of, try_out
+from stc_video.towers.pre_norm import PreNormBlock, PreNormTower, find_tower, key_mask
 
 OUTPUTS = ("merged", "full")
 
@@ -186,6 +190,10 @@ class TowerMerger:
         self._proportional = proportional
         self._full = full
         self._pass: _Pass | None = None
+        self._bypassed = Bypassed.of(tower.blocks, "attach_tome")
+        # Kinds of calls in which a block was seen to be what its parts are.
+        self._known: set[Hashable] = set()
+        self._handed: Tensor | None = None
         self._patches = InstancePatch.install_all(
             (block.layer for block in tower.blocks),
             (self._forward_of(number) for number in range(len(tower.blocks))),
@@ -233,7 +241,8 @@ class TowerMerger:
 
     def _check_call(self, module: nn.Module, _batch: int | None) -> bool:
         """Refuse a call before any layer runs."""
-        self._pass = None
+        self._pass = self._handed = None
+        self._bypassed.check()
         if module.training:
             raise RuntimeError(
                 f"{type(module).__name__}: a tower that merges tokens is for inference only; call "
@@ -255,22 +264,61 @@ class TowerMerger:
             if layer is not block.layer:
                 # A deep copy carries our forward along; it has no handle of its own.
                 return type(layer).forward(layer, hidden_states, *args, **kwargs)
-            if kwargs.get("attention_mask", args[0] if args else None) is not None:
-                raise ValueError(
-                    f"attach_tome: {type(layer).__name__} got an attention mask, and padding "
-                    "cannot be told from tokens once they are merged; pass frames without padding"
-                )
             with torch.no_grad():
                 run = self._begin(hidden_states) if number == 0 else self._pass
                 if run is None:
                     raise RuntimeError("attach_tome: call the tower, not single layers of it")
+                self._check(run, number, hidden_states, (args, kwargs))
+                if mask_of(args, kwargs) is not None:
+                    raise ValueError(
+                        f"attach_tome: {type(layer).__name__} got an attention mask, and padding "
+                        "cannot be told from tokens once they are merged; pass frames without "
+                        "padding"
+                    )
                 if run.steps[number] == 0 and not run.has_merged:
                     # Nothing is different yet, down to the last bit.
-                    return self._patches[number].stock(hidden_states, *args, **kwargs)
-                x = self._block(block, run, number, hidden_states)
+                    output = self._patches[number].stock(hidden_states, *args, **kwargs)
+                    self._handed = states_of(output)
+                    return output
+                x = self._handed = self._block(block, run, number, hidden_states)
             return (x,) if block.returns_tuple else x
 
         return forward
+
+    def _check(self, run: _Pass, number: int, given: Tensor, arguments: Arguments) -> None:
+        """Refuse a tower that does more than its blocks' parts, when it is first called.
+
+        What a block gets must be what the one before handed out, in every call.
+        """
+        handed, (args, kwargs) = self._handed, arguments
+        if number and given is not handed and not _are_equal(given, handed):
+            self._refuse(f"block {number} gets something other than block {number - 1} hands out")
+        names = self._bypassed.attends_by, number, *kwargs
+        of_kind = (*names, kind(given), kind(args), kind([*kwargs.values()]))
+        if of_kind in self._known:
+            return
+        self._bypassed.check_attention()
+        block, patch = self._tower.blocks[number], self._patches[number]
+        call = BatchCall(run.hidden if self._full and run.has_merged else given)
+        reason = call.ignored(number, bind(block.layer, *arguments))
+        rows = None if reason else call.sample()
+        if rows is not None:
+            x, (args, kwargs) = call.states[rows], call.cut(arguments, rows)
+            stock = states_of(patch.stock(x, *args, **kwargs))
+            mask = key_mask(bind(block.layer, args, kwargs).get("attention_mask"))
+            reason = disagreement(stock, from_parts(block, x, mask), x)
+            reason = reason or try_out(block, patch.stock, x, arguments)
+            self._known.add(of_kind)
+        if reason:
+            self._refuse(f"block {number}: {reason}{hint(block.layer)}")
+
+    def _refuse(self, reason: str) -> None:
+        """Raise the error and take everything off."""
+        self.restore(force=True)
+        name = type(self._tower.root).__name__
+        raise UnsupportedModelError(
+            f"attach_tome: {name} is not a supported tower, and the merging is off again: {reason}"
+        )
 
     def _begin(self, hidden: Tensor) -> _Pass:
         patches = hidden.shape[1] - self._tower.prefix_tokens
@@ -303,3 +351,7 @@ class TowerMerger:
             (run.source[:, prefix:] - prefix).int(),
             run.sizes[:, prefix:],
         )
+
+
+def _are_equal(given: Tensor, handed: Tensor | None) -> bool:
+    return handed is not None and given.shape == handed.shape and torch.equal(given, handed)

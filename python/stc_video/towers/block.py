@@ -72,8 +72,16 @@ class Block(Protocol):
         """The module."""
 
     @property
+    def parts(self) -> Sequence[nn.Module]:
+        """What is called of it."""
+
+    @property
     def norm1(self) -> nn.Module:
         """What normalises the input of the attention."""
+
+    @property
+    def mlp(self) -> nn.Module:
+        """What does the same to each row."""
 
     @property
     def channels(self) -> int:

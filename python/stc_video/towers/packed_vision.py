@@ -26,9 +26,11 @@ __all__ = ["FrameGeometry", "MergerSite", "PackedBlock", "PackedTower"]
 
 _TOWER_PARTS = ("patch_embed", "rotary_pos_emb", "blocks", "merger")
 _BLOCK_PARTS = ("norm1", "norm2", "attn", "mlp")
-_FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 
-SUPPORTED = "the towers of Qwen2-VL, Qwen2.5-VL and Qwen3-VL of transformers from 4.57 on"
+SUPPORTED = (
+    "towers built like those of Qwen2-VL, Qwen2.5-VL, Qwen3-VL and Qwen3.5 of transformers from "
+    "4.57 on"
+)
 
 
 @dataclass
@@ -124,6 +126,11 @@ class PackedBlock:
             is_windowed=is_windowed,
             geometry=geometry,
         )
+
+    @property
+    def parts(self) -> tuple[nn.Module, ...]:
+        """What is called of it."""
+        return self.norm1, self.norm2, self.qkv, self.output, self.mlp
 
     @property
     def returns_tuple(self) -> bool:
@@ -279,12 +286,6 @@ class PackedTower:
     @classmethod
     def _of(cls, root: nn.Module) -> PackedTower:
         tower: Any = root
-        kind = str(getattr(getattr(root, "config", None), "model_type", None))
-        if kind.removesuffix("_vision") not in _FAMILIES:
-            raise UnsupportedModelError(
-                f"attach_cacher: {type(root).__name__} (model type {kind}) is not a supported "
-                f"tower; supported are {SUPPORTED}"
-            )
         devices = {str(parameter.device) for parameter in tower.blocks.parameters()}
         if len(devices) > 1:
             raise UnsupportedModelError(
@@ -331,7 +332,8 @@ def _mergers(tower: Any, layers: int) -> Iterator[MergerSite]:
         getattr(tower, "deepstack_visual_indexes", ()),
         strict=True,
     ):
-        yield MergerSite(module, layer)
+        if layer < layers:
+            yield MergerSite(module, layer)
     yield MergerSite(tower.merger, layers - 1)
 
 

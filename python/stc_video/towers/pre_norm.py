@@ -97,6 +97,15 @@ class PreNormBlock:
         return cls(layer, paths, _heads(inner))
 
     @property
+    def parts(self) -> tuple[nn.Module, ...]:
+        """What is called of it."""
+        every = (
+            self.norm1, self.norm2, self.query, self.key, self.value, self.output, self.mlp,
+            self.scale1, self.scale2,
+        )  # fmt: skip
+        return tuple(part for part in every if part is not None)
+
+    @property
     def returns_tuple(self) -> bool:
         """Whether this release's class wraps its output in a tuple.
 
@@ -107,6 +116,7 @@ class PreNormBlock:
     @property
     def channels(self) -> int:
         """Width of the residual stream."""
+        # The weight of a quantised layer may have any shape.
         return cast(int, self.query.in_features)
 
     def project(
@@ -279,10 +289,22 @@ def _not_one_tower(root: nn.Module, paths: list[str]) -> str:
             f"attach_cacher: {name} is not a supported tower: it has no list of pre-norm "
             f"transformer blocks; supported are {SUPPORTED}"
         )
+    towers = " or ".join(f"model.{tower}" for tower in _each_with_one(paths))
     return (
         f"attach_cacher: {name} holds {len(paths)} stacks of transformer blocks "
-        f"({', '.join(paths)}); pass the vision tower itself, such as model.vision_model"
+        f"({', '.join(paths)}); pass the vision tower itself: {towers}"
     )
+
+
+def _each_with_one(paths: list[str]) -> list[str]:
+    """Name for each stack of blocks the outermost module that holds no other one."""
+    towers = []
+    for path in paths:
+        names = path.split(".")
+        heads = [".".join(names[:count]) for count in range(1, len(names) + 1)]
+        alone = (h for h in heads if sum((p + ".").startswith(h + ".") for p in paths) == 1)
+        towers.append(next(alone))
+    return towers
 
 
 def _ancestors(root: nn.Module, path: str) -> Iterator[nn.Module]:

@@ -1,0 +1,249 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a tower calls its blocks with, and whether their parts take all of it into account."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from stc_video.towers.packed_vision import PackedTower
+
+#: arguments of a block: those by position and those by name
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+
+#: arguments of packed blocks that their parts take into account, or that follow from the others
+_PACKED_ARGUMENTS = ("cu_seqlens", "max_seqlen", "position_embeddings", "rotary_pos_emb")
+
+
+def bind(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of a block after its hidden states, by name."""
+    names = list(inspect.signature(type(layer).forward).parameters)[2:]
+    return dict(zip(names, args, strict=False)) | kwargs
+
+
+def form(value: Any) -> Hashable:
+    """What tells one form of an argument from another: type, dtype and shape, but not content."""
+    if isinstance(value, Tensor):
+        return value.dtype, value.shape
+    if isinstance(value, (tuple, list)):
+        return tuple(form(part) for part in value)
+    return type(value).__name__
+
+
+def kind(value: Any) -> Hashable:
+    """What tells one kind of argument from another: its form, but for the sizes of tensors."""
+    if isinstance(value, Tensor):
+        return value.dtype, value.dim()
+    if isinstance(value, (tuple, list)):
+        return tuple(kind(part) for part in value)
+    return type(value).__name__
+
+
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """All tensors in an argument."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (tuple, list)):
+        for part in value:
+            yield from tensors_in(part)
+    elif isinstance(value, dict):
+        yield from tensors_in(list(value.values()))
+
+
+class Call(Protocol):
+    """What the blocks of a tower are called with."""
+
+    @property
+    def states(self) -> Tensor:
+        """Hidden states, the input of the first block."""
+
+    @property
+    def layout(self) -> Hashable:
+        """What else the meaning of the arguments depends on."""
+
+    @property
+    def is_single(self) -> bool:
+        """Whether there is one frame only, where that makes a difference."""
+
+    def ignored(self, number: int, given: dict[str, Any]) -> str:
+        """Say what the parts of a block ignore of its arguments; empty if nothing."""
+
+    def sample(self) -> slice | None:
+        """Where the frame is that is checked; None if all have NaN or Inf."""
+
+    def cut(self, arguments: Arguments, rows: slice) -> Arguments:
+        """Arguments of a block, as if the call had that frame only."""
+
+    def prepare(self) -> None:
+        """Make the blocks ready for that frame."""
+
+
+@dataclass(frozen=True)
+class BatchCall:
+    """Frames (B, N, C) of a number of streams, one stream after another."""
+
+    states: Tensor
+    streams: int = 1
+
+    @property
+    def layout(self) -> Hashable:
+        """Nothing but the arguments counts."""
+        return None
+
+    @property
+    def is_single(self) -> bool:
+        """Frames of a batch are tried out as such, see :func:`comparison.try_out`."""
+        return True
+
+    def ignored(self, number: int, given: dict[str, Any]) -> str:
+        """Say what the parts of a block ignore of its arguments; empty if nothing."""
+        if self.states.dim() != 3:
+            shape = tuple(self.states.shape)
+            return f"it takes hidden states of shape {shape}, not (frames, tokens, channels)"
+        for name, value in given.items():
+            found = list(tensors_in(value))
+            if not found or name == "max_seqlen":
+                continue
+            if name == "attention_mask" and isinstance(value, Tensor):
+                reason = _no_key_mask(value, self.states)
+            elif name == "cu_seqlens" and isinstance(value, Tensor):
+                reason = self._several_in_a_row(value)
+            else:
+                reason = f"it gets {name} {_shapes(found)}, which it would not see"
+            if reason:
+                return reason
+        return ""
+
+    def _several_in_a_row(self, bounds: Tensor) -> str:
+        rows, tokens = self.states.shape[:2]
+        if rows == 1 and bounds.tolist() == [0, tokens]:
+            return ""
+        return (
+            f"it gets {bounds.numel() - 1} pictures in a row of {tokens} tokens (cu_seqlens), "
+            "which would see each other; pass one picture a call"
+        )
+
+    def sample(self) -> slice | None:
+        """Where the first frame is that is free of NaN and Inf.
+
+        It is the first of the batch, or, if that one is not usable, another of the same stream.
+        """
+        for number in range(self.states.shape[0] if self.streams == 1 else 1):
+            if bool(torch.isfinite(self.states[number].sum(dtype=torch.float32))):
+                return slice(number, number + 1)
+        return None
+
+    def cut(self, arguments: Arguments, rows: slice) -> Arguments:
+        """Arguments of a block, as if the call had that frame only."""
+        cut: Arguments = _rows_of(arguments, self.states.shape[0], rows)
+        return cut
+
+    def prepare(self) -> None:
+        """Frames of a batch are all alike."""
+
+
+@dataclass(frozen=True)
+class PackedCall:
+    """Rows (M, C) of some videos, each of (time, height, width) places."""
+
+    tower: PackedTower
+    states: Tensor
+    grids: Sequence[tuple[int, int, int]]
+    positions: Any
+
+    @property
+    def layout(self) -> Hashable:
+        """The sizes of the videos."""
+        return tuple(self.grids)
+
+    @property
+    def is_single(self) -> bool:
+        """Whether the rows are those of one frame."""
+        return len(self.grids) == 1 and self.grids[0][0] == 1
+
+    @property
+    def _size(self) -> int:
+        _, height, width = self.grids[0]
+        return height * width
+
+    def ignored(self, number: int, given: dict[str, Any]) -> str:
+        """Say what the parts of a block ignore of its arguments; empty if nothing."""
+        for name, value in given.items():
+            found = list(tensors_in(value))
+            if found and name not in _PACKED_ARGUMENTS:
+                return f"it gets {name} {_shapes(found)}, which it would not see"
+        sizes: list[int] = []
+        for time, height, width in self.grids:
+            is_windowed = self.tower.blocks[number].is_windowed
+            whole = (height * width,)
+            sizes += time * (self.tower.windows(height, width) if is_windowed else whole)
+        bounds = given.get("cu_seqlens")
+        if not isinstance(bounds, Tensor) or bounds.tolist() != [0, *accumulate(sizes)]:
+            got = bounds.tolist() if isinstance(bounds, Tensor) else bounds
+            return f"it attends over other rows than those of a frame or window (cu_seqlens {got})"
+        return self._places_that_move()
+
+    def _places_that_move(self) -> str:
+        if not isinstance(self.positions, (tuple, list)) or len(self.positions) != 2:
+            return "it gets no position_embeddings of cosines and sines"
+        start = 0
+        for time, height, width in self.grids:
+            end = start + time * height * width
+            for table in self.positions:
+                places = table[start:end].view(time, height * width, -1)
+                if not torch.equal(places, places[:1].expand_as(places)):
+                    return "its position_embeddings are not the same in each frame of a video"
+            start = end
+        return ""
+
+    def sample(self) -> slice | None:
+        """Where the first frame of the first video is, if it is free of NaN and Inf."""
+        rows = slice(0, self._size)
+        return rows if bool(torch.isfinite(self.states[rows].sum(dtype=torch.float32))) else None
+
+    def cut(self, arguments: Arguments, rows: slice) -> Arguments:
+        """Arguments of a block, as if the call had that frame only."""
+        args, kwargs = arguments
+        cut: dict[str, Any] = _rows_of(kwargs, self.states.shape[0], rows)
+        bounds = kwargs["cu_seqlens"]
+        return args, cut | {"cu_seqlens": bounds[bounds <= self._size]}
+
+    def prepare(self) -> None:
+        """Tell the blocks the places of that frame."""
+        _, height, width = self.grids[0]
+        cos, sin = (table[: self._size] for table in self.positions)
+        self.tower.geometry.enter(cos, sin, self.tower.windows(height, width))
+
+
+def _rows_of(value: Any, rows: int, some: slice) -> Any:
+    """An argument, with some rows of each tensor that has as many as the call."""
+    if isinstance(value, Tensor):
+        return value[some] if value.dim() and value.shape[0] == rows else value
+    if isinstance(value, dict):
+        return {name: _rows_of(part, rows, some) for name, part in value.items()}
+    if isinstance(value, (tuple, list)):
+        return type(value)(_rows_of(part, rows, some) for part in value)
+    return value
+
+
+def _no_key_mask(mask: Tensor, frames: Tensor) -> str:
+    """Say why an attention mask is none of keys alone, the same for all queries and heads."""
+    batch, tokens = frames.shape[:2]
+    shape = tuple(mask.shape)
+    fits = len(shape) == 4 and shape[0] in (1, batch) and shape[1] == 1 and shape[3] == tokens
+    if not fits or shape[2] not in (1, tokens):
+        return f"it gets an attention_mask of shape {shape}, not ({batch}, 1, {tokens}, {tokens})"
+    if not bool((mask == mask[:, :, :1]).all()):
+        return "it gets an attention_mask that is not the same for all queries (a causal one?)"
+    return ""
+
+
+def _shapes(tensors: Sequence[Tensor]) -> str:
+    shapes = [str(tuple(tensor.shape)) for tensor in tensors[:3]]
+    return f"of shape {', '.join(shapes)}"

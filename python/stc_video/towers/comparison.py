@@ -1,0 +1,219 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whether what a block's parts give is what the block itself gives, up to rounding."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from stc_video.towers.block import Block
+from stc_video.towers.block_calls import Arguments, bind
+from stc_video.towers.pre_norm import PreNormBlock, attention_observers
+
+#: tokens of each of the two pictures of :func:`try_out`
+_FEW = 8
+#: standard deviation of the attention logits in :func:`try_out`
+_SHARPNESS = 3.0
+#: size of their channels
+_RESIDUAL = 2.0**-5
+
+_PLAIN = (bool, int, float, str)
+
+
+def from_parts(block: Block, x: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Output (F, N, C) of a block for all tokens, by its parts; or of packed rows, (N, C)."""
+    if x.dim() == 2:
+        return from_parts(block, x[None], mask)[0]
+    observers = attention_observers.pop(block.layer, None)  # this is no frame of theirs
+    try:
+        query, key, value = block.project(block.norm1(x))
+        middle = x + block.attend(query, key, value, mask)
+        return middle + block.feed_forward(middle)
+    finally:
+        if observers is not None:
+            attention_observers[block.layer] = observers
+
+
+def disagreement(stock: Tensor, ours: Tensor, x: Tensor) -> str:
+    """Say how far two outputs of a block are apart; empty if no further than rounding explains.
+
+    What the block adds to its input ``x`` is what counts: a residual stream is often so much
+    larger that it hides the difference. Each token's difference (root mean square over the
+    channels) is held against the size of what the block adds to all tokens, and against the
+    rounding of the sum.
+
+    Parameters
+    ----------
+    stock, ours, x
+        (..., C), the two outputs and the input, in the same dtype.
+    """
+    if stock.shape != ours.shape:
+        return f"it returns shape {tuple(stock.shape)}, its parts give {tuple(ours.shape)}"
+    precision, share = _rounding(stock)
+    stock, ours = stock.float(), ours.float()
+    added = _size(stock - x.float()).square().mean().sqrt()
+    allowed = share * added + 4.0 * precision * _size(stock)
+    off = _size(stock - ours)
+    if bool((off <= allowed).all()):
+        return ""
+    same = (stock == ours) | (stock.isnan() & ours.isnan())
+    if bool(same.all()):  # infinite, or not a number, in both
+        return ""
+    largest = float(off.max())
+    return (
+        f"its output differs from what its parts give by up to {largest:.2g} a token, "
+        f"{largest / max(float(added), 1e-30):.2g} of what it adds to its input"
+    )
+
+
+@contextmanager
+def mlp_for(block: Block, rows: Tensor) -> Iterator[None]:
+    """Inside, a block's MLP runs for some of its rows only, and gives zeros for the others.
+
+    The MLP is two thirds of a block, and does the same to each row; attention runs for all.
+    """
+    whole: list[int] = []
+
+    def take(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        whole.append(args[0].shape[-2])
+        return (args[0].index_select(-2, rows), *args[1:])
+
+    def give(_: nn.Module, __: Any, output: Tensor) -> Tensor:
+        shape = (*output.shape[:-2], whole.pop(), output.shape[-1])
+        spread = output.new_zeros(shape)
+        spread.index_copy_(-2, rows, output)
+        return spread
+
+    hooks = [
+        block.mlp.register_forward_pre_hook(take),
+        block.mlp.register_forward_hook(give),
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _size(x: Tensor) -> Tensor:
+    """Root mean square over the channels."""
+    norm: Tensor = torch.linalg.vector_norm(x, dim=-1)
+    return norm / math.sqrt(x.shape[-1])
+
+
+def _rounding(x: Tensor) -> tuple[float, float]:
+    """Precision of a tower's arithmetic, and how far its results may be apart by it.
+
+    A block multiplies long rows, and its attention amplifies what its projections round: the
+    second is many times the first. ``docs/limits.md`` says how far below towers stay.
+    """
+    dtype = x.dtype
+    if torch.is_autocast_enabled(x.device.type):
+        dtype = torch.get_autocast_dtype(x.device.type)
+    if dtype == torch.bfloat16:
+        return 2.0**-8, 0.1
+    if dtype == torch.float16:
+        return 2.0**-11, 0.02
+    if torch.get_float32_matmul_precision() != "highest":
+        return 2.0**-8, 0.02
+    return 2.0**-24, 2e-4
+
+
+def try_out(block: PreNormBlock, stock: Callable[..., Any], x: Tensor, arguments: Arguments) -> str:
+    """Compare a block with its parts on two small pictures; say how they differ.
+
+    This shows what one frame of a tower hides: whether pictures of a call see each other, and
+    whether a token's place counts inside the attention. Positions hardly matter as long as all
+    logits are small (weights as they are initialised), or all tokens are the same (a black
+    frame). So the tokens are made to differ, and queries and keys are scaled for a while.
+
+    Parameters
+    ----------
+    block
+        The block.
+    stock
+        Its forward.
+    x
+        (1, N, C) a frame's input of the block.
+    arguments
+        What else the block gets; tensors are left out.
+    """
+    if isinstance(bind(block.layer, *arguments).get("cu_seqlens"), Tensor):
+        return ""  # all pictures are in one row
+    args, kwargs = _without_tensors(arguments)
+    few = _two_pictures(x[0])
+    with _sharpened(block):
+        try:
+            given = states_of(stock(few, *args, **kwargs))
+        except (RuntimeError, TypeError, ValueError, IndexError) as error:
+            return f"it takes no two pictures of {few.shape[1]} tokens ({_first_line(error)})"
+        return disagreement(given, from_parts(block, few), few)
+
+
+def settings_of(layer: nn.Module) -> Hashable:
+    """What tells one kind of block from another: the classes and plain settings of its modules."""
+    return tuple(
+        (type(module), *((k, v) for k, v in vars(module).items() if isinstance(v, _PLAIN)))
+        for module in layer.modules()
+    )
+
+
+def states_of(output: Any) -> Tensor:
+    """Hidden states in what a block returned."""
+    states: Tensor = output[0] if isinstance(output, tuple) else output
+    return states
+
+
+def hint(layer: nn.Module) -> str:
+    """Say what may be behind a difference."""
+    for name, module in layer.named_modules():
+        if getattr(module, "is_causal", False) is True:
+            return f"; {name} has is_causal=True"
+    return ""
+
+
+def _without_tensors(value: Any) -> Any:
+    """Arguments with None in place of each tensor."""
+    if isinstance(value, Tensor):
+        return None
+    if isinstance(value, dict):
+        return {name: _without_tensors(part) for name, part in value.items()}
+    return tuple(map(_without_tensors, value)) if isinstance(value, tuple) else value
+
+
+def _two_pictures(tokens: Tensor) -> Tensor:
+    """(2, n, C) of tokens (N, C) from all over a frame, with noise of their own size."""
+    number = min(_FEW, tokens.shape[0])
+    places = torch.linspace(0, tokens.shape[0] - 1, 2 * number, device=tokens.device).long()
+    noise = torch.randn((2, number, tokens.shape[1]), generator=torch.Generator().manual_seed(0))
+    chosen = tokens[places].view(2, number, -1)
+    size = chosen.float().square().mean().sqrt().clamp_min(1e-6)
+    mixed = chosen.float() / size + noise.to(tokens.device)
+    # Small, so that the sum with what a block adds rounds little of it away.
+    return (_RESIDUAL * mixed).to(tokens.dtype)
+
+
+@contextmanager
+def _sharpened(block: PreNormBlock) -> Iterator[None]:
+    """Inside, queries and keys are scaled so that the attention is far from uniform."""
+
+    def scale(_: nn.Module, __: Any, output: Tensor) -> Tensor:
+        size = output.float().square().mean().sqrt().clamp_min(1e-12)
+        scaled: Tensor = output * (_SHARPNESS**0.5 / size)
+        return scaled.to(output.dtype)
+
+    hooks = [part.register_forward_hook(scale) for part in (block.query, block.key)]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"

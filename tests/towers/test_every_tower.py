@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every tower that transformers has: right, or refused and left as it was. No third outcome."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from zoo import ENTRIES, PATCH, SIZE, Entry, tensors
+
+import stc_video
+from stc_video import CacheConfig, UnsupportedModelError
+
+SUPPORTED = [entry for entry in ENTRIES if not entry.refused]
+#: what decides nothing by itself: changed tokens are encoded, no others
+MOTION = CacheConfig(
+    threshold=0.9, refresh=0.0, propagate=0.0, redo_from=None, tail_layers=0, buckets=(0.25, 0.5)
+)
+REFUSED = [entry for entry in ENTRIES if entry.refused]
+
+
+def picture(seed: int) -> Tensor:
+    return torch.randn((1, 3, SIZE, SIZE), generator=torch.Generator().manual_seed(seed))
+
+
+def call(tower: nn.Module, entry: Entry, *pictures: Tensor) -> list[Tensor]:
+    """All floating-point tensors that the tower returns for some pictures."""
+    with torch.no_grad():
+        output = tower(**entry.arguments(torch.cat(pictures)))
+    return [tensor.clone() for tensor in tensors(output) if tensor.is_floating_point()]
+
+
+def assert_same(ours: list[Tensor], stock: list[Tensor]) -> None:
+    assert [tensor.shape for tensor in ours] == [tensor.shape for tensor in stock]
+    for mine, its in zip(ours, stock, strict=True):
+        assert type(mine) is Tensor
+        torch.testing.assert_close(mine, its, rtol=1e-4, atol=1e-5 * float(its.abs().max()))
+
+
+def contents(model: nn.Module) -> dict[str, dict[str, Any]]:
+    """What each module has in its ``__dict__``, with a copy of its hooks and the like."""
+    return {
+        name: {
+            key: dict(value) if isinstance(value, dict) else value
+            for key, value in module.__dict__.items()
+        }
+        for name, module in model.named_modules()
+    }
+
+
+class Oracle:
+    """Stock blocks in which only some rows of a second frame are encoded anew."""
+
+    def __init__(self, layers: nn.ModuleList) -> None:
+        self.encoded: Tensor | None = None
+        self._inputs: dict[nn.Module, Tensor] = {}
+        self._outputs: dict[nn.Module, Tensor] = {}
+        layers[0].register_forward_pre_hook(self._first)
+        for layer in layers:
+            layer.register_forward_hook(self._after, prepend=True)
+
+    def _first(self, layer: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (self._mixed(self._inputs, layer, args[0]), *args[1:])
+
+    def _after(self, layer: nn.Module, _: Any, output: Any) -> Any:
+        if isinstance(output, tuple):
+            return (self._mixed(self._outputs, layer, output[0]), *output[1:])
+        return self._mixed(self._outputs, layer, output)
+
+    def _mixed(self, kept: dict[nn.Module, Tensor], layer: nn.Module, new: Tensor) -> Tensor:
+        if self.encoded is not None:
+            new = kept[layer].index_copy(-2, self.encoded, new.index_select(-2, self.encoded))
+        kept[layer] = new.clone()
+        return new
+
+
+def layers_of(tower: nn.Module) -> nn.ModuleList:
+    """The list of blocks of a tower."""
+    return next(
+        module
+        for module in tower.modules()
+        if isinstance(module, nn.ModuleList)
+        and hasattr(module[0], "mlp")
+        and (hasattr(module[0], "norm1") or hasattr(module[0], "layer_norm1"))
+    )
+
+
+@pytest.mark.parametrize("entry", SUPPORTED, ids=str)
+@pytest.mark.parametrize("policy", ["motion", "stc"])
+def test_a_supported_tower_is_right(entry: Entry, policy: str) -> None:
+    tower = entry.build()
+    first, other = picture(1), picture(2)
+    stock = {n: call(tower, entry, p) for n, p in (("first", first), ("other", other))}
+    # With all tokens selected, what STC encodes in between is a dense frame, too.
+    settings = {"ratio": 1.0} if policy == "stc" else {}
+    cacher = stc_video.attach_cacher(tower, CacheConfig(policy=policy, **settings))
+    assert_same(call(tower, entry, first), stock["first"])
+    assert_same(call(tower, entry, first), stock["first"])
+    assert_same(call(tower, entry, other), stock["other"])
+    assert_same(call(tower, entry, other), stock["other"])
+    if policy == "motion":
+        kinds = cacher.stats()
+        assert (kinds.dense, kinds.unchanged + kinds.cached) == (2, 2)
+
+
+@pytest.mark.parametrize("entry", SUPPORTED, ids=str)
+def test_a_frame_that_changed_in_part_is_what_stock_blocks_give(entry: Entry) -> None:
+    """What is not encoded keeps the input, and so the key and the value, of the frame before."""
+    first = picture(1)
+    changed = first.clone()
+    changed[..., :PATCH, :PATCH] = picture(2)[..., :PATCH, :PATCH]
+    tower = entry.build()
+    cacher = stc_video.attach_cacher(tower, MOTION)
+    call(tower, entry, first)
+    ours = call(tower, entry, changed)
+    frame = cacher.last_frames[0]
+    assert frame.kind == "cached"
+    assert frame.cost < 1.0
+    stock = entry.build()
+    oracle = Oracle(layers_of(stock))
+    call(stock, entry, first)
+    oracle.encoded = frame.selected[0].long()
+    assert_same(ours, call(stock, entry, changed))
+
+
+@pytest.mark.parametrize("entry", SUPPORTED, ids=str)
+@pytest.mark.parametrize("before", ["nothing", "one picture"])
+def test_several_pictures_in_a_call(entry: Entry, before: str) -> None:
+    tower = entry.build()
+    pictures = [picture(seed) for seed in (1, 2, 3)]
+    stock = call(tower, entry, *pictures)
+    single = call(tower, entry, pictures[0])
+    untouched = contents(tower)
+    cacher = stc_video.attach_cacher(tower)
+    if before == "one picture":
+        assert_same(call(tower, entry, pictures[0]), single)
+    if not entry.several:
+        assert_same(call(tower, entry, *pictures), stock)
+        assert cacher.stats().frames == 3 + (before == "one picture")
+        return
+    with pytest.raises(ValueError, match=entry.several):
+        call(tower, entry, *pictures)
+    if before == "one picture":
+        assert_same(call(tower, entry, pictures[0]), single)
+        assert cacher.stats().unchanged == 1, "a refused call costs nothing of the stream"
+    cacher.detach()
+    assert contents(tower) == untouched
+
+
+@pytest.mark.parametrize("entry", REFUSED, ids=str)
+def test_any_other_tower_is_refused_and_left_as_it_was(entry: Entry) -> None:
+    tower = entry.build()
+    before, keys = contents(tower), list(tower.state_dict())
+    with pytest.raises(UnsupportedModelError, match=entry.refused) as refused:  # noqa: PT012
+        stc_video.attach_cacher(tower)
+        call(tower, entry, picture(1))
+    assert contents(tower) == before
+    assert list(tower.state_dict()) == keys
+    if "its cacher is off again" in str(refused.value):
+        call(tower, entry, picture(1))

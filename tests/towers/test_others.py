@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Token merging and attention capture trust no tower either; hints name modules that exist."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import transformers
+from test_every_tower import SUPPORTED, assert_same, call, contents, picture
+from torch import nn
+from zoo import ENTRIES, Entry
+
+import stc_video
+from stc_video import UnsupportedModelError
+
+
+@pytest.mark.parametrize(
+    "name", ["DINOv3ViTModel", "VJEPA2Model", "Phi4MultimodalVisionModel", "MLCDVisionModel"]
+)
+@pytest.mark.parametrize("what", ["attach_tome", "capture_attention"])
+def test_the_others_that_take_towers_apart_do_not_trust_them_either(name: str, what: str) -> None:
+    entry = next(e for e in ENTRIES if e.name == name)
+    tower = entry.build()
+    before = contents(tower)
+    getattr(stc_video, what)(tower)
+    with pytest.raises(UnsupportedModelError, match=f"^{what}: .* is not a supported tower"):
+        call(tower, entry, picture(1))
+    assert contents(tower) == before
+    call(tower, entry, picture(1))
+
+
+@pytest.mark.parametrize("entry", [e for e in SUPPORTED if "video" not in str(e)][:21], ids=str)
+def test_supported_towers_can_be_captured(entry: Entry) -> None:
+    tower = entry.build()
+    stock = call(tower, entry, picture(1))
+    with stc_video.capture_attention(tower) as capture:
+        assert_same(call(tower, entry, picture(1)), stock)
+        assert_same(call(tower, entry, picture(1)), stock)
+        if "padded" in str(entry) or "siglip2" in str(entry):
+            with pytest.raises(ValueError, match="had padding"):
+                capture.take()
+        else:
+            capture.take()
+
+
+SMALL_TOWER = {
+    "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "image_size": 56, "patch_size": 14,
+}  # fmt: skip
+SMALL_TEXT = {
+    "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 4, "vocab_size": 64,
+}  # fmt: skip
+
+
+def _clip() -> nn.Module:
+    text = SMALL_TEXT | {"projection_dim": 16}
+    config = transformers.CLIPConfig(text_config=text, vision_config=SMALL_TOWER)
+    return transformers.CLIPModel(config)
+
+
+def _video_llava() -> nn.Module:
+    config = transformers.VideoLlavaConfig(
+        vision_config=transformers.CLIPVisionConfig(**SMALL_TOWER),
+        text_config=transformers.LlamaConfig(**SMALL_TEXT),
+        image_token_index=60,
+        video_token_index=61,
+    )
+    return transformers.VideoLlavaForConditionalGeneration(config)
+
+
+def _vjepa2() -> nn.Module:
+    return next(entry for entry in ENTRIES if entry.model == "vjepa2" and not entry.path).build()
+
+
+@pytest.mark.parametrize("build", [_clip, _video_llava, _vjepa2])
+def test_a_hint_names_modules_that_exist(build: Callable[[], nn.Module]) -> None:
+    model = build().eval()
+    with pytest.raises(UnsupportedModelError, match="holds 2 stacks") as refused:
+        stc_video.attach_cacher(model)
+    names = str(refused.value).rsplit(": ", 1)[1].split(" or ")
+    assert len(names) == 2
+    for name in names:
+        stc_video.attach_cacher(model.get_submodule(name.removeprefix("model."))).detach()
