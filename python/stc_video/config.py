@@ -64,6 +64,10 @@ class CacheConfig:
     redo_from
         ``motion``: a cached frame is encoded densely after all if the refreshed tokens' outputs
         moved by more than this (mean 1 - cosine), 0 to 2; None for never.
+    audits
+        ``motion``: encode some frames both ways, cached and densely, hand out the dense features,
+        and hold ``quality`` by the error that this shows. Without audits, and with a ``threshold``,
+        nothing is promised.
     max_streams
         How many streams may have a state at a time; one more is an error until one is reset.
     batching
@@ -98,6 +102,7 @@ class CacheConfig:
     tail_from: float = 3 / 8
     propagate: float = 0.75
     redo_from: float | None = 0.1
+    audits: bool = True
     max_streams: int = 64
     batching: str = "auto"
     graphs: bool = True
@@ -146,6 +151,12 @@ class CacheConfig:
                 "CacheConfig: buckets must be ascending fractions above 0 and at most 1, "
                 f"got {self.buckets}"
             )
+
+    @property
+    def promised(self) -> float | None:
+        """Mean cosine to a dense encode that each stream is promised; None for no promise."""
+        is_audited = self.policy == "motion" and self.threshold is None and self.audits
+        return self.quality if is_audited else None
 
     def aim(self) -> Aim:
         """Return what the ``motion`` policy steers by; raises ValueError for a bad file."""

@@ -294,13 +294,14 @@ class Cacher:
 
     def stats(self) -> CacheStats:
         """Return the totals since the cacher was attached, over all streams and for each."""
+        promised = self.config.promised
         each = {
-            name: CacheStats.of(stream.counters, stream.nbytes)
+            name: CacheStats.of(stream.counters, stream.nbytes, promised)
             for name, stream in list(self._streams.items())  # other threads may add some
         }
         return CacheStats.total(
             each,
-            CacheStats.of(self._removed, 0),
+            CacheStats.of(self._removed, 0, promised),
             free_bytes=self._pool.free_bytes,
             packed_bytes=self._packed.nbytes,
             timings=self._policy.timings,
