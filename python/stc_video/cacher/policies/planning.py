@@ -12,7 +12,8 @@ from torch import Tensor
 
 from stc_video.cacher.policies.base import NONFINITE
 from stc_video.cacher.policies.effort import Effort, EffortControl
-from stc_video.cacher.policies.looking import Look, motion_state
+from stc_video.cacher.policies.looking import NOTHING_SEEN, Conditions, Look, motion_state
+from stc_video.cacher.policies.promise import Ledger, PromiseKeeper, Way
 from stc_video.cacher.stats import CACHED, DENSE, UNCHANGED, Operations
 from stc_video.cacher.stream_state import Stream
 from stc_video.config import CacheConfig
@@ -39,7 +40,15 @@ class Plan:
     is_kept
         Whether what is computed goes into the state.
     spent
-        Cost of an attempt that was not good enough, as a fraction of a dense frame's.
+        Cost of an attempt that is not handed out, as a fraction of a dense frame's.
+    audit
+        Why the frame is encoded both ways; empty if it is not.
+    shown
+        Error of the cached features as far as the refreshed tokens showed it.
+    conditions
+        How the patches changed as a whole.
+    measured
+        Mean cosine of an audited frame's cached features to its dense ones.
     """
 
     reason: str
@@ -51,6 +60,10 @@ class Plan:
     with_tail: bool = False
     is_kept: bool = True
     spent: float = 0.0
+    audit: str = ""
+    shown: float | None = None
+    conditions: Conditions = NOTHING_SEEN
+    measured: float | None = None
 
     @property
     def kind(self) -> str:
@@ -69,6 +82,8 @@ class Planner:
         The settings.
     control
         Sets the streams' efforts.
+    keeper
+        Keeps what is promised; None if nothing is.
     pinned
         Class token and registers, which are always encoded.
     operations
@@ -83,6 +98,7 @@ class Planner:
         self,
         config: CacheConfig,
         control: EffortControl,
+        keeper: PromiseKeeper | None,
         pinned: int,
         operations: list[Operations],
         pays: Callable[[int], bool],
@@ -90,6 +106,7 @@ class Planner:
     ) -> None:
         self.config = config
         self.control = control
+        self.keeper = keeper
         self.pinned = pinned
         self.operations = operations
         self.pays = pays
@@ -117,10 +134,17 @@ class Planner:
             return Plan(stream.restart_reason or "first frame of the stream", patches)
         count = look.changed
         rows = 0 if look.is_repeated else self._bucket(count, patches)
-        if rows == 0:
+        if rows == 0 and (self.keeper is None or self.keeper.may_repeat(ledger_of(stream))):
             nothing = look.similarity.new_empty((1, 0), dtype=torch.int32)
             return Plan("nothing changed", 0, nothing, look.similarity)
+        if rows == 0:
+            return Plan("a repeated frame, and the last one was not good enough", 0)
         reason = self._reason_for_dense(stream, count, rows, tokens)
+        audit = ""
+        if not reason and self.keeper is not None:
+            way, why = self.keeper.before(ledger_of(stream), look.conditions)
+            reason, audit = (why, "") if way is Way.DENSE else ("", why)
+            stream.counters.for_promise += way is Way.DENSE
         if rows is None or reason:
             return Plan(reason, count, similarity=look.similarity)
         order = self._order(stream, look)
@@ -134,6 +158,8 @@ class Planner:
             refreshed=encoded[count + self.pinned :],
             left_out=left_out,
             with_tail=self.runs_tail(rows, patches, effort_of(stream)),
+            audit=audit,
+            conditions=look.conditions,
         )
 
     def bucket_sizes(self, patches: int) -> list[int]:
@@ -192,3 +218,10 @@ def effort_of(stream: Stream) -> Effort:
     """Return the effort of a stream that has a state."""
     assert stream.effort is not None
     return stream.effort
+
+
+def ledger_of(stream: Stream) -> Ledger:
+    """Return the ledger of a stream, which is started if it has none."""
+    if stream.ledger is None:
+        stream.ledger = Ledger()
+    return stream.ledger
