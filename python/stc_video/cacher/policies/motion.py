@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -136,18 +136,21 @@ class MotionPolicy(PolicyBase):
 
         kept = [number for number, plan in enumerate(plans) if plan.is_kept]
         refreshed = {number: self._refreshed(*chosen[number]) for number in kept}
+        stale = {
+            number: {self.last: motion_state(streams[number]).output[None].clone()}
+            for number in kept
+            if plans[number].weighed
+        }
         self._encode_segments([segment(number, plans[number]) for number in kept])
         plans = self._learn(streams, plans, refreshed)
         redone = [number for number, plan in enumerate(plans) if plan.spent]
-        audited = [number for number in redone if plans[number].audit]
-        states = {number: motion_state(streams[number]) for number in audited}
-        cached = {n: self._cached_outputs(state, wanted) for n, state in states.items()}
+        cached = {
+            number: self._cached_outputs(motion_state(streams[number]), wanted)
+            for number in redone
+            if plans[number].audit
+        }
         self._encode_segments([segment(number, plans[number]) for number in redone])
-        if audited:
-            now = [self._cached_outputs(states[number], wanted) for number in audited]
-            cosines = measure_cosines(list(cached.values()), now, self.norms)
-            for number, cosine in zip(audited, cosines, strict=True):
-                plans[number] = replace(plans[number], measured=cosine)
+        self._measure(streams, plans, cached | stale)
         outputs = [
             self._cached_outputs(motion_state(stream), wanted)
             if plan.is_kept
@@ -208,6 +211,21 @@ class MotionPolicy(PolicyBase):
                     conditions=plan.conditions,
                 )
         return plans
+
+    def _measure(
+        self, streams: Sequence[Stream], plans: list[Plan], before: Mapping[int, Outputs]
+    ) -> None:
+        """Compare what was cached before some frames were encoded densely with what is now."""
+        if not before:
+            return
+        layers = {number: frozenset(outputs) for number, outputs in before.items()}
+        now = [self._cached_outputs(motion_state(streams[n]), layers[n]) for n in before]
+        weighed = [plans[number].weighed for number in before]
+        left = [None if w is None or w[0].is_changed is None else ~w[0].is_changed for w in weighed]
+        cosines = measure_cosines(list(before.values()), now, self.norms, left)
+        for number, cosine in zip(before, cosines, strict=True):
+            found = {"measured": cosine} if plans[number].audit else {"stale": 1.0 - cosine}
+            plans[number] = replace(plans[number], **found)
 
     def _drifts(
         self, streams: Sequence[Stream], refreshed: dict[int, Refreshed | None]
@@ -346,6 +364,8 @@ class MotionPolicy(PolicyBase):
         if plan.kind == UNCHANGED:
             return keeper.hand_out_again(ledger)
         error = 0.0
+        if plan.weighed is not None:
+            keeper.weigh(ledger, plan.stale, plan.weighed[1])
         if plan.measured is not None:
             error = keeper.learn(ledger, 1.0 - plan.measured, plan.shown, plan.conditions)
             keeper.give_notice(ledger, stream.name)

@@ -49,6 +49,11 @@ class Plan:
         How the patches changed as a whole.
     measured
         Mean cosine of an audited frame's cached features to its dense ones.
+    weighed
+        Of a frame that is dense for the promise alone: what was seen of it, and the part of the
+        tokens that a cached frame would have encoded.
+    stale
+        What the others were off by.
     """
 
     reason: str
@@ -64,6 +69,8 @@ class Plan:
     shown: float | None = None
     conditions: Conditions = NOTHING_SEEN
     measured: float | None = None
+    weighed: tuple[Look, float] | None = None
+    stale: float = 0.0
 
     @property
     def kind(self) -> str:
@@ -140,13 +147,15 @@ class Planner:
         if rows == 0:
             return Plan("a repeated frame, and the last one was not good enough", 0)
         reason = self._reason_for_dense(stream, count, rows, tokens)
-        audit = ""
-        if not reason and self.keeper is not None:
-            way, why = self.keeper.before(ledger_of(stream), look.conditions)
-            reason, audit = (why, "") if way is Way.DENSE else ("", why)
-            stream.counters.for_promise += way is Way.DENSE
         if rows is None or reason:
             return Plan(reason, count, similarity=look.similarity)
+        audit = ""
+        if self.keeper is not None:
+            way, audit = self.keeper.before(ledger_of(stream), look.conditions)
+            if way is Way.DENSE:
+                stream.counters.for_promise += 1
+                share = (rows + self.pinned) / tokens
+                return Plan(audit, count, similarity=look.similarity, weighed=(look, share))
         order = self._order(stream, look)
         encoded, left_out = order.split([rows + self.pinned, patches - rows])
         motion_state(stream).staleness[encoded] = 0.0
@@ -190,7 +199,9 @@ class Planner:
             return self.describe_guard(encoded)
         effort = effort_of(stream)
         with_tail = self.runs_tail(rows, patches, effort)
-        if not self.control.is_worth_trying(effort, self.cost(encoded, tokens, with_tail)):
+        if self.keeper is None and not self.control.is_worth_trying(
+            effort, self.cost(encoded, tokens, with_tail)
+        ):
             return "cached frames were encoded densely after all lately"
         return ""
 

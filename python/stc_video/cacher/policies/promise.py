@@ -28,11 +28,11 @@ _SPENT = 0.95
 # How many frames' allowance may be saved, so that good minutes do not pay for a bad one.
 _SAVED = 6.0
 # What is believed of the spread of log errors beforehand, and for how many audits this counts.
-_SPREAD, _BELIEF = 0.5, 3.0
+_SPREAD, _BELIEF = 0.65, 5.0
 # The margin in standard errors of the mean log error.
 _MARGIN = 0.5
 # How fast older audits are forgotten, as those of another scene.
-_MEMORY = 0.85
+_MEMORY = 0.9
 # Refreshed tokens that show less than this part of the error are taken not to see it. What is
 # between the audits is then unknown, and the spread larger.
 _SEEN, _BLINDNESS = 1 / 4, 0.5
@@ -45,10 +45,10 @@ _CONDITIONS = 0.7
 # How many times what the refreshed tokens show the error is, before the first audit; a logarithm.
 _UNSEEN = 1.0
 _LEAST_CHANGE, _LEAST_COMMON = 0.001, 0.03
-# Where frames are expected to be off by this many times the allowance, caching is given up, and
-# tried again by an audit after a growing number of frames.
-_HOPELESS = 4.0
-_FIRST_RETRY, _LAST_RETRY = 12, 96
+# A frame charged more than this many times the allowance is not handed out, whatever is saved.
+_HOPELESS = 3.0
+# The error of tokens that are encoded among stale ones, as a part of that of the stale ones.
+_ENCODED = 0.7
 _LEAST_ERROR = 1e-6
 # Where between the last audit and this one the frames in between are taken to lie.
 _BETWEEN = 0.5
@@ -91,8 +91,6 @@ class Ledger:
         The error that those frames were taken for, and what they were charged, summed up.
     last
         The error that the frame handed out last is taken for.
-    retry, waited
-        Where caching is given up: frames until it is tried again, and so far.
     warned
         Whether the caller was told that the promise takes dense frames.
     """
@@ -110,8 +108,6 @@ class Ledger:
     expected: float = 0.0
     charged: float = 0.0
     last: float = 0.0
-    retry: int = 0
-    waited: int = 0
     warned: bool = False
 
 
@@ -130,20 +126,15 @@ class PromiseKeeper:
 
     def before(self, ledger: Ledger, seen: Conditions) -> tuple[Way, str]:
         """Say how the next frame is to be encoded, and why."""
-        differs = self._differs(ledger, seen)
-        if ledger.retry:
-            ledger.waited += 1
-            if ledger.waited < ledger.retry and not differs:
-                return Way.DENSE, "caching does not keep the promise here"
-            return Way.AUDIT, "trying whether caching keeps the promise again"
-        if differs:
-            return Way.AUDIT, differs
         is_due = ledger.since >= ledger.gap
+        if self._is_hopeless(ledger):
+            return Way.DENSE, "caching does not keep the promise here"
+        differs = self._differs(ledger, seen)
+        if is_due or differs:
+            return Way.AUDIT, differs or "audit"
         if ledger.debt + self.risk(ledger) > self.allowed:
-            if is_due:
-                return Way.AUDIT, "audit"
             return Way.DENSE, "the promise would not be kept"
-        return (Way.AUDIT, "audit") if is_due else (Way.CACHED, "")
+        return Way.CACHED, ""
 
     def may_repeat(self, ledger: Ledger) -> bool:
         """Whether the last frame's features may be handed out once more."""
@@ -181,7 +172,7 @@ class PromiseKeeper:
 
     def give_notice(self, ledger: Ledger, stream: str) -> None:
         """Warn once where the promise takes dense frames instead of cached ones."""
-        if not ledger.retry or ledger.warned:
+        if ledger.warned or not self._is_hopeless(ledger):
             return
         ledger.warned = True
         warnings.warn(
@@ -233,6 +224,21 @@ class PromiseKeeper:
         """Return the risk as a fraction of the allowance; None before the first audit."""
         return self.risk(ledger) / self.allowed if ledger.audits else None
 
+    def weigh(self, ledger: Ledger, stale: float, encoded: float) -> None:
+        """Take in a dense frame that could have been cached.
+
+        Parameters
+        ----------
+        ledger
+            The stream's; changed in place.
+        stale
+            What the tokens that would have been left out were off by.
+        encoded
+            The part of the tokens that would have been encoded.
+        """
+        error = stale * (1.0 - (1.0 - _ENCODED) * encoded)
+        self._note(ledger, max(error, _LEAST_ERROR), None)
+
     def expected(self, ledger: Ledger) -> float:
         """Return the error that a cached frame is likely to have."""
         if not ledger.audits:
@@ -248,6 +254,11 @@ class PromiseKeeper:
         variance += _BLINDNESS * blindness
         margin = _MARGIN * math.sqrt(variance / ledger.audits)
         return math.exp(min(0.0, ledger.log_error + variance / 2.0 + margin))
+
+    def _is_hopeless(self, ledger: Ledger) -> bool:
+        """Whether half of the cached frames would be off by much more than is allowed."""
+        limit = _HOPELESS * self.allowed
+        return ledger.audits > 0.0 and math.exp(ledger.log_error) > limit
 
     def _variance(self, ledger: Ledger) -> float:
         known = ledger.audits * ledger.spread + _BELIEF * _SPREAD**2
@@ -266,12 +277,7 @@ class PromiseKeeper:
             ledger.unseen += (unseen - ledger.unseen) / total
 
     def _schedule(self, ledger: Ledger, error: float) -> None:
-        """Choose when the next audit is due, or give caching up for a while."""
-        if self.risk(ledger) > _HOPELESS * self.allowed:
-            ledger.retry = min(_LAST_RETRY, 2 * ledger.retry or _FIRST_RETRY)
-            ledger.waited = 0
-            return
-        ledger.retry = 0
+        """Choose when the next audit is due."""
         is_good = error <= self.allowed
         ledger.gap = min(_LONGEST, 2 * ledger.gap) if is_good else max(_FIRST, ledger.gap // 2)
 
@@ -292,7 +298,8 @@ class PromiseKeeper:
 def measure_cosines(
     cached: Sequence[Mapping[int, Tensor]],
     dense: Sequence[Mapping[int, Tensor]],
-    norms: Sequence[nn.Module] = (),
+    norms: Sequence[nn.Module],
+    tokens: Sequence[Tensor | None],
 ) -> list[float]:
     """Compare cached features with dense ones, with one transfer for all streams.
 
@@ -302,6 +309,8 @@ def measure_cosines(
         For each stream the outputs (1, N, C) of the layers that are handed out.
     norms
         What normalises the output of the last layer.
+    tokens
+        For each stream (N,) bool, which tokens are compared; None for all of them.
 
     Returns
     -------
@@ -311,12 +320,14 @@ def measure_cosines(
     """
     # The modules' forwards: hooks on a norm are for features that are handed out.
     lowest = []
-    for mine, its in zip(cached, dense, strict=True):
+    for mine, its, which in zip(cached, dense, tokens, strict=True):
         last = max(its)
         pairs = [(mine[layer], its[layer]) for layer in its]
         pairs += [(norm.forward(mine[last]), norm.forward(its[last])) for norm in norms]
-        cosines = [cosine_similarity(a.float(), b.float(), dim=-1).mean() for a, b in pairs]
-        lowest.append(torch.stack(cosines).min())
+        each = torch.cat([cosine_similarity(a.float(), b.float(), dim=-1) for a, b in pairs])
+        if which is not None:
+            each = each * which * (which.numel() / which.sum())
+        lowest.append(each.mean(dim=1).min())
     found: list[float] = torch.stack(lowest).tolist()
     return found
 
