@@ -195,6 +195,8 @@ class MotionPolicy(PolicyBase):
                 )
                 if self.config.propagate and not plan.with_tail:
                     tokens.propagate(output, self.config.propagate)
+            if is_redone and self.keeper is not None and shown is not None:
+                is_redone = self.keeper.is_much(ledger_of(stream), shown)
             if is_redone:
                 audit = f"refreshed tokens had changed by {drift:.2f}: encoded densely after all"
             if self.keeper is not None:

@@ -26,11 +26,11 @@ from stc_video.towers.block import Tower
 # The part of the promised error that is spent: the rest is for what no audit saw.
 _SPENT = 0.95
 # How many frames' allowance may be saved, so that good minutes do not pay for a bad one.
-_SAVED = 6.0
+_SAVED = 4.0
 # What is believed of the spread of log errors beforehand, and for how many audits this counts.
 _SPREAD, _BELIEF = 0.65, 5.0
 # The margin in standard errors of the mean log error.
-_MARGIN = 0.5
+_MARGIN = 1.0
 # How fast older audits are forgotten, as those of another scene.
 _MEMORY = 0.9
 # Refreshed tokens that show less than this part of the error are taken not to see it. What is
@@ -46,7 +46,7 @@ _CONDITIONS = 0.7
 _UNSEEN = 1.0
 _LEAST_CHANGE, _LEAST_COMMON = 0.001, 0.03
 # A frame charged more than this many times the allowance is not handed out, whatever is saved.
-_HOPELESS = 3.0
+_HOPELESS = 2.0
 # The error of tokens that are encoded among stale ones, as a part of that of the stale ones.
 _ENCODED = 0.7
 _LEAST_ERROR = 1e-6
@@ -149,10 +149,13 @@ class PromiseKeeper:
             return ""
         usual = ledger.shown or shown
         ledger.shown = 0.7 * usual + 0.3 * shown
-        is_much = shown * math.exp(ledger.unseen) > self.allowed
-        if not is_much or shown < _MORE_DRIFT * usual:
+        if not self.is_much(ledger, shown) or shown < _MORE_DRIFT * usual:
             return ""
         return "refreshed tokens had changed more than before"
+
+    def is_much(self, ledger: Ledger, shown: float) -> bool:
+        """Whether what refreshed tokens show means an error of more than the allowance."""
+        return shown * math.exp(ledger.unseen) > self.allowed
 
     def hand_out_cached(self, ledger: Ledger) -> float:
         """Charge a cached frame that is handed out; the error that it is taken for."""
