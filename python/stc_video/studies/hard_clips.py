@@ -107,7 +107,8 @@ def resized(picture: Picture, height: int, width: int) -> Floats:
     cut = np.ascontiguousarray(picture[top : top + rows, left : left + columns])
     frame = av.VideoFrame.from_ndarray(cut, format="rgb24")
     scaled = frame.reformat(width, height, interpolation="AREA")
-    return scaled.to_ndarray(format="rgb24").astype(np.float32)
+    made: Floats = scaled.to_ndarray(format="rgb24").astype(np.float32)
+    return made
 
 
 def _rounded(picture: Floats) -> Picture:
@@ -246,7 +247,7 @@ def _flicker(scene: Scene, when: Moments, random: np.random.Generator) -> Iterat
     for time in when.times:
         phase = random.uniform(0.0, 2.0 * np.pi)
         bands = 1.0 + 0.18 * np.sin(rows * 2.0 * np.pi / SIDE * 1.5 + phase)
-        picture = _walker(ground, time) * bands
+        picture = _walker(ground, time) * bands.astype(np.float32)
         yield picture + random.normal(0.0, 1.5, picture.shape).astype(np.float32)
 
 
