@@ -146,7 +146,7 @@ def test_a_cut_is_encoded_densely(siglip):
 def test_buckets(siglip, patches, bucket):
     """Changed patches and the refresh of two are rounded up; above half it is all of them."""
     cacher = stc_video.attach_cacher(
-        siglip, CacheConfig(refresh=1 / 8, redo_from=None, audits=False)
+        siglip, CacheConfig(refresh=1 / 8, redo_from=None, threshold=0.85)
     )
     encoder_output(siglip, frame(0))
     encoder_output(siglip, with_changed_patches(frame(0), list(range(patches))))

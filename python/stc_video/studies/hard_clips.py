@@ -112,7 +112,8 @@ def resized(picture: Picture, height: int, width: int) -> Floats:
 
 
 def _rounded(picture: Floats) -> Picture:
-    return picture.round().clip(0, 255).astype(np.uint8)
+    whole: Picture = picture.round().clip(0, 255).astype(np.uint8)
+    return whole
 
 
 def _walker(picture: Floats, time: float, *, speed: float = 20.0, level: float = 0.3) -> Floats:
@@ -120,7 +121,7 @@ def _walker(picture: Floats, time: float, *, speed: float = 20.0, level: float =
     height, width = picture.shape[:2]
     tall, wide = height // 3, width // 10
     left = int(time * speed) % (width + wide) - wide
-    made = picture.copy()
+    made: Floats = picture.copy()
     made[height - tall - 8 : height - 8, max(0, left) : max(0, left + wide)] *= level
     return made
 
@@ -130,8 +131,8 @@ def _night(scene: Scene, when: Moments, random: np.random.Generator) -> Iterator
     ground = scene.still() * 0.1
     for time in when.times:
         picture = _walker(ground, time)
-        grain = random.normal(size=picture.shape) * np.sqrt(4.0 + picture)
-        yield picture + 4.0 + grain.astype(np.float32)
+        grain = random.normal(0.0, 1.0, picture.shape).astype(np.float32)
+        yield picture + 4.0 + grain * np.sqrt(4.0 + picture)
 
 
 def _infrared(scene: Scene, when: Moments, random: np.random.Generator) -> Iterator[Floats]:

@@ -226,8 +226,10 @@ class MotionPolicy(PolicyBase):
         left = [None if w is None or w[0].is_changed is None else ~w[0].is_changed for w in weighed]
         cosines = measure_cosines(list(before.values()), now, self.norms, left)
         for number, cosine in zip(before, cosines, strict=True):
-            found = {"measured": cosine} if plans[number].audit else {"stale": 1.0 - cosine}
-            plans[number] = replace(plans[number], **found)
+            if plans[number].audit:
+                plans[number] = replace(plans[number], measured=cosine)
+            else:
+                plans[number] = replace(plans[number], stale=1.0 - cosine)
 
     def _drifts(
         self, streams: Sequence[Stream], refreshed: dict[int, Refreshed | None]

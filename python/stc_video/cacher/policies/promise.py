@@ -30,7 +30,7 @@ _SAVED = 4.0
 # What is believed of the spread of log errors beforehand, and for how many audits this counts.
 _SPREAD, _BELIEF = 0.65, 5.0
 # The margin in standard errors of the mean log error.
-_MARGIN = 1.0
+_MARGIN = 0.5
 # How fast older audits are forgotten, as those of another scene.
 _MEMORY = 0.9
 # Refreshed tokens that show less than this part of the error are taken not to see it. What is
@@ -214,7 +214,8 @@ class PromiseKeeper:
         known = ledger.since
         risk = ledger.charged / known if known else self.risk(ledger)
         expected = ledger.expected / known if known else 0.0
-        correction = known * _BETWEEN * (error - expected)
+        # Before the first audit nothing was known of them.
+        correction = known * (error - expected) * (_BETWEEN if ledger.audits else 1.0)
         ledger.debt += known * max(0.0, _BETWEEN * (error - risk))
         self._note(ledger, max(error, _LEAST_ERROR), shown)
         ledger.change = max(seen.change, _CONDITIONS * ledger.change)
