@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`stc calibrate`: measure a tower on videos, for the qualities that can be promised for it."""
+"""`stc calibrate`: measure a tower on videos, for what its streams are to start with."""
 
 from __future__ import annotations
 
@@ -62,8 +62,9 @@ def calibrate_tower(settings: CalibrationSettings, out: Path, command: str) -> i
         console.print(f"Note: {note}", style="yellow", markup=False)
     console.print(_table(found))
     console.print(
-        f"{out}: CacheConfig(calibration={str(out)!r}, quality=...) promises up to quality "
-        f"{found.best_quality:.3f} on videos like these.",
+        f"{out}: use it as CacheConfig(calibration={str(out)!r}, quality=...). Without audits "
+        f"every video had a cosine of {found.best_quality:.3f}; above that frames are dense "
+        "to hold the quality.",
         soft_wrap=True,
         markup=False,
     )
