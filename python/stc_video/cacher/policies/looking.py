@@ -131,7 +131,7 @@ def _conditions(
 ) -> list[Tensor]:
     """See how the patches of frames (S, N, C) changed as a whole: two tensors (S,)."""
     moves = (compared - _stacked([state.reference for state in states]))[:, pinned:]
-    squares = moves.square().sum(dim=(1, 2), dtype=torch.float32)
+    squares = torch.linalg.vector_norm(moves, dim=(1, 2), dtype=torch.float32).square()
     means = moves.mean(dim=1, dtype=torch.float32)
     common = moves.shape[1] * means.square().sum(dim=1) / squares.clamp(min=1e-12)
     return [1.0 - similarity[:, pinned:].float().median(dim=1).values, common]
