@@ -152,7 +152,7 @@ def _dissolve(scene: Scene, when: Moments, random: np.random.Generator) -> Itera
     for time in when.times:
         phase = time % 12.0
         share = min(phase / 4.0, 1.0) if phase < 6.0 else max(0.0, 1.0 - (phase - 6.0) / 4.0)
-        picture = (1.0 - share) * first + share * second
+        picture: Floats = (1.0 - share) * first + share * second
         yield picture + random.normal(0.0, 1.0, picture.shape).astype(np.float32)
 
 
