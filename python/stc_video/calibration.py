@@ -66,20 +66,20 @@ class Calibration:
     facts: dict[str, str] = field(default_factory=dict)
 
     def aim(self, quality: float) -> Aim:
-        """Return the cheapest aim under which no clip fell below what ``quality`` promises.
+        """Return the cheapest aim under which the clips had a mean cosine of ``quality``.
 
-        The promise is a mean error of each clip of at most 1.5 (1 - quality): 0.985 at 0.99.
-        Where no aim was good enough, the best one is taken.
+        It is what a stream starts with; audits tell the policy what the stream needs. Where no aim
+        was good enough, the best one is taken.
         """
-        kept = [point for point in self.points if point.worst_clip >= lowest_clip(quality)]
+        kept = [point for point in self.points if point.similarity >= quality]
         if kept:
             return min(kept, key=lambda point: point.cost).aim
-        return max(self.points, key=lambda point: point.worst_clip).aim
+        return max(self.points, key=lambda point: point.similarity).aim
 
     @property
     def best_quality(self) -> float:
-        """The highest quality whose promise was kept."""
-        return 1.0 - (1.0 - max(point.worst_clip for point in self.points)) / 1.5
+        """The highest mean cosine that every clip had without a dense frame for the promise."""
+        return max(point.worst_clip for point in self.points)
 
     def save(self, path: str | Path) -> None:
         """Write it as JSON."""
@@ -111,11 +111,6 @@ class Calibration:
             return cls(points, dict(content["facts"]))
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"calibration {path} is not one of `stc calibrate`") from error
-
-
-def lowest_clip(quality: float) -> float:
-    """Mean similarity that no clip is to fall below at a quality."""
-    return 1.0 - 1.5 * (1.0 - quality)
 
 
 @cache

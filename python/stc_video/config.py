@@ -32,11 +32,11 @@ class CacheConfig:
     interval
         ``stc``: every how many calls of the tower one is dense, at least 1.
     quality
-        ``motion``: similarity (cosine) to a dense encode to aim at, 0.5 to 0.999. The policy sets
-        the threshold and the tail of each stream by itself so that a stream's mean error stays
-        below 1.5 (1 - quality), as far as the calibration holds.
+        ``motion``: mean cosine of the features to a dense encode that is promised to each stream,
+        0.5 to 0.999. The policy measures it by audits, sets the threshold and the tail of each
+        stream by what they show, and encodes frames densely where the promise takes it.
     calibration
-        ``motion``: which aims give which similarity: a :class:`Calibration`, or the file that
+        ``motion``: what a stream starts with: a :class:`Calibration`, or the file that
         ``stc calibrate`` wrote; None for what was measured with a trained DINOv2.
     threshold
         Cosine at or below which a token counts as changed, -1 to 1. ``motion`` compares inputs of

@@ -50,7 +50,7 @@ def test_agrees_with_the_oracle(backend, name, settings):
         },
         aim=CacheConfig(**settings).aim(),
     )
-    cacher = stc_video.attach_cacher(tower, CacheConfig(**settings))
+    cacher = stc_video.attach_cacher(tower, CacheConfig(**settings, audits=False))
     kinds = set()
     for picture, x in zip(pictures, inputs, strict=True):
         with torch.no_grad():
@@ -72,7 +72,7 @@ def test_output_agrees_with_the_oracle(name):
     pictures = noisy_walk(9)
     inputs = layer_inputs(tower, pictures)
     oracle = MotionOracle(blocks_of(tower), prefix_tokens(name))
-    stc_video.attach_cacher(tower)
+    stc_video.attach_cacher(tower, CacheConfig(audits=False))
     for picture, x in zip(pictures, inputs, strict=True):
         with torch.no_grad():
             expected = oracle.encode(x)[-1]
@@ -122,7 +122,7 @@ def test_slow_drift_adds_up_until_it_is_noticed(siglip):
 
 
 def test_refresh_reaches_every_token_of_a_still_scene_with_noise(siglip):
-    cacher = stc_video.attach_cacher(siglip, CacheConfig(buckets=(1 / 8,)))
+    cacher = stc_video.attach_cacher(siglip, CacheConfig(buckets=(1 / 8,), audits=False))
     encoder_output(siglip, frame(0))
     seen = torch.zeros(16)
     for step in range(1, 9):
@@ -145,7 +145,9 @@ def test_a_cut_is_encoded_densely(siglip):
 @pytest.mark.parametrize(("patches", "bucket"), [(1, 4), (2, 4), (3, 6), (6, 8), (8, 8), (9, 16)])
 def test_buckets(siglip, patches, bucket):
     """Changed patches and the refresh of two are rounded up; above half it is all of them."""
-    cacher = stc_video.attach_cacher(siglip, CacheConfig(refresh=1 / 8, redo_from=None))
+    cacher = stc_video.attach_cacher(
+        siglip, CacheConfig(refresh=1 / 8, redo_from=None, threshold=0.85)
+    )
     encoder_output(siglip, frame(0))
     encoder_output(siglip, with_changed_patches(frame(0), list(range(patches))))
     record = cacher.last_frames[0]

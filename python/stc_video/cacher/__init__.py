@@ -5,6 +5,7 @@ from stc_video.cacher.attach import attach_cacher
 from stc_video.cacher.graphs import GraphStats, GraphWarning
 from stc_video.cacher.guard import Timings
 from stc_video.cacher.handle import Cacher
+from stc_video.cacher.policies.promise import PromiseWarning
 from stc_video.cacher.stats import CacheStats, FrameRecord
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "FrameRecord",
     "GraphStats",
     "GraphWarning",
+    "PromiseWarning",
     "Timings",
     "attach_cacher",
 ]

@@ -125,6 +125,7 @@ class Counters:
     tokens_encoded: int = 0
     cost: float = 0.0
     audits: int = 0
+    for_promise: int = 0
     measured: float = 0.0
     error: float = 0.0
 
@@ -178,6 +179,8 @@ class CacheStats:
         The same for each stream; empty inside a stream's own entry.
     audits
         Frames that were encoded both ways, cached and densely, to measure the error.
+    for_promise
+        Frames encoded densely, without an audit, because cached ones would not keep the promise.
     measured_cosine
         Mean cosine between cached and dense features over the audits; None without one. It is that
         of frames encoded the cached way, not of those handed out, many of which may be dense.
@@ -207,6 +210,7 @@ class CacheStats:
     graphs: GraphStats | None = None
     streams: dict[str, CacheStats] = field(default_factory=dict)
     audits: int = 0
+    for_promise: int = 0
     measured_cosine: float | None = None
     estimated_cosine: float | None = None
     promised: float | None = None
@@ -229,6 +233,7 @@ class CacheStats:
             state_bytes=state_bytes,
             guarded=counters.guarded,
             audits=audits,
+            for_promise=counters.for_promise,
             measured_cosine=counters.measured / audits if audits else None,
             estimated_cosine=estimated,
             promised=promised,
@@ -267,6 +272,7 @@ class CacheStats:
             graphs=graphs,
             streams=streams,
             audits=sum(s.audits for s in measured),
+            for_promise=sum(s.for_promise for s in each),
             measured_cosine=_mean((s.measured_cosine, s.audits) for s in measured),
             estimated_cosine=_mean((s.estimated_cosine, s.frames) for s in measured),
             promised=removed.promised,

@@ -14,6 +14,7 @@ from stc_video.cacher.stats import Counters
 
 if TYPE_CHECKING:
     from stc_video.cacher.policies.effort import Effort
+    from stc_video.cacher.policies.promise import Ledger
     from stc_video.cacher.stream_pool import Slot
 
 StateT = TypeVar("StateT", bound="_Buffers")
@@ -199,6 +200,8 @@ class Stream:
         The place that its state has in the cacher's pool.
     effort
         ``motion``: how much of its frames is re-encoded.
+    ledger
+        ``motion``: what audits have shown, and what is owed of the promise.
     """
 
     name: str
@@ -209,6 +212,7 @@ class Stream:
     restart_reason: str = ""
     slot: Slot | None = None
     effort: Effort | None = None
+    ledger: Ledger | None = None
 
     def restart(self, reason: str) -> None:
         """Drop the state; the next frame is dense and gives this reason."""
@@ -216,7 +220,7 @@ class Stream:
             self.counters.resets += 1
         self.drop_state()
         self.layout, self.calls, self.restart_reason = None, 0, reason
-        self.effort = None
+        self.effort = self.ledger = None
 
     def drop_state(self) -> None:
         """Forget what was kept and give the slot back."""
@@ -234,8 +238,11 @@ class Stream:
         """Return a copy that shares nothing with this stream and holds no slot."""
         state = None if self.state is None else self.state.clone()
         effort = None if self.effort is None else replace(self.effort)
+        ledger = None if self.ledger is None else replace(self.ledger)
         counters = replace(self.counters)
-        return replace(self, state=state, counters=counters, slot=None, effort=effort)
+        return replace(
+            self, state=state, counters=counters, slot=None, effort=effort, ledger=ledger
+        )
 
     @property
     def nbytes(self) -> int:

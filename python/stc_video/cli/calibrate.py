@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`stc calibrate`: measure a tower on videos, for the qualities that can be promised for it."""
+"""`stc calibrate`: measure a tower on videos, for what its streams are to start with."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
-from stc_video.calibration import Calibration, lowest_clip
+from stc_video.calibration import Calibration
 from stc_video.cli.environment import measured_on
 from stc_video.cli.output import collected_warnings, show_verdict, text_table
 from stc_video.cli.progress import bars
@@ -68,8 +68,9 @@ def calibrate_tower(settings: CalibrationSettings, out: Path, command: str) -> i
         console.print(f"Note: {note}", style="yellow", markup=False)
     console.print(_table(found))
     console.print(
-        f"{out}: CacheConfig(calibration={str(out)!r}, quality=...) promises up to quality "
-        f"{found.best_quality:.3f} on videos like these.",
+        f"{out}: use it as CacheConfig(calibration={str(out)!r}, quality=...). Without audits "
+        f"every video had a cosine of {found.best_quality:.3f}; above that frames are dense "
+        "to hold the quality.",
         soft_wrap=True,
         markup=False,
     )
@@ -119,7 +120,7 @@ def _facts(settings: CalibrationSettings, model: LoadedModel, command: str) -> d
 def _verdict(found: Calibration) -> Verdict:
     """Judge by the quality that is asked for by default, or the best one."""
     wanted = CacheConfig().quality
-    least = lowest_clip(min(wanted, found.best_quality)) - 1e-9  # of the best point itself
+    least = min(wanted, found.best_quality)
     costs = [point.cost for point in found.points if point.worst_clip >= least]
     return calibration_verdict(found.best_quality, wanted, min(costs, default=None))
 

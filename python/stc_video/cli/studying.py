@@ -48,7 +48,7 @@ def calibrate(
     ),
     debug: DebugOption = False,
 ) -> None:
-    """Measure which quality the motion policy keeps on your videos, with your tower.
+    """Measure what the motion policy should start with on your videos, with your tower.
 
     Give the file to CacheConfig(calibration=...).
     Exit code: 0 done, 1 a video ended early, 2 bad input, 130 interrupted.

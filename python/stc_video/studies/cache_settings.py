@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from itertools import product
 
-from stc_video.calibration import Aim, Calibration, default_calibration
+from stc_video.calibration import Calibration, default_calibration
 from stc_video.config import CacheConfig
 
 __all__ = [
@@ -26,7 +26,6 @@ __all__ = [
 POLICIES = ("dense", "stc", "motion")
 INTERVALS = (2, 4, 8)
 RATIOS = (1 / 8, 1 / 4, 1 / 2)
-#: One for each aim of the calibration in the package.
 QUALITIES = (0.97, 0.983, 0.987, 0.99, 0.995)
 THRESHOLDS = (0.8, 0.9, 0.95)
 
@@ -142,24 +141,16 @@ def make_grid(
 def calibration_notes(
     settings: Sequence[CacheSetting], calibration: Calibration | None = None
 ) -> list[str]:
-    """Say which qualities a calibration cannot tell apart, and which it could not keep."""
+    """Say which qualities took dense frames on the clips of a calibration."""
     known = default_calibration() if calibration is None else calibration
     qualities = [setting.quality for setting in settings if setting.quality is not None]
-    by_aim: dict[Aim, list[str]] = {}
-    for quality in qualities:
-        by_aim.setdefault(known.aim(quality), []).append(f"{quality:g}")
-    notes = [
-        f"quality {' and '.join(same)} steer by the same aim of the calibration, and do the same"
-        for same in by_aim.values()
-        if len(same) > 1
-    ]
     above = [f"{quality:g}" for quality in qualities if quality > known.best_quality]
-    if above:
-        notes.append(
-            f"quality {' and '.join(above)}: not promised, the best that the calibration kept is "
-            f"{known.best_quality:.3f}"
-        )
-    return notes
+    if not above:
+        return []
+    return [
+        f"quality {' and '.join(above)}: every clip of the calibration had "
+        f"{known.best_quality:.3f} without audits; above that frames are encoded densely to hold it"
+    ]
 
 
 def _fraction(value: float) -> str:

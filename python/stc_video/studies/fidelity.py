@@ -12,19 +12,27 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from stc_video.cacher import Cacher, attach_cacher
-from stc_video.cacher.stats import DENSE
+from stc_video.cacher.stats import DENSE, CacheStats
 from stc_video.clock import Clock
-from stc_video.config import CacheConfig
+from stc_video.config import DEFAULT_STREAM, CacheConfig
 from stc_video.models.load import LoadedModel
 from stc_video.studies.marks import SaliencyMarker
 from stc_video.studies.metrics import iou
 from stc_video.video import VideoError, VideoSource
 
-__all__ = ["DenseClip", "Fidelity", "encode_densely", "measure", "problems_of"]
+__all__ = [
+    "DenseClip",
+    "Fidelity",
+    "encode_densely",
+    "encode_pictures",
+    "measure",
+    "problems_of",
+]
 
 #: a clip's first frames, sent through a new cacher before what is timed
 _WARM_UP = 2
@@ -86,6 +94,8 @@ class Fidelity:
         How long every frame took.
     dense_seconds
         How long dense frames of the stock tower took, in between.
+    cache
+        What the cacher said of itself: audits, and what it promised; None without a cacher.
     """
 
     costs: list[float] = field(default_factory=list)
@@ -94,6 +104,7 @@ class Fidelity:
     overlaps: list[float] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
     dense_seconds: list[float] = field(default_factory=list)
+    cache: CacheStats | None = None
 
     @property
     def cost(self) -> float:
@@ -156,13 +167,31 @@ def _encode_clip(
     marker: SaliencyMarker | None,
     on_frame: Callable[[], None],
 ) -> DenseClip:
+    with source:
+        pictures = (frame.image for frame in source)
+        return encode_pictures(name, fps, pictures, model, marker=marker, on_frame=on_frame)
+
+
+def encode_pictures(
+    name: str,
+    fps: float,
+    pictures: Iterable[npt.NDArray[np.uint8]],
+    model: LoadedModel,
+    *,
+    marker: SaliencyMarker | None = None,
+    on_frame: Callable[[], None] = lambda: None,
+) -> DenseClip:
+    """Encode pictures (H, W, 3) as the frames of a clip, without a cacher.
+
+    The other arguments, and what is raised: see `encode_densely`.
+    """
     inputs: list[dict[str, Tensor]] = []
     dense: list[Tensor] = []
     problem = None
-    with source, torch.inference_mode():
+    with torch.inference_mode():
         try:
-            for frame in source:
-                inputs.append(model.pixels([frame.image]))
+            for picture in pictures:
+                inputs.append(model.pixels([picture]))
                 dense.append(model.encode(inputs[-1]))
                 on_frame()
         except VideoError as error:
@@ -230,6 +259,7 @@ def measure(
             if dense_every and number % dense_every == 0:
                 found.dense_seconds.append(_time_stock(inputs, model, cacher, clock))
             on_frame()
+        found.cache = None if cacher is None else cacher.stats().streams.get(DEFAULT_STREAM)
     return found
 
 

@@ -36,6 +36,7 @@ COLUMNS = (
     "worst clip",
     "saliency IoU",
     "worst IoU",
+    "promise",
 )
 
 
@@ -166,7 +167,8 @@ def _cheapest(rows: Sequence[FidelityRow]) -> str:
 
 def shown_tables(study: FidelityStudy) -> list[tuple[str, list[str], list[list[str]]]]:
     """Return a table for each rate for the console: its title, its header, its rows."""
-    header = ["setting", "cost", "time", "error", "worst clip", "worst frame", "saliency", "front"]
+    header = ["setting", "cost", "time", "error", "worst clip", "worst frame", "saliency"]
+    header += ["promise", "front"]
     return [
         (
             f"At {rate_name(fps)}, means over {_count(len(study.clips), 'clip')}",
@@ -180,6 +182,7 @@ def shown_tables(study: FidelityStudy) -> list[tuple[str, list[str], list[list[s
                     _error(row.worst_clip_error),
                     _error(1 - row.worst_frame),
                     _overlap(row.saliency_iou),
+                    _promise(row),
                     "*" if row.on_front else "",
                 ]
                 for row in study.at(fps)
@@ -233,6 +236,7 @@ def _cells(row: FidelityRow) -> tuple[str, ...]:
         _error(row.worst_clip_error),
         _overlap(row.saliency_iou),
         _overlap(row.saliency_iou_worst),
+        _promise(row),
     )
 
 
@@ -242,6 +246,12 @@ def _shown(value: float, form: str, unit: str = "") -> str:
 
 def _error(value: float) -> str:
     return _shown(value if value != value else max(0.0, value), ".4f")
+
+
+def _promise(row: FidelityRow) -> str:
+    if row.promise_kept is None:
+        return _NONE
+    return f"{'kept' if row.promise_kept else 'missed'}, {_count(row.audits, 'audit')}"
 
 
 def _overlap(value: float) -> str:

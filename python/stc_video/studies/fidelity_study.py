@@ -56,6 +56,12 @@ class FidelityRow:
     on_front
         Whether no other setting costs at most as much and has at most the error, and is better in
         one of the two, on this clip at this frame rate.
+    audits
+        Frames that the cacher encoded both ways to measure its error.
+    measured
+        Mean cosine of the audits; NaN without one.
+    promise_kept
+        Whether every clip had the mean cosine that its quality promises; None without a promise.
     """
 
     setting: CacheSetting
@@ -74,6 +80,9 @@ class FidelityRow:
     frame_ms: float
     dense_ms: float
     on_front: bool = False
+    audits: int = 0
+    measured: float = _NOTHING
+    promise_kept: bool | None = None
 
     @property
     def error(self) -> float:
@@ -211,6 +220,9 @@ def _row(setting: CacheSetting, fps: float, clip: str, found: Sequence[Fidelity]
     timed = [one for one in found if one.dense_seconds]
     similarity = float(np.mean([one.similarity for one in found]))
     worst = min(one.similarity for one in found)
+    caches = [one.cache for one in found if one.cache is not None]
+    promised = [cache.promised for cache in caches if cache.promised is not None]
+    measured = [c.measured_cosine for c in caches if c.measured_cosine is not None]
     return FidelityRow(
         setting=setting,
         fps=fps,
@@ -227,6 +239,9 @@ def _row(setting: CacheSetting, fps: float, clip: str, found: Sequence[Fidelity]
         time_ratio=_mean([_time_ratio(one) for one in timed]),
         frame_ms=_median_ms([one.seconds for one in timed]),
         dense_ms=_median_ms([one.dense_seconds for one in timed]),
+        audits=sum(cache.audits for cache in caches),
+        measured=_mean(measured),
+        promise_kept=worst >= max(promised) if promised else None,
     )
 
 

@@ -153,6 +153,7 @@ class PolicyBase:
         changed: int | None = None,
         similarity: Tensor | None = None,
         selected: Sequence[Tensor] = (),
+        measured: float | None = None,
     ) -> FrameRecord:
         """Count a frame and describe it."""
         record = FrameRecord(
@@ -166,6 +167,8 @@ class PolicyBase:
             tokens=tokens,
             similarity=similarity,
             selected=selected,
+            audited=measured is not None,
+            measured=measured,
         )
         stream.counters.add(record, tokens if encoded is None else encoded)
         return record

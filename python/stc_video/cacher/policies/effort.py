@@ -77,7 +77,14 @@ class EffortControl:
             effort.doubt *= _FORGIVENESS
         return is_worth
 
-    def observe(self, effort: Effort, drift: float, left_out: float, with_tail: bool) -> bool:
+    def observe(
+        self,
+        effort: Effort,
+        drift: float,
+        left_out: float,
+        with_tail: bool,
+        risk: float | None = None,
+    ) -> tuple[float, bool]:
         """Take in what a cached frame showed, and say whether it must be encoded densely.
 
         Parameters
@@ -90,12 +97,21 @@ class EffortControl:
             Fraction of the tokens that were not re-encoded.
         with_tail
             Whether the last layers ran for all tokens.
+        risk
+            Error that cached frames have by what was measured, as a fraction of the one that
+            they may have. Without it the effort follows what the refreshed tokens show.
+
+        Returns
+        -------
+        tuple
+            The frame's error as far as the refreshed tokens show it, and whether to encode it
+            densely.
         """
         error = drift * left_out * (_LEFT_BY_TAIL if with_tail else 1.0)
         before = error if effort.error is None else effort.error
         effort.error = _MEMORY * before + (1.0 - _MEMORY) * error
-        step = math.log(max(effort.error, 1e-9) / self.aim.error)
+        step = math.log(max(effort.error / self.aim.error if risk is None else risk, 1e-9))
         effort.level = min(1.0, max(0.0, effort.level + _RATE * max(-1.0, min(1.0, step))))
         is_redone = self.redo_from is not None and drift > self.redo_from
         effort.doubt = 0.5 * (effort.doubt + is_redone)
-        return is_redone
+        return error, is_redone

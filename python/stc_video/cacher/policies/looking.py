@@ -14,6 +14,27 @@ from stc_video.cacher.stream_state import MotionState, Stream
 
 
 @dataclass(frozen=True)
+class Conditions:
+    """How the patches of a frame changed as a whole.
+
+    Attributes
+    ----------
+    change
+        Median over the patches of 1 - cosine to the input at which they were last encoded: noise, a
+        moving camera, another light.
+    common
+        The part of the change, by its square, that is the same in all patches: near 1 / N for noise
+        and motion, more where brightness, contrast or colour changed.
+    """
+
+    change: float = 0.0
+    common: float = 0.0
+
+
+NOTHING_SEEN = Conditions()
+
+
+@dataclass(frozen=True)
 class Look:
     """What is seen of a frame before anything is decided.
 
@@ -30,6 +51,8 @@ class Look:
         state to compare with.
     is_changed
         (N,) bool, which tokens changed; None likewise.
+    conditions
+        How the patches changed as a whole; all 0 if nobody asked.
     """
 
     is_finite: bool
@@ -37,6 +60,7 @@ class Look:
     is_repeated: bool = False
     similarity: Tensor | None = None
     is_changed: Tensor | None = None
+    conditions: Conditions = NOTHING_SEEN
 
 
 def look(
@@ -45,6 +69,7 @@ def look(
     compared: Tensor,
     thresholds: Sequence[float],
     pinned: int,
+    with_conditions: bool = False,
 ) -> list[Look]:
     """Compare the next frame of each stream with its state, with one transfer for all of them.
 
@@ -60,6 +85,8 @@ def look(
         For each stream the cosine at or below which a token counts as changed.
     pinned
         How many tokens at the start are not asked.
+    with_conditions
+        Whether to look at how the patches changed as a whole.
 
     Returns
     -------
@@ -74,21 +101,40 @@ def look(
     states = [motion_state(streams[number]) for number in known]
     limits = torch.tensor([thresholds[number] for number in known])
     limits = limits.to(frames.device, non_blocking=True)
+    compared = _rows(compared, known)
     counts, repeated, similarity, changed = _compare(
-        states, _rows(frames, known), _rows(compared, known), limits, pinned
+        states, _rows(frames, known), compared, limits, pinned
     )
-    facts = torch.cat([finite.int(), counts.int(), repeated.int()]).tolist()
-    looks = [Look(bool(is_finite)) for is_finite in facts[: len(streams)]]
-    at = len(streams)
-    for place, number in enumerate(known):
+    facts = [counts, repeated]
+    if with_conditions:
+        facts += _conditions(states, compared, similarity, pinned)
+    # float32 holds any number of tokens.
+    each = torch.cat([finite.float(), *(fact.float() for fact in facts)]).tolist()
+    looks = [Look(bool(is_finite)) for is_finite in each[: len(streams)]]
+    columns = [each[at : at + len(known)] for at in range(len(streams), len(each), len(known))]
+    for place, (number, (count, is_repeated, *seen)) in enumerate(
+        zip(known, zip(*columns, strict=True), strict=True)
+    ):
         looks[number] = Look(
             looks[number].is_finite,
-            facts[at + place],
-            bool(facts[at + len(known) + place]),
+            int(count),
+            bool(is_repeated),
             similarity[place],
             changed[place],
+            Conditions(*seen),
         )
     return looks
+
+
+def _conditions(
+    states: Sequence[MotionState], compared: Tensor, similarity: Tensor, pinned: int
+) -> list[Tensor]:
+    """See how the patches of frames (S, N, C) changed as a whole: two tensors (S,)."""
+    moves = (compared - _stacked([state.reference for state in states]))[:, pinned:]
+    squares = torch.linalg.vector_norm(moves, dim=(1, 2), dtype=torch.float32).square()
+    means = moves.mean(dim=1, dtype=torch.float32)
+    common = moves.shape[1] * means.square().sum(dim=1) / squares.clamp(min=1e-12)
+    return [1.0 - similarity[:, pinned:].float().median(dim=1).values, common]
 
 
 def _compare(

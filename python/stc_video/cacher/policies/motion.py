@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -13,11 +14,12 @@ from stc_video.cacher.guard import Timings, fastest
 from stc_video.cacher.policies.base import Outputs, PolicyBase
 from stc_video.cacher.policies.effort import EffortControl
 from stc_video.cacher.policies.looking import Look, look, motion_state
-from stc_video.cacher.policies.planning import Plan, Planner, effort_of
+from stc_video.cacher.policies.planning import Plan, Planner, effort_of, ledger_of
+from stc_video.cacher.policies.promise import PromiseKeeper, final_norms, measure_cosines
 from stc_video.cacher.policies.propagation import Refreshed
 from stc_video.cacher.ragged import RaggedEncoder
 from stc_video.cacher.segments import Segment, SegmentEncoder, take_rows
-from stc_video.cacher.stats import DENSE, FrameRecord
+from stc_video.cacher.stats import CACHED, DENSE, UNCHANGED, FrameRecord
 from stc_video.cacher.stream_pool import StreamPool
 from stc_video.cacher.stream_state import Layout, MotionState, Stream
 from stc_video.config import CacheConfig
@@ -42,9 +44,17 @@ class MotionPolicy(PolicyBase):
         super().__init__(tower, config, pool)
         redo_from = config.redo_from
         self.control = EffortControl(config.aim(), redo_from, config.threshold)
+        self.keeper = None if config.promised is None else PromiseKeeper(config.promised)
         self.planner = Planner(
-            config, self.control, self.pinned, self.operations, self.pays, self.describe_guard
+            config,
+            self.control,
+            self.keeper,
+            self.pinned,
+            self.operations,
+            self.pays,
+            self.describe_guard,
         )
+        self.norms = final_norms(tower)
         self._encoders: dict[torch.device, SegmentEncoder] = {}
 
     def encode(
@@ -101,7 +111,8 @@ class MotionPolicy(PolicyBase):
         """What is compared with the streams' states, and what is seen of their frames."""
         compared = self._compared(frames)
         thresholds = [self.control.threshold(stream.effort) for stream in streams]
-        return compared, look(streams, frames, compared, thresholds, self.pinned)
+        is_promised = self.keeper is not None
+        return compared, look(streams, frames, compared, thresholds, self.pinned, is_promised)
 
     def _carry_out(
         self,
@@ -125,10 +136,21 @@ class MotionPolicy(PolicyBase):
 
         kept = [number for number, plan in enumerate(plans) if plan.is_kept]
         refreshed = {number: self._refreshed(*chosen[number]) for number in kept}
+        stale = {
+            number: {self.last: motion_state(streams[number]).output[None].clone()}
+            for number in kept
+            if plans[number].weighed
+        }
         self._encode_segments([segment(number, plans[number]) for number in kept])
         plans = self._learn(streams, plans, refreshed)
         redone = [number for number, plan in enumerate(plans) if plan.spent]
+        cached = {
+            number: self._cached_outputs(motion_state(streams[number]), wanted)
+            for number in redone
+            if plans[number].audit
+        }
         self._encode_segments([segment(number, plans[number]) for number in redone])
+        self._measure(streams, plans, cached | stale)
         outputs = [
             self._cached_outputs(motion_state(stream), wanted)
             if plan.is_kept
@@ -157,24 +179,67 @@ class MotionPolicy(PolicyBase):
     ) -> list[Plan]:
         """Learn from the refreshed tokens; frames that must be encoded densely get a new plan."""
         plans = list(plans)
+        drifts = self._drifts(streams, refreshed)
+        for number, plan in enumerate(plans):
+            if plan.kind != CACHED:
+                continue
+            stream, drift = streams[number], drifts.get(number)
+            output = motion_state(stream).output
+            tokens, audit, shown = refreshed[number], plan.audit, None
+            is_redone = False
+            if drift is not None and tokens is not None:
+                left_out = len(tokens.left_out) / output.shape[0]
+                risk = None if self.keeper is None else self.keeper.known_risk(ledger_of(stream))
+                shown, is_redone = self.control.observe(
+                    effort_of(stream), drift, left_out, plan.with_tail, risk
+                )
+                if self.config.propagate and not plan.with_tail:
+                    tokens.propagate(output, self.config.propagate)
+            if is_redone and self.keeper is not None and shown is not None:
+                is_redone = self.keeper.is_much(ledger_of(stream), shown)
+            if is_redone:
+                audit = f"refreshed tokens had changed by {drift:.2f}: encoded densely after all"
+            if self.keeper is not None:
+                unusual = self.keeper.after(ledger_of(stream), shown)
+                audit = audit or unusual
+            if audit:
+                plans[number] = Plan(
+                    audit,
+                    plan.changed,
+                    similarity=plan.similarity,
+                    spent=self._cost(plan, output.shape[0]),
+                    audit=audit if self.keeper is not None else "",
+                    shown=shown,
+                    conditions=plan.conditions,
+                )
+        return plans
+
+    def _measure(
+        self, streams: Sequence[Stream], plans: list[Plan], before: Mapping[int, Outputs]
+    ) -> None:
+        """Compare what was cached before some frames were encoded densely with what is now."""
+        if not before:
+            return
+        layers = {number: frozenset(outputs) for number, outputs in before.items()}
+        now = [self._cached_outputs(motion_state(streams[n]), layers[n]) for n in before]
+        weighed = [plans[number].weighed for number in before]
+        left = [None if w is None or w[0].is_changed is None else ~w[0].is_changed for w in weighed]
+        cosines = measure_cosines(list(before.values()), now, self.norms, left)
+        for number, cosine in zip(before, cosines, strict=True):
+            if plans[number].audit:
+                plans[number] = replace(plans[number], measured=cosine)
+            else:
+                plans[number] = replace(plans[number], stale=1.0 - cosine)
+
+    def _drifts(
+        self, streams: Sequence[Stream], refreshed: dict[int, Refreshed | None]
+    ) -> dict[int, float]:
+        """How far refreshed tokens moved, with one transfer for all streams."""
         seen = {number: tokens for number, tokens in refreshed.items() if tokens is not None}
         if not seen:
-            return plans
-        states = {number: motion_state(streams[number]) for number in seen}
-        # One transfer for all streams.
-        drifts = torch.stack(
-            [tokens.drift(states[number].output) for number, tokens in seen.items()]
-        ).tolist()
-        for (number, tokens), drift in zip(seen.items(), drifts, strict=True):
-            plan, output = plans[number], states[number].output
-            left_out = len(tokens.left_out) / output.shape[0]
-            if self.control.observe(effort_of(streams[number]), drift, left_out, plan.with_tail):
-                cost = self._cost(plan, output.shape[0])
-                reason = f"refreshed tokens had changed by {drift:.2f}: encoded densely after all"
-                plans[number] = Plan(reason, plan.changed, similarity=plan.similarity, spent=cost)
-            elif self.config.propagate and not plan.with_tail:
-                tokens.propagate(output, self.config.propagate)
-        return plans
+            return {}
+        moved = [t.drift(motion_state(streams[n]).output) for n, t in seen.items()]
+        return dict(zip(seen, torch.stack(moved).tolist(), strict=True))
 
     def rehearse(
         self, layout: Layout, frames: Tensor, mask: Tensor | None, wanted: frozenset[int]
@@ -270,6 +335,8 @@ class MotionPolicy(PolicyBase):
     def _record(self, stream: Stream, plan: Plan, tokens: int) -> FrameRecord:
         """Count a frame and describe it."""
         stream.counters.nonfinite += not plan.is_kept
+        if self.keeper is not None and plan.is_kept:
+            stream.counters.error += self._settle(self.keeper, stream, plan)
         if plan.indices is None:
             return self.record(
                 stream,
@@ -279,6 +346,7 @@ class MotionPolicy(PolicyBase):
                 cost=1.0 + plan.spent,
                 changed=plan.changed,
                 similarity=plan.similarity,
+                measured=plan.measured,
             )
         return self.record(
             stream,
@@ -291,6 +359,22 @@ class MotionPolicy(PolicyBase):
             similarity=plan.similarity,
             selected=(plan.indices[0],),
         )
+
+    def _settle(self, keeper: PromiseKeeper, stream: Stream, plan: Plan) -> float:
+        """Enter a frame into the ledger; what is now known to have been handed out in error."""
+        ledger = ledger_of(stream)
+        if plan.kind == CACHED:
+            return keeper.hand_out_cached(ledger)
+        if plan.kind == UNCHANGED:
+            return keeper.hand_out_again(ledger)
+        error = 0.0
+        if plan.weighed is not None:
+            keeper.weigh(ledger, plan.stale, plan.weighed[1])
+        if plan.measured is not None:
+            error = keeper.learn(ledger, 1.0 - plan.measured, plan.shown, plan.conditions)
+            keeper.give_notice(ledger, stream.name)
+        keeper.hand_out_dense(ledger)
+        return error
 
     def _cost(self, plan: Plan, tokens: int) -> float:
         assert plan.indices is not None

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from stc_video.cacher.policies.base import NONFINITE
 from stc_video.cacher.policies.effort import Effort, EffortControl
-from stc_video.cacher.policies.looking import Look, motion_state
+from stc_video.cacher.policies.looking import NOTHING_SEEN, Conditions, Look, motion_state
+from stc_video.cacher.policies.promise import Ledger, PromiseKeeper, Way
 from stc_video.cacher.stats import CACHED, DENSE, UNCHANGED, Operations
 from stc_video.cacher.stream_state import Stream
 from stc_video.config import CacheConfig
@@ -39,7 +40,20 @@ class Plan:
     is_kept
         Whether what is computed goes into the state.
     spent
-        Cost of an attempt that was not good enough, as a fraction of a dense frame's.
+        Cost of an attempt that is not handed out, as a fraction of a dense frame's.
+    audit
+        Why the frame is encoded both ways; empty if it is not.
+    shown
+        Error of the cached features as far as the refreshed tokens showed it.
+    conditions
+        How the patches changed as a whole.
+    measured
+        Mean cosine of an audited frame's cached features to its dense ones.
+    weighed
+        Of a frame that is dense for the promise alone: what was seen of it, and the part of the
+        tokens that a cached frame would have encoded.
+    stale
+        What the others were off by.
     """
 
     reason: str
@@ -51,6 +65,12 @@ class Plan:
     with_tail: bool = False
     is_kept: bool = True
     spent: float = 0.0
+    audit: str = ""
+    shown: float | None = None
+    conditions: Conditions = NOTHING_SEEN
+    measured: float | None = None
+    weighed: tuple[Look, float] | None = None
+    stale: float = 0.0
 
     @property
     def kind(self) -> str:
@@ -69,6 +89,8 @@ class Planner:
         The settings.
     control
         Sets the streams' efforts.
+    keeper
+        Keeps what is promised; None if nothing is.
     pinned
         Class token and registers, which are always encoded.
     operations
@@ -83,6 +105,7 @@ class Planner:
         self,
         config: CacheConfig,
         control: EffortControl,
+        keeper: PromiseKeeper | None,
         pinned: int,
         operations: list[Operations],
         pays: Callable[[int], bool],
@@ -90,6 +113,7 @@ class Planner:
     ) -> None:
         self.config = config
         self.control = control
+        self.keeper = keeper
         self.pinned = pinned
         self.operations = operations
         self.pays = pays
@@ -117,12 +141,21 @@ class Planner:
             return Plan(stream.restart_reason or "first frame of the stream", patches)
         count = look.changed
         rows = 0 if look.is_repeated else self._bucket(count, patches)
-        if rows == 0:
+        if rows == 0 and (self.keeper is None or self.keeper.may_repeat(ledger_of(stream))):
             nothing = look.similarity.new_empty((1, 0), dtype=torch.int32)
             return Plan("nothing changed", 0, nothing, look.similarity)
+        if rows == 0:
+            return Plan("a repeated frame, and the last one was not good enough", 0)
         reason = self._reason_for_dense(stream, count, rows, tokens)
         if rows is None or reason:
             return Plan(reason, count, similarity=look.similarity)
+        audit = ""
+        if self.keeper is not None:
+            way, audit = self.keeper.before(ledger_of(stream), look.conditions)
+            if way is Way.DENSE:
+                stream.counters.for_promise += 1
+                share = (rows + self.pinned) / tokens
+                return Plan(audit, count, similarity=look.similarity, weighed=(look, share))
         order = self._order(stream, look)
         encoded, left_out = order.split([rows + self.pinned, patches - rows])
         motion_state(stream).staleness[encoded] = 0.0
@@ -134,6 +167,8 @@ class Planner:
             refreshed=encoded[count + self.pinned :],
             left_out=left_out,
             with_tail=self.runs_tail(rows, patches, effort_of(stream)),
+            audit=audit,
+            conditions=look.conditions,
         )
 
     def bucket_sizes(self, patches: int) -> list[int]:
@@ -164,7 +199,9 @@ class Planner:
             return self.describe_guard(encoded)
         effort = effort_of(stream)
         with_tail = self.runs_tail(rows, patches, effort)
-        if not self.control.is_worth_trying(effort, self.cost(encoded, tokens, with_tail)):
+        if self.keeper is None and not self.control.is_worth_trying(
+            effort, self.cost(encoded, tokens, with_tail)
+        ):
             return "cached frames were encoded densely after all lately"
         return ""
 
@@ -192,3 +229,10 @@ def effort_of(stream: Stream) -> Effort:
     """Return the effort of a stream that has a state."""
     assert stream.effort is not None
     return stream.effort
+
+
+def ledger_of(stream: Stream) -> Ledger:
+    """Return the ledger of a stream, which is started if it has none."""
+    if stream.ledger is None:
+        stream.ledger = Ledger()
+    return stream.ledger
