@@ -150,11 +150,12 @@ def test_many_cases_are_counted() -> None:
 def test_a_calibration_is_judged_by_the_default_quality() -> None:
     found = calibration_verdict(0.99, 0.983, 0.4)
     assert (found.level, found.text) == (
-        "good", "quality 0.983, the default, can be promised for 40 % of the dense work.",
+        "good",
+        "cached frames alone reach quality 0.983, the default for 40 % of the dense work.",
     )  # fmt: skip
     found = calibration_verdict(0.961, 0.983, 0.4)
     assert found.level == "mixed"
-    assert "cannot be promised here, 0.961 can for 40 % of the dense work" in found.text
+    assert "cached frames alone reach 0.961 for 40 % of the dense work" in found.text
     assert calibration_verdict(0.99, 0.983, 1.01).level == "bad"
 
 

@@ -288,11 +288,11 @@ def calibration_verdict(best_quality: float, wanted: float, work: float | None) 
     Parameters
     ----------
     best_quality
-        The highest that can be promised.
+        The highest mean cosine that every clip had without a dense frame for the promise.
     wanted
-        The one that is asked for by default.
+        The quality that is asked for by default.
     work
-        Fraction of the dense work at that one, or at the best if it cannot be promised.
+        Fraction of the dense work at that one, or at the best if no setting reached it.
     """
     quality = min(best_quality, wanted)
     cost = "" if work is None else f" for {percent(work)} of the dense work"
@@ -300,10 +300,10 @@ def calibration_verdict(best_quality: float, wanted: float, work: float | None) 
         text = f"it {'does not pay' if work >= 1 else 'hardly pays'}: quality {quality:.3g}{cost}"
         return Verdict("bad" if work >= 1 else "mixed", f"{text}; {_LITTLE_REPEATS}.")
     if best_quality < wanted:
-        text = f"quality {wanted:g}, the default, cannot be promised here, {quality:.3f} can{cost}"
-        advice = "ask for no more than that, or calibrate with more of your videos"
+        text = f"cached frames alone reach {quality:.3f}{cost}"
+        advice = f"quality {wanted:g}, the default, will take dense frames to hold on such videos"
         return Verdict("mixed", f"{text}; {advice}.")
-    return Verdict("good", f"quality {quality:g}, the default, can be promised{cost}.")
+    return Verdict("good", f"cached frames alone reach quality {quality:g}, the default{cost}.")
 
 
 @dataclass(frozen=True)
