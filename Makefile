@@ -5,6 +5,9 @@
 #   make test-quick   the same without those marked slow
 #   make test-newest  the adapters against the newest releases of what they lean on
 #   make fuzz     random calls of every operator against the reference, FUZZ_SECONDS=120 in all
+#   make emulate  run the CUDA kernels on the CPU, in an emulator that sees races; needs g++ only
+#   make emulate-long  the same with many more cases, and under AddressSanitizer
+#   make mutants  break the CUDA kernels on purpose; fails if the emulator does not notice
 #   make lint     formatters, linters, types
 #   make bench    the CPU benchmarks, written to benchmarks/results
 #   make static   compile every GPU kernel for every architecture; needs no GPU
@@ -34,8 +37,9 @@ OUT ?= out
 FUZZ_SECONDS ?= 120
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-quick test-gpu test-versions test-newest test-hub fuzz lint \
-    format static bench gpu sanitize-gpu bench-gpu bench-service lock clean
+.PHONY: help install demo test test-quick test-gpu test-versions test-newest test-hub fuzz \
+    emulate emulate-long mutants lint format static bench gpu sanitize-gpu bench-gpu bench-service \
+    lock clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -122,6 +126,28 @@ test-hub: install
 # On the CPU and, where there is one, on the GPU.
 fuzz: install
 	STC_FUZZ_SECONDS=$(FUZZ_SECONDS) $(BIN)/python -m pytest tests/ops/test_fuzz.py
+
+# The CUDA kernels on a CPU: tests/emulation/README.md. Then the references in Python are compared
+# with what came out.
+EMULATION := build/emulation
+BUILD_EMULATION = $(MAKE) --silent -j2 -C tests/emulation
+
+emulate: install
+	$(BUILD_EMULATION) checked
+	$(BIN)/python tests/emulation/run.py $(EMULATION)/checked/emulate $(EMULATION)/checked/out
+	STC_EMULATED_CALLS=$(EMULATION)/checked/out/calls OMP_NUM_THREADS=1 $(BIN)/python -m pytest \
+	    tests/emulation
+
+emulate-long: install
+	$(BUILD_EMULATION) checked asan
+	for flavour in checked asan; do \
+	    $(BIN)/python tests/emulation/run.py --long --seed 1000 $(EMULATION)/$$flavour/emulate \
+	        $(EMULATION)/$$flavour/out || exit 1; \
+	done
+
+mutants: install
+	$(BUILD_EMULATION) checked
+	$(BIN)/python tests/emulation/mutants.py
 
 lint: install
 	$(BIN)/ruff check .
