@@ -88,7 +88,9 @@ def why_not_on(device: str) -> str | None:
     if not torch.cuda.is_available():
         return "torch sees no GPU"
     archs = [str(arch) for arch in cast("list[object]", info["cuda_archs"])]
-    return _why_not_driver(str(info["cuda_version"]), driver_cuda()) or _why_not_gpus(archs, _gpus())
+    return _why_not_driver(str(info["cuda_version"]), driver_cuda()) or _why_not_gpus(
+        archs, _gpus()
+    )
 
 
 def driver_cuda() -> tuple[int, int] | None:

@@ -181,6 +181,6 @@ def attention_column_mean(query: Tensor, key: Tensor, scale: float) -> Tensor:
     programs = batch * heads * triton.cdiv(queries, parameters["BLOCK_QUERIES"])
     launch(_row_sums, programs, query, key, *partial, *given, parameters=parameters, **constants)
     programs = batch * heads * triton.cdiv(tokens, parameters["BLOCK_KEYS"])
-    given = (*partial, sums, *given)
-    launch(_column_sums, programs, query, key, *given, parameters=parameters, **constants)
+    more = (*partial, sums, *given)
+    launch(_column_sums, programs, query, key, *more, parameters=parameters, **constants)
     return sums.sum(1) / (heads * queries)

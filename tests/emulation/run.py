@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import resource
 import shutil
 import subprocess
 import sys
@@ -135,7 +136,9 @@ def main() -> int:
     for name in never:
         print(f"NEVER RAN: {name}: add a case, or cases, to tests/emulation")
     total = sum(count for _, _, count in jobs(options.long))
-    print(f"{total} cases, {len(ran)} kernels, {time.monotonic() - begin:.0f} s")
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = used.ru_utime + used.ru_stime
+    print(f"{total} cases, {len(ran)} kernels, {time.monotonic() - begin:.0f} s, {cpu:.0f} s of CPU")
     return 0 if passed and not never else 1
 
 

@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -148,6 +150,66 @@ def test_few_launches(op):
     with record() as launches:
         _triton.implementation(op)(*arguments)
     assert len(launches) == LAUNCHES.get(op, 1), [launch.kernel.__name__ for launch in launches]
+
+
+@pytest.mark.parametrize("op", _triton.OPS)
+def test_a_grid_has_one_axis_for_any_number_of_frames(op):
+    """The second and third axis of a grid end at 65,535."""
+    geometry = _examples.Geometry(tokens=8, channels=16, k=4, heads=2, batch=70_000)
+    arguments = _examples.arguments(op, geometry, torch.bfloat16, "meta")
+    with record() as launches:
+        _triton.implementation(op)(*arguments)
+    assert max(launch.programs for launch in launches) >= 2**16 or op in FEW_PROGRAMS
+    for launch in launches:
+        assert type(launch.programs) is int
+        assert not re.search(r"program_id\([12]\)", inspect.getsource(launch.kernel.fn))
+
+
+#: a program has many rows
+FEW_PROGRAMS = ("token_cosine", "channel_variance")
+
+
+def test_more_programs_than_a_launch_can_have_are_refused():
+    x = torch.empty((2**16, 2**16, 1), device="meta")
+    parameters = {"BLOCK_ROWS": 1, "BLOCK_CHANNELS": 16}
+    refused = pytest.raises(ValueError, match="_token_cosine: a launch has at most 2147483647")
+    with record(), _tuning.forced("token_cosine", parameters), refused:
+        _triton.implementation("token_cosine")(x, x)
+
+
+class TestIndicesBeyondTheTokens:
+    """On a GPU nobody looks at the values of indices; what is behind the tokens stays as it is."""
+
+    @pytest.fixture(autouse=True)
+    def as_on_a_gpu(self, monkeypatch):
+        from stc_kernels._triton import rows, transformer_block
+
+        for module in (rows, transformer_block):
+            monkeypatch.setattr(module, "check_index_values", lambda *_: None)
+
+    def frames(self) -> torch.Tensor:
+        """Four tokens, and what lies behind them."""
+        return torch.full((1, 9, 8), 7.0)
+
+    indices = torch.tensor([[1, 4, 8, -1, 2**31 - 1]], dtype=torch.int32)
+
+    @pytest.mark.parametrize("op", ["gather_rows", "gather_layer_norm"])
+    def test_read(self, op):
+        x = self.frames()
+        more = (None, torch.ones(8), 1e-5) if op == "gather_layer_norm" else ()
+        rows = _triton.implementation(op)(x[:, :4], self.indices, *more)
+        assert rows[0, 0].all()
+        assert not rows[0, 1:].any()
+
+    def test_written(self):
+        x, keys, values = self.frames(), self.frames(), self.frames()
+        rows = torch.zeros((1, 5, 8))
+        _triton.implementation("scatter_rows_")(x[:, :4], self.indices, rows)
+        caches = keys[:, :4], values[:, :4]
+        _triton.implementation("scatter_key_value_")(*caches, self.indices, rows, rows, None, None)
+        for tensor in (x, keys, values):
+            assert not tensor[0, 1].any()
+            assert (tensor[0, [0, *range(2, 9)]] == 7.0).all()
 
 
 def test_forced_parameters_reach_the_launch():

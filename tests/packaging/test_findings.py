@@ -175,6 +175,20 @@ def test_a_gpu_that_nothing_was_compiled_for(archs, gpu, runs):
         assert "STC_KERNELS_CUDA_ARCHS" in remedy_of(reason)
 
 
+def test_a_gpu_that_is_too_old_is_a_finding(library, fresh, monkeypatch):
+    info = {**_native.build_info(), "cuda_archs": ["80", "90+PTX"], "cuda_version": "13.0.88"}
+    monkeypatch.setattr(_native, "build_info", lambda: info)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Model T")
+    monkeypatch.setattr(torch.backends.cuda, "is_built", lambda: True)
+    monkeypatch.setattr(_native, "driver_cuda", lambda: (13, 0))
+    monkeypatch.setattr(_native, "_gpus", lambda: [(8, 0, "Model S"), (7, 5, "Model T")])
+    problems = {found.problem: found.remedy for found in findings()}
+    (wrong,) = [text for text in problems if "Model T" in text]
+    assert "kernels for 80,90+PTX, none of which runs on Model T (sm_75)" in wrong
+    assert "STC_KERNELS_CUDA_ARCHS" in problems[wrong]
+
+
 def test_every_documented_message_has_a_remedy():
     """The table of docs/install.md and what `stc doctor` knows are the same."""
     text = (ROOT / "docs/install.md").read_text()

@@ -92,6 +92,9 @@ Tensor contiguous(const Tensor& t) {
 }
 }  // namespace torch::stable
 
+std::string call_folder;
+size_t bytes_of_last_call = 0;
+
 bool load_fake_torch() {
   // Beside the program: AddressSanitizer's dlopen does not look at the run path.
   char path[4096] = {};
@@ -130,10 +133,10 @@ void compare_bound(Case& c, const std::function<std::vector<Bound>()>& call, con
     c.expect(std::memcmp(in_place[i]->base(), made[i].data(), made[i].size()) == 0,
              "binding: " + in_place[i]->name + " differs");
   }
+  bytes_of_last_call = 0;
+  for (const Tensor& t : buried) bytes_of_last_call += t.bytes;
   buried.clear();
 }
-
-std::string call_folder;
 
 WrittenCall::WrittenCall(const Case& c, const char* op)
     : path_(call_folder + "/" + op + "-" + std::to_string(c.size) + "-" + std::to_string(c.seed)) {

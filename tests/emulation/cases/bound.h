@@ -53,6 +53,8 @@ class WrittenCall {
 };
 
 using Results = std::vector<const Tensor*>;
+// What a binding has allocated in the last call, results and scratch.
+extern size_t bytes_of_last_call;
 void compare_bound(Case& c, const std::function<std::vector<Bound>()>& call, const Results& want,
                    const std::vector<Tensor*>& in_place);
 
