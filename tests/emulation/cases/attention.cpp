@@ -28,36 +28,30 @@ int how(Case& c) {
   return c.rng.chance(60) ? static_cast<int>(c.rng.pick<int64_t>({0, 0, 1, 4, 5, 7, 8}))
                           : static_cast<int>(c.rng.between(0, 8));
 }
-}  // namespace
 
-void test_sparse_query_attention(Case& c, int size) {
+// Sizes of queries, keys and heads, and the layouts of the tensors.
+struct Heads {
+  Dt dt;
+  int64_t B, K, N, H, G, W;
+  int query = 0, key = 0, value = 0;
+
+  std::string text() const {
+    char text[160];
+    std::snprintf(text, sizeof text, "B%lld K%lld N%lld H%lld/%lld W%lld %s",
+                  static_cast<long long>(B), static_cast<long long>(K), static_cast<long long>(N),
+                  static_cast<long long>(H), static_cast<long long>(G), static_cast<long long>(W),
+                  name_of(dt));
+    return text;
+  }
+};
+
+void attend(Case& c, const Heads& s) {
   Rng& r = c.rng;
-  // Of 16-bit types 128 blocks of 64 queries and more have four warps each instead of two.
-  const bool many = size != 2 && c.seed % 8 == 7;
-  const Dt dt = many ? r.pick({Dt::kF16, Dt::kBf16})
-                     : r.pick({Dt::kF32, Dt::kF16, Dt::kBf16, Dt::kF16, Dt::kBf16});
-  const int64_t B = many ? 8 : r.between(1, 2), G = many ? 8 : r.between(1, 2),
-                H = many ? 16 : G * r.between(1, 3),
-                K = many        ? r.pick<int64_t>({1, 17, 64})
-                    : size == 0 ? r.pick<int64_t>({1, 3, 16, 17, 33})
-                    : size == 1 ? r.pick<int64_t>({64, 65, 130})
-                                : r.pick<int64_t>({33, 64, 700}),
-                N = many        ? r.pick<int64_t>({0, 5, 64, 70})
-                    : size == 0 ? r.pick<int64_t>({0, 1, 5, 32, 33, 63, 64, 65})
-                    : size == 1 ? r.pick<int64_t>({128, 129, 200})
-                                : r.pick<int64_t>({257, 400}),
-                W = many ? r.pick<int64_t>({8, 64, 72, 128, 136})
-                    : size == 2
-                        ? r.pick<int64_t>({72, 80, 128, 256, 96})
-                        : r.pick<int64_t>({1, 8, 16, 33, 64, 72, 80, 88, 128, 136, 200, 256});
-  char text[160];
-  std::snprintf(text, sizeof text, "B%lld K%lld N%lld H%lld/%lld W%lld %s", (long long)B,
-                (long long)K, (long long)N, (long long)H, (long long)G, (long long)W, name_of(dt));
-  c.what = text;
-  const int h = many ? 0 : how(c);
-  const Tensor q = heads(c, "query", dt, {B, K, H, W}, many ? 0 : how(c)),
-               k = heads(c, "key", dt, {B, N, G, W}, h),
-               v = heads(c, "value", dt, {B, N, G, W}, many || c.rng.chance(70) ? h : how(c));
+  const auto& [dt, B, K, N, H, G, W, query, key, value] = s;
+  c.what = s.text();
+  const Tensor q = heads(c, "query", dt, {B, K, H, W}, query),
+               k = heads(c, "key", dt, {B, N, G, W}, key),
+               v = heads(c, "value", dt, {B, N, G, W}, value);
   Tensor bias;
   const int64_t masked = r.pick<int64_t>({0, 1, 2, 3});
   if (masked > 0) {
@@ -107,24 +101,12 @@ void test_sparse_query_attention(Case& c, int size) {
       }
 }
 
-void test_attention_column_mean(Case& c, int size) {
+void receive(Case& c, const Heads& s) {
   Rng& r = c.rng;
-  const Dt dt = r.pick({Dt::kF32, Dt::kF16, Dt::kBf16, Dt::kF16, Dt::kBf16});
-  const int64_t B = r.between(1, 2), G = r.between(1, 2), H = G * r.between(1, 3),
-                K = size == 0   ? r.pick<int64_t>({0, 1, 3, 16, 17, 33, 64, 65})
-                    : size == 1 ? r.pick<int64_t>({64, 65, 130})
-                                : r.pick<int64_t>({200, 257}),
-                N = size == 0   ? r.pick<int64_t>({1, 5, 32, 33, 63, 64, 65})
-                    : size == 1 ? r.pick<int64_t>({128, 129, 200})
-                                : r.pick<int64_t>({257, 400}),
-                W = size == 2 ? r.pick<int64_t>({72, 80, 128, 256})
-                              : r.pick<int64_t>({1, 8, 16, 33, 64, 72, 80, 88, 128, 136, 256, 264});
-  char text[160];
-  std::snprintf(text, sizeof text, "B%lld K%lld N%lld H%lld/%lld W%lld %s", (long long)B,
-                (long long)K, (long long)N, (long long)H, (long long)G, (long long)W, name_of(dt));
-  c.what = text;
-  const Tensor q = heads(c, "query", dt, {B, K, H, W}, how(c)),
-               k = heads(c, "key", dt, {B, N, G, W}, how(c));
+  const auto& [dt, B, K, N, H, G, W, query, key, value] = s;
+  c.what = s.text();
+  const Tensor q = heads(c, "query", dt, {B, K, H, W}, query),
+               k = heads(c, "key", dt, {B, N, G, W}, key);
   const double scale = 1.0 / std::sqrt(static_cast<double>(W)) * r.pick({1.0, 3.0});
   Tensor out = output("out", Dt::kF32, {B, N}),
          scratch = output("_scratch", Dt::kF32, {B * H * (2 * K + N)});
@@ -159,6 +141,59 @@ void test_attention_column_mean(Case& c, int size) {
   for (int64_t b = 0; b < B; ++b)
     for (int64_t n = 0; n < N; ++n)
       c.near("mean", out({b, n}), K == 0 ? NAN : want[static_cast<size_t>(b * N + n)], 1e-7, 3e-5);
+}
+}  // namespace
+
+void test_sparse_query_attention(Case& c, int size) {
+  Rng& r = c.rng;
+  // Of 16-bit types 128 blocks of 64 queries and more have four warps each instead of two.
+  const bool many = size != 2 && c.seed % 8 == 7;
+  const Dt dt = many ? r.pick({Dt::kF16, Dt::kBf16})
+                     : r.pick({Dt::kF32, Dt::kF16, Dt::kBf16, Dt::kF16, Dt::kBf16});
+  const int64_t B = many ? 8 : r.between(1, 2), G = many ? 8 : r.between(1, 2),
+                H = many ? 16 : G * r.between(1, 3),
+                K = many        ? r.pick<int64_t>({1, 17, 64})
+                    : size == 0 ? r.pick<int64_t>({1, 3, 16, 17, 33})
+                    : size == 1 ? r.pick<int64_t>({64, 65, 130})
+                                : r.pick<int64_t>({33, 64, 700}),
+                N = many        ? r.pick<int64_t>({0, 5, 64, 70})
+                    : size == 0 ? r.pick<int64_t>({0, 1, 5, 32, 33, 63, 64, 65})
+                    : size == 1 ? r.pick<int64_t>({128, 129, 200})
+                                : r.pick<int64_t>({257, 400}),
+                W = many ? r.pick<int64_t>({8, 64, 72, 128, 136})
+                    : size == 2
+                        ? r.pick<int64_t>({72, 80, 128, 256, 96})
+                        : r.pick<int64_t>({1, 8, 16, 33, 64, 72, 80, 88, 128, 136, 200, 256});
+  const int h = many ? 0 : how(c);
+  attend(c, {dt, B, K, N, H, G, W, many ? 0 : how(c), h, many || c.rng.chance(70) ? h : how(c)});
+}
+
+void test_attention_column_mean(Case& c, int size) {
+  Rng& r = c.rng;
+  const Dt dt = r.pick({Dt::kF32, Dt::kF16, Dt::kBf16, Dt::kF16, Dt::kBf16});
+  const int64_t B = r.between(1, 2), G = r.between(1, 2), H = G * r.between(1, 3),
+                K = size == 0   ? r.pick<int64_t>({0, 1, 3, 16, 17, 33, 64, 65})
+                    : size == 1 ? r.pick<int64_t>({64, 65, 130})
+                                : r.pick<int64_t>({200, 257}),
+                N = size == 0   ? r.pick<int64_t>({1, 5, 32, 33, 63, 64, 65})
+                    : size == 1 ? r.pick<int64_t>({128, 129, 200})
+                                : r.pick<int64_t>({257, 400}),
+                W = size == 2 ? r.pick<int64_t>({72, 80, 128, 256})
+                              : r.pick<int64_t>({1, 8, 16, 33, 64, 72, 80, 88, 128, 136, 256, 264});
+  receive(c, {dt, B, K, N, H, G, W, how(c), how(c)});
+}
+
+// Every kernel there is for a width, a type and a number of warps.
+void test_head_widths(Case& c, int) {
+  c.schedules = 1;
+  for (const Dt dt : {Dt::kF32, Dt::kF16, Dt::kBf16}) {
+    for (const int64_t W : {33, 64, 72, 99, 128, 136, 201, 256}) {
+      attend(c, {dt, 1, 3, 5, 2, 1, W});
+      receive(c, {dt, 1, 3, 5, 2, 1, W});
+    }
+    if (dt == Dt::kF32) continue;
+    for (const int64_t W : {64, 72, 128, 256}) attend(c, {dt, 8, 1, 5, 16, 8, W});
+  }
 }
 
 // What a key with an infinite channel receives of queries that are all opposite to it: nothing.

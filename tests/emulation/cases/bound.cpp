@@ -148,7 +148,7 @@ void WrittenCall::append(const Tensor& t) {
     for (int64_t n : numbers) text += (text.size() > 1 ? ", " : "") + std::to_string(n);
     return text + "]";
   };
-  too_large_ = too_large_ || t.bytes > (size_t{1} << 24);
+  too_large_ = too_large_ || t.bytes > (size_t{1} << 22);
   if (too_large_) return;
   text_ += std::string("{\"dtype\": \"") + name_of(t.dt) + "\", \"size\": " + list(t.size) +
            ", \"stride\": " + list(t.stride) + ", \"offset\": " + std::to_string(t.offset) +
@@ -171,7 +171,7 @@ void WrittenCall::add(const Tensor& t) {
 void WrittenCall::add(double x) {
   char text[40];
   std::snprintf(text, sizeof text, "%.17g, ", x);
-  text_ += std::isinf(x) ? (x > 0 ? "Infinity, " : "-Infinity, ") : text;
+  text_ += std::isnan(x) ? "NaN, " : std::isinf(x) ? (x > 0 ? "Infinity, " : "-Infinity, ") : text;
 }
 void WrittenCall::add(int64_t x) { text_ += std::to_string(x) + ", "; }
 void WrittenCall::add(const std::string& x) { text_ += "\"" + x + "\", "; }

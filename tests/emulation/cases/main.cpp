@@ -20,7 +20,7 @@ struct Options {
       "emulate [--op NAME] [--size 0|1|2] [--cases N] [--seconds S] [--seed S] [--schedules K]\n"
       "        [--kernels FILE] [--calls FOLDER]\n"
       "Runs up to N cases of an operator or of all, for at most S seconds. --kernels adds the\n"
-      "names of the kernels that ran to a file; --calls writes each call with its results.\n",
+      "addresses of the kernels that ran to a file; --calls writes each call with its results.\n",
       stderr);
   std::_Exit(2);
 }
@@ -121,7 +121,7 @@ int main(int argc, char** argv) {
   if (chosen == 0) usage();
   if (!o.kernels.empty()) {
     std::ofstream file(o.kernels, std::ios::app);
-    for (const std::string& name : emu::launched_kernels()) file << name << "\n";
+    for (const void* kernel : emu::launched_kernels()) file << kernel << "\n";
   }
   std::fflush(stdout);
   std::_Exit(failed == 0 ? 0 : 1);  // without waiting for the threads of the emulator

@@ -48,7 +48,8 @@ void test_bipartite_match(Case& c, int size) {
   c.outputs = {&match, &best, &leaves, &map, &kept, &sim};
   c.run([&](cudaStream_t st) { return stc::cuda::bipartite_match(p, st); });
   check_bound(c, "bipartite_match", bind::bipartite_match, {&map, &kept, &sim}, {}, x, rr, safe);
-  c.expect(bytes_of_last_call <= static_cast<size_t>(24 * F * N), "scratch grows faster than tokens");
+  c.expect(bytes_of_last_call <= static_cast<size_t>(24 * F * N),
+           "scratch grows faster than tokens");
   for (int64_t f = 0; f < F; ++f) {
     std::vector<double> norm(static_cast<size_t>(N));
     for (int64_t n = 0; n < N; ++n) {

@@ -29,8 +29,8 @@ void add_dynamic_shared(const void* p, size_t bytes, const char* name);
 
 cudaStream_t new_stream();
 void delete_stream(cudaStream_t s);
-// Names of all kernels that have run, with their template arguments.
-std::vector<std::string> launched_kernels();
+// All kernels that have run.
+std::vector<const void*> launched_kernels();
 // Runs everything that was launched on any stream; streams run at once.
 void synchronize();
 
