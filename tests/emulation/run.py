@@ -47,6 +47,7 @@ SPECIAL: dict[str, int] = {
     "slots": 1,
     "dead_streams": 1,
     "empties": 1,
+    "nan_threshold": 1,
     "head_widths": 1,
     "infinite_key": 1,
     "failed_launch": 1,

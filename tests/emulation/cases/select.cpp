@@ -211,3 +211,15 @@ void test_empties(Case& c, int) {
     }
   }
 }
+
+// Nothing is above NaN, so all tokens are found.
+void test_nan_threshold(Case& c, int) {
+  for (const int64_t capacity : {3, 9, 14}) {
+    SelectCase s = {};
+    s.B = 2, s.N = 9, s.C = 8, s.k = capacity, s.pinned = 1, s.dt = Dt::kF32;
+    s.below = true;
+    s.threshold = NAN;
+    s.lx = s.ly = 0;
+    select(c, s);
+  }
+}
