@@ -130,6 +130,11 @@ void slots_of_idle_streams_go_to_others() {
   slots.launched(two.slot, true);
   EXPECT(find(4).slot == -1);
   slots.launched(two.slot, true);
+  const auto busy = slots.find({0, false, 0, 5}, [&](int slot) {  // launched while we ask
+    slots.launched(find(2).slot, true);
+    return slot == two.slot;
+  });
+  EXPECT(busy.slot == -1);
   EXPECT(find(4).slot == two.slot);
 }
 

@@ -38,73 +38,103 @@ class TicketSlots {
     bool crowded;  // `launched` should know when the launch has ended
   };
 
-  explicit TicketSlots(int count) : count_(count), launching_(count), marked_(count) {
+  explicit TicketSlots(int count) : slots_(count) {
     for (int slot = count - 1; slot >= 0; --slot) free_.push_back(slot);
   }
 
   // The slot of an order, which is its own until it is given back or, of a stream, taken over: no
-  // sooner than after `launched`. `has_ended(slot)` is asked of a few that were marked there.
+  // sooner than after `launched`. `has_ended(slot)` is asked of a few that were marked there, and
+  // with no lock held: it asks the GPU's driver, which may be waiting for `give_back`.
   template <typename HasEnded>
   Found find(const LaunchOrder& order, const HasEnded& has_ended) {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    const auto known = taken_.find(order);
-    const bool fresh = known == taken_.end();
-    const bool crowded = free_.size() * 2 <= static_cast<size_t>(count_);
-    if (fresh && free_.empty()) take_over(order, has_ended);
-    if (fresh && free_.empty()) return {-1, false, crowded};
-    const int slot = fresh ? free_.back() : known->second;
-    if (fresh) {
-      taken_.emplace(order, slot);
-      free_.pop_back();
-      marked_[slot] = false;
+    std::vector<Asked> asked;
+    {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      const Found found = take(order);
+      if (found.slot >= 0) return found;
+      asked = idle_perhaps(order.device);
     }
-    if (!order.recorded) ++launching_[slot];
-    return {slot, fresh, crowded};
+    for (const Asked& one : asked) {
+      if (!has_ended(one.slot)) continue;
+      const std::lock_guard<std::mutex> lock(mutex_);
+      const Slot& slot = slots_[one.slot];
+      if (slot.uses != one.uses || slot.launching > 0) continue;  // its stream goes on meanwhile
+      release(one.owner);
+      return take(order);
+    }
+    return {-1, false, true};
   }
 
   // After each `find` for a stream, once its launch is under way; marked: `has_ended` can tell.
   void launched(int slot, bool marked) {
     const std::lock_guard<std::mutex> lock(mutex_);
-    --launching_[slot];
-    marked_[slot] = marked;
+    --slots_[slot].launching;
+    slots_[slot].marked = marked;
   }
 
   void give_back(const LaunchOrder& order) {
     const std::lock_guard<std::mutex> lock(mutex_);
+    release(order);
+  }
+
+ private:
+  static constexpr size_t kAsked = 8;  // of one call: asking takes time
+
+  struct Slot {
+    uint64_t uses = 0;  // changes with each owner and each launch
+    int launching = 0;  // calls between `find` and `launched`
+    bool marked = false;
+  };
+  struct Asked {
+    LaunchOrder owner;
+    int slot;
+    uint64_t uses;
+  };
+
+  Found take(const LaunchOrder& order) {
+    const bool crowded = free_.size() * 2 <= slots_.size();
+    const auto known = taken_.find(order);
+    const bool fresh = known == taken_.end();
+    if (fresh && free_.empty()) return {-1, false, crowded};
+    const int number = fresh ? free_.back() : known->second;
+    Slot& slot = slots_[number];
+    if (fresh) {
+      free_.pop_back();
+      taken_.emplace(order, number);
+      slot.marked = false;
+    }
+    ++slot.uses;
+    if (!order.recorded) ++slot.launching;
+    return {number, fresh, crowded};
+  }
+
+  void release(const LaunchOrder& order) {
     const auto known = taken_.find(order);
     if (known == taken_.end()) return;
     free_.push_back(known->second);
     taken_.erase(known);
   }
 
- private:
-  static constexpr int kAsked = 8;  // of one call: asking takes time
-
-  // Frees the slot of a stream of the same device, if one of the next few is idle.
-  template <typename HasEnded>
-  void take_over(const LaunchOrder& order, const HasEnded& has_ended) {
+  // The next few slots of streams of a device (its counters are memory of its own) whose launches
+  // may have ended.
+  std::vector<Asked> idle_perhaps(int device) {
+    std::vector<Asked> found;
     auto other = taken_.upper_bound(asked_last_);
-    int asked = 0;
-    for (size_t n = 0; n < taken_.size() && asked < kAsked; ++n, ++other) {
+    for (size_t n = 0; n < taken_.size() && found.size() < kAsked; ++n, ++other) {
       if (other == taken_.end()) other = taken_.begin();
-      const int slot = other->second;
-      if (other->first.recorded || other->first.device != order.device) continue;
-      if (launching_[slot] > 0 || !marked_[slot]) continue;
-      ++asked;
+      const Slot& slot = slots_[other->second];
+      if (other->first.recorded || other->first.device != device) continue;
+      if (slot.launching > 0 || !slot.marked) continue;
+      found.push_back({other->first, other->second, slot.uses});
       asked_last_ = other->first;
-      if (!has_ended(slot)) continue;
-      free_.push_back(slot);
-      taken_.erase(other);
-      return;
     }
+    return found;
   }
 
   std::mutex mutex_;
-  int count_;
   std::map<LaunchOrder, int> taken_;
   std::vector<int> free_;
-  std::vector<int> launching_;  // by slot: calls between `find` and `launched`
-  std::vector<char> marked_;    // by slot
+  std::vector<Slot> slots_;
   LaunchOrder asked_last_ = {};
 };
 
