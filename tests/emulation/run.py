@@ -106,6 +106,16 @@ def kernels_in(program: Path) -> dict[int, str]:
     return found
 
 
+def kernels_that_never_ran(program: Path, folder: Path) -> list[str]:
+    """Return the names of those that are not among the addresses that the runs have written."""
+    ran = {
+        int(address, 16)
+        for path in folder.glob("*.kernels")
+        for address in path.read_text().split()
+    }
+    return sorted(name for address, name in kernels_in(program).items() if address not in ran)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("program", type=Path)
@@ -123,18 +133,13 @@ def main() -> int:
             for job in jobs(options.long)
         ]
         passed = all([future.result() for future in futures])
-    ran = {
-        name for path in options.folder.glob("*.kernels") for name in path.read_text().splitlines()
-    }
-    never = sorted(kernels_in(options.program) - ran)
+    never = kernels_that_never_ran(options.program, options.folder)
     for name in never:
         print(f"NEVER RAN: {name}: add a case, or cases, to tests/emulation")
     total = sum(count for _, _, count in jobs(options.long))
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu = used.ru_utime + used.ru_stime
-    print(
-        f"{total} cases, {len(ran)} kernels, {time.monotonic() - begin:.0f} s, {cpu:.0f} s of CPU"
-    )
+    print(f"{total} cases, {time.monotonic() - begin:.0f} s, {cpu:.0f} s of CPU")
     return 0 if passed and not never else 1
 
 

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // One case: its random numbers, what it found, and the runs of a launch under several schedules.
 #pragma once
+#include <array>
 #include <functional>
 
 #include "tensor.h"
@@ -14,6 +15,9 @@ struct Case {
   uint64_t seed = 0;
   int size = 0;
   explicit Case(uint64_t s) : rng(s), seed(s) {}
+
+  // Of cases in a row each of the three.
+  Dt float_type() const { return std::array{Dt::kF32, Dt::kF16, Dt::kBf16}[seed % 3]; }
 
   void fail(const std::string& why) {
     if (errors.size() < 4) errors.push_back(why);

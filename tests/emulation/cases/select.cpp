@@ -146,7 +146,7 @@ static void select(Case& c, const SelectCase& s) {
 static SelectCase any_select(Case& c, int size) {
   Rng& r = c.rng;
   SelectCase s = {};
-  s.dt = r.pick({Dt::kF32, Dt::kF16, Dt::kBf16});
+  s.dt = c.float_type();
   if (size == 0) {
     s.B = r.between(1, 3);
     s.N = r.pick<int64_t>({1, 2, 3, 7, 16, 31, 33, 64, 100});
@@ -156,10 +156,12 @@ static SelectCase any_select(Case& c, int size) {
     s.N = r.pick<int64_t>({196, 513, 729, 1025});
     s.C = r.pick<int64_t>({8, 64, 513, 1152});
   } else {
-    s.B = r.pick<int64_t>({1, 1, 1, 64, 65, 2});
-    s.N = s.B > 2 ? r.pick<int64_t>({1, 5, 17})
-                  : r.pick<int64_t>({11263, 11264, 11265, 11300, 16384});
-    s.C = s.B > 2 ? r.pick<int64_t>({8, 5}) : r.pick<int64_t>({1, 8});
+    // In turn more keys than shared memory holds, many frames, just as many keys, many frames.
+    s.B = c.seed % 2 == 0 ? r.pick<int64_t>({64, 65}) : 1;
+    s.N = s.B > 1           ? r.pick<int64_t>({1, 5, 17})
+          : c.seed % 4 == 1 ? r.pick<int64_t>({11265, 11300, 16384})
+                            : r.pick<int64_t>({11263, 11264});
+    s.C = s.B > 1 ? r.pick<int64_t>({8, 5}) : r.pick<int64_t>({1, 8});
   }
   s.below = r.chance(50);
   s.k = s.below ? r.pick<int64_t>({0, 1, r.below(s.N + 1), s.N, s.N + 5})
