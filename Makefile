@@ -153,12 +153,12 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run --Werror $$(find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu*')
+	$(BIN)/clang-format --dry-run --Werror $$(find csrc tests/emulation -name '*.h' -o -name '*.cpp' -o -name '*.cu*')
 
 format: install
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $$(find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu*')
+	$(BIN)/clang-format -i $$(find csrc tests/emulation -name '*.h' -o -name '*.cpp' -o -name '*.cu*')
 
 bench: install
 	$(BIN)/python benchmarks/cpu_ops.py --out benchmarks/results/cpu_ops.csv
