@@ -9,6 +9,7 @@
 #   make emulate-long  the same with many more cases, and under AddressSanitizer
 #   make mutants  break the CUDA kernels on purpose; fails if the emulator does not notice
 #   make lint     formatters, linters, types
+#   make docs     the documents as a site, into out/docs
 #   make bench    the CPU benchmarks, written to benchmarks/results
 #   make static   compile every GPU kernel for every architecture; needs no GPU
 #   make gpu      everything that needs a GPU: test-gpu, sanitize-gpu, bench-gpu
@@ -38,8 +39,8 @@ FUZZ_SECONDS ?= 120
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test test-quick test-gpu test-versions test-newest test-hub fuzz \
-    emulate emulate-long mutants lint format static bench gpu sanitize-gpu bench-gpu bench-service \
-    lock clean
+    emulate emulate-long mutants lint format docs static bench gpu sanitize-gpu bench-gpu \
+    bench-service lock clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -159,6 +160,12 @@ format: install
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $$(find csrc tests/emulation -name '*.h' -o -name '*.cpp' -o -name '*.cu*')
+
+# A warning, such as a link to a page or heading that is not there, is an error.
+docs: install
+	$(PIP) --constraint $(LOCK) --group docs
+	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going -b html docs $(OUT)/docs
+	@echo "Site: $(OUT)/docs/index.html"
 
 bench: install
 	$(BIN)/python benchmarks/cpu_ops.py --out benchmarks/results/cpu_ops.csv

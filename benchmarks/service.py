@@ -157,6 +157,10 @@ def asker(service: Service, number: int, cameras: int, until: float, found: Find
     turn = number
     while time.monotonic() < until:
         name = f"camera-{turn % cameras}"
+        if not found.told[name]["seen"]:  # and a frame to look at
+            time.sleep(0.02)
+            turn += 1
+            continue
         try:
             ask(service, name, QUESTIONS[turn % len(QUESTIONS)], turn % 2 == 0, found)
         except Exception as error:

@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 BLOCKS = [
     (f"{name}, example {number}", block)
-    for name in ("README.md", "docs/pruners.md")
+    for name in ("README.md", "docs/pruners.md")  # the others show parts
     for number, block in enumerate(
         re.findall(r"```python\n(.*?)```", (ROOT / name).read_text(), re.DOTALL)
     )
@@ -33,7 +33,7 @@ def test_there_are_examples():
     "name",
     [
         "stc_kernels.ops.select_changed",
-        "stc_video.cacher.handle",
+        "stc_video.cacher.attach",
         "stc_video.pruners",
         "stc_video.pruners.attention_capture",
         "stc_video.pruners.tower_merging",

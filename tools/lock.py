@@ -22,8 +22,7 @@ UV = Path(sys.executable).with_name("uv")
 HEADER = "# Made by `make lock`.\n"
 #: brought by torch itself, and only by some of its builds
 OF_TORCH = re.compile(r"^(torch|triton|nvidia-[\w-]+|cuda-[\w-]+)==")
-#: torch must come first, and is installed by its own line of the Makefile
-PROJECT = ("pyproject.toml", "--extra", "serve", "--group", "dev")
+PROJECT = ("pyproject.toml", "--extra", "serve", "--group", "dev", "--group", "docs")
 DATA = ("--no-deps", "--group", "data")
 
 

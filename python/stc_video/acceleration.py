@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import inspect
-import types
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
@@ -14,10 +13,12 @@ from torch import Tensor
 
 from stc_video.cache_argument import one_named, stock_named
 from stc_video.cacher import Cacher, FrameRecord, attach_cacher
+from stc_video.cacher.patching import PatchedMethod
 from stc_video.config import CacheConfig
 from stc_video.errors import AttachError
 from stc_video.models.adapter import ModelAdapter, adapter_for
 from stc_video.models.batching import TowerBatcher, TowerJob
+from stc_video.models.self_check import check_against_stock, shallow
 from stc_video.pruners import PrunedTokens, Pruner, make_pruner
 from stc_video.versions import warn_if_untested
 
@@ -77,7 +78,8 @@ def accelerate(
     Raises
     ------
     UnsupportedModelError
-        If the model is none of the supported ones; it is left untouched.
+        If the model is none of the supported ones, or answers a short prompt otherwise than by
+        itself; it is left untouched.
     AttachError
         If it is accelerated already, or its tower has a cacher.
     ValueError
@@ -111,6 +113,7 @@ def accelerate_with(
         if tokens_per_frame is not None and prune not in _UNCOUNTED:
             pruner_settings["tokens_per_frame"] = tokens_per_frame
         pruner = make_pruner(prune, **pruner_settings)
+    check_against_stock(_probe(adapter))
     cacher = None if cache is None else attach_cacher(adapter.tower, cache)
     try:
         return Acceleration(model, adapter, cacher, pruner)
@@ -118,6 +121,12 @@ def accelerate_with(
         if cacher is not None:
             cacher.detach()
         raise
+
+
+def _probe(adapter: ModelAdapter) -> Acceleration:
+    """Accelerate a model of few layers that shares the parts of the adapter's model."""
+    model = shallow(adapter.model)
+    return Acceleration(model, type(adapter)(model, adapter.positions), None, make_pruner("none"))
 
 
 def _check_free(model: Any) -> None:
@@ -148,6 +157,8 @@ class Acceleration:
         Whether a session made it, so that the last one takes it off.
     adapter
         What is particular to the family of the model.
+    checked
+        The kinds of memory that were compared with the stock model.
     """
 
     def __init__(
@@ -165,6 +176,7 @@ class Acceleration:
         self.owned = False
         self.grid = adapter.grid()
         self.adapter = adapter
+        self.checked: set[str] = set()
         self._batcher = TowerBatcher(self._run_tower)
         self._records: dict[str, list[FrameRecord]] = {}
         self._exit = ExitStack()
@@ -189,6 +201,9 @@ class Acceleration:
         cache = "none" if self.cacher is None else self.cacher.config.policy
         pruner = type(self.pruner).__name__
         return f"<Acceleration of {type(self.model).__name__}, cache {cache}, {pruner}>"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(None), ()  # a copy of the model is a stock model, whose ``stc`` is None
 
     def __enter__(self) -> Acceleration:
         return self
@@ -219,6 +234,15 @@ class Acceleration:
                 self.model.__dict__.pop(name, None)
             else:
                 self.model.__dict__[name] = before
+
+    def probe(self) -> Acceleration:
+        """Accelerate a model of few layers that shares the parts of this one, to be tried."""
+        return _probe(self.adapter)
+
+    @property
+    def replaced(self) -> set[str]:
+        """Attributes of the model that are ours, and were nobody's before."""
+        return {name for name, before in self._before.items() if before is None}
 
     @property
     def tokens_per_frame(self) -> int:
@@ -289,20 +313,20 @@ class Acceleration:
     # -- the model's own calls ---------------------------------------------------------------
 
     def _forward(self, **arguments: Any) -> Any:
-        return self.adapter.forward(self, self._call_stock("forward"), one_named(arguments))
+        return self.adapter.forward(self, self.call_stock("forward"), one_named(arguments))
 
     def _generate(self, **arguments: Any) -> Any:
         if arguments.get("input_ids") is None and arguments.get("inputs") is not None:
             arguments["input_ids"] = arguments.pop("inputs")
-        return self.adapter.generate(self, self._call_stock("generate"), one_named(arguments))
+        return self.adapter.generate(self, self.call_stock("generate"), one_named(arguments))
 
-    def _call_stock(self, name: str) -> Callable[..., Any]:
-        """Return the model's own method, with our name for the cache."""
+    def call_stock(self, name: str) -> Callable[..., Any]:
+        """Return the model's own ``generate`` or ``forward``, with our name for the cache."""
         stock = self._stock[name]
         return lambda **arguments: stock(**stock_named(self.model, arguments))
 
 
-def _bound(model: PreTrainedModel, name: str, ours: Callable[..., Any]) -> types.MethodType:
+def _bound(model: PreTrainedModel, name: str, ours: Callable[..., Any]) -> PatchedMethod:
     """Make a method with the signature of the stock one, which passes all arguments by name."""
     stock = getattr(type(model), name)
     signature = inspect.signature(stock)
@@ -317,4 +341,6 @@ def _bound(model: PreTrainedModel, name: str, ours: Callable[..., Any]) -> types
 
     method.__name__, method.__doc__ = stock.__name__, stock.__doc__
     method.__signature__ = signature  # type: ignore[attr-defined]
-    return types.MethodType(method, model)
+    # What depends on the step cannot be in a graph, which `generate` records for a static cache.
+    stepping = torch.compiler.disable(method)
+    return PatchedMethod(stepping, model, name, model.__dict__.get(name))

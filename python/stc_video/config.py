@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from stc_video.calibration import Aim, Calibration, default_calibration
 
@@ -64,6 +65,10 @@ class CacheConfig:
     redo_from
         ``motion``: a cached frame is encoded densely after all if the refreshed tokens' outputs
         moved by more than this (mean 1 - cosine), 0 to 2; None for never.
+    audits
+        ``motion``: encode some frames both ways, cached and densely, hand out the dense features,
+        and hold ``quality`` by the error that this shows. Without audits, and with a ``threshold``,
+        nothing is promised.
     max_streams
         How many streams may have a state at a time; one more is an error until one is reset.
     batching
@@ -98,6 +103,7 @@ class CacheConfig:
     tail_from: float = 3 / 8
     propagate: float = 0.75
     redo_from: float | None = 0.1
+    audits: bool = True
     max_streams: int = 64
     batching: str = "auto"
     graphs: bool = True
@@ -147,6 +153,12 @@ class CacheConfig:
                 f"got {self.buckets}"
             )
 
+    @property
+    def promised(self) -> float | None:
+        """Mean cosine to a dense encode that each stream is promised; None for no promise."""
+        is_audited = self.policy == "motion" and self.threshold is None and self.audits
+        return self.quality if is_audited else None
+
     def aim(self) -> Aim:
         """Return what the ``motion`` policy steers by; raises ValueError for a bad file."""
         calibration = self.calibration
@@ -157,9 +169,22 @@ class CacheConfig:
         return calibration.aim(self.quality)
 
     @classmethod
-    def of(cls, policy: str | CacheConfig) -> CacheConfig:
-        """Return the settings for a policy given by name or as settings."""
-        return policy if isinstance(policy, CacheConfig) else cls(policy=policy)
+    def of(cls, policy: str | CacheConfig, **settings: Any) -> CacheConfig:
+        """Return the settings for a policy given by name, with others of them, or as settings."""
+        if isinstance(policy, CacheConfig):
+            if settings:
+                raise ValueError(
+                    "CacheConfig: settings go with the name of a policy, "
+                    f"got a CacheConfig and {', '.join(settings)}"
+                )
+            return policy
+        known = [item.name for item in fields(cls) if item.name != "policy"]
+        if unknown := [name for name in settings if name not in known]:
+            raise ValueError(
+                f"CacheConfig: there is no setting {', '.join(unknown)}; "
+                f"settings are {', '.join(known)}"
+            )
+        return cls(policy=policy, **settings)
 
 
 def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:

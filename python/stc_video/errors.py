@@ -16,3 +16,7 @@ class MemoryFullError(RuntimeError):
 
 class UntestedReleaseWarning(UserWarning):
     """A package is newer than the newest release that stc-kernels was tested with."""
+
+
+class StreamWarning(UserWarning):
+    """A stream was taken as it came, but something about it is odd."""

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from live_server import TS, paced, serving, ts_pieces
 
 from stc_video.cli.app import run_app
 from stc_video.video.live import LiveVideo
@@ -56,7 +57,7 @@ def test_a_conversation(talk, clip: Path) -> None:
     assert "12 frames seen, 0 skipped" in said
     assert "generate" in said
     assert "Forgotten." in said
-    assert "0 frames seen, answered from 0" in said
+    assert "no frame has been pushed yet" in said
     assert "never" not in said
 
 
@@ -82,13 +83,27 @@ def test_frames_that_come_too_late_are_skipped_and_counted(clip: Path) -> None:
     assert video.skipped == after.index - 1 >= 5
 
 
-def test_an_address_is_read_like_a_camera(address: str, talk) -> None:
+def test_a_recording_at_an_address_is_one(address: str, talk) -> None:
     frames = itertools.islice(LiveVideo(address, 2, threading.Event(), fast=False), 3)
     assert [frame.time for frame in frames] == pytest.approx([0, 0.5, 1.0])
-    code, said = talk(address, ["what is it?", "/wait", "/quit"])
+    code, said = talk(address, ["/wait", "what is it?", "/quit"], "--fast")
     assert code == 0
-    assert "frames seen, answered from" in said
-    assert "/wait is for files" in said
+    assert "The video has ended" in said
+    assert "12 frames seen, answered from 12" in said
+
+
+def test_a_camera_at_an_address_with_a_clock_of_its_own(talk) -> None:
+    pieces = ts_pieces(range(40, 100, 2), [0.1 * (i % 15) for i in range(30)])
+    done = threading.Event()
+    with serving(TS, paced(pieces, 30), done) as address:
+        code, said = talk(address, ["what is it?", "/wait", "/stats", "/quit"], "--fps", 10)
+        done.set()
+        assert code == 0
+        assert "/wait is for recordings" in said
+        assert "frames seen, answered from" in said
+    with serving(TS, ts_pieces([40] * 30, [0.1 * i for i in range(30)]), done) as address:
+        code, said = talk(address, ["what is it?"], "--fast")
+    assert (code, "--fast is for recordings" in said) == (2, True)
 
 
 @pytest.mark.parametrize(
@@ -96,7 +111,7 @@ def test_an_address_is_read_like_a_camera(address: str, talk) -> None:
     [
         ("missing.mp4", [], "there is no such file"),
         ("CLIP", ["--fps", "0"], "--fps must be a positive number"),
-        ("/dev/video0", ["--fast"], "--fast is for files"),
+        ("/dev/video0", ["--fast"], "--fast is for recordings"),
         ("/dev/video99", [], "cannot be read"),
         ("http://127.0.0.1:9/x", [], "cannot be read"),
         ("CLIP", ["--storage", "int3"], "storage must be one of exact, int8, int4"),

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from clip_maker import truncate, write_clip
 from interrupting import interrupt_a_study
+from live_server import serving_files
 
 import stc_kernels
 from stc_video import Calibration
@@ -97,6 +98,20 @@ def test_a_calibration_is_made_and_used(
     assert run_app(["fidelity", *common, *options, "--out", str(tmp_path / "out")]) == 0
     assert len(table(tmp_path / "out")) == 2
     assert "tiny.json" in (tmp_path / "out" / "fidelity.html").read_text()
+
+
+def test_studies_take_addresses(clip: Path, tower_folder: Path, tmp_path: Path) -> None:
+    common = ["--model", str(tower_folder), "--threads", "1", "--fps", "4", "--max-frames", "3"]
+    with serving_files(clip.parent) as address:
+        source = f"{address}/{clip.name}".replace("://", "://user:secret@")
+        file, out = tmp_path / "tiny.json", tmp_path / "out"
+        assert run_app(["calibrate", source, *common, "--out", str(file)]) == 0
+        options = ["--policies", "motion", "--quality", "0.9", "--no-times", "--out", str(out)]
+        assert run_app(["fidelity", source, str(clip), *common, *options]) == 0
+    assert Calibration.load(file).facts["clips"] == "clip.mp4"
+    assert {row["clip"] for row in table(out)} == {"clip", "clip (2)", "all"}
+    for written in (file, out / "fidelity.html", out / "fidelity.csv"):
+        assert "secret" not in written.read_text()
 
 
 def test_a_truncated_video_is_studied_up_to_there_and_exit_code_1(

@@ -9,12 +9,15 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from clip_maker import truncate, write_clip
+from live_server import TS, paced, serving, serving_files, ts_pieces
 
 import stc_kernels
 from stc_video.cli.app import run_app
@@ -199,6 +202,81 @@ def test_bad_input_is_one_sentence_and_exit_code_2(
     assert len(error.strip().splitlines()) == 1
     assert not (tmp_path / "out" / "report.html").exists()
     stc_kernels.available_backends.cache_clear()
+
+
+def wide(folder: Path) -> Path:
+    return write_clip(folder / "wide.mp4", 3, paint=lambda index: sides(index))
+
+
+def sides(index: int) -> np.ndarray:
+    """Twice as wide as high, the left edge red and the right one blue."""
+    image = np.full((64, 128, 3), 128, np.uint8)
+    image[:, :16], image[:, -16:] = (250, 0, 0), (0, 0, 250)
+    return image
+
+
+@pytest.mark.parametrize("fit", [None, "crop", "pad", "stretch"])
+def test_the_whole_picture_or_its_middle(
+    tower_folder: Path, tmp_path: Path, capsys, fit: str | None
+) -> None:
+    chosen = [] if fit is None else ["--fit", fit]
+    out = tmp_path / "out"
+    assert run(wide(tmp_path), "--model", tower_folder, *chosen, "--out", out) == 0
+    data, printed = report(out), " ".join(capsys.readouterr().out.split())
+    note = "the model sees the middle 64 x 64 of 128 x 64 pixels, 50 % of the picture; --fit pad"
+    crops = fit in (None, "crop")
+    assert any(note in warning for warning in data["warnings"]) == crops
+    assert (note in printed) == crops
+    assert data["settings"]["fit"] == fit
+
+
+def test_an_address_without_its_password(clip: Path, tower_folder: Path, tmp_path: Path) -> None:
+    shutil.copy(clip, tmp_path / "a b.mp4")
+    with serving_files(tmp_path) as address:
+        source = f"{address}/a b.mp4".replace("://", "://user:secret@")
+        assert run(source, "--model", tower_folder, "--fps", 4, "--out", tmp_path) == 0
+    data = report(tmp_path)
+    assert data["totals"]["frames"] == 24
+    assert (data["video"]["name"], data["video"]["path"]) == ("a b.mp4", f"{address}/a b.mp4")
+    assert "secret" not in (tmp_path / "report.json").read_text()
+    assert "secret" not in (tmp_path / "report.html").read_text()
+
+
+def test_a_live_source_until_enough_was_seen(tower_folder: Path, tmp_path: Path) -> None:
+    done = threading.Event()
+    pieces = ts_pieces(range(40, 140), [3600 * (i > 20) + 0.04 * i for i in range(100)])
+    with serving(TS, paced(pieces, 50), done) as address:
+        options = ("--fps", 10, "--max-frames", 4, "--out", tmp_path)
+        assert run(address, "--model", tower_folder, *options) == 0
+    data = report(tmp_path)
+    assert data["totals"]["frames"] == 4
+    assert data["video"]["name"] == "live"
+
+
+def test_ctrl_c_while_a_camera_is_silent(tower_folder: Path, tmp_path: Path) -> None:
+    done = threading.Event()
+
+    def interrupt() -> None:
+        while not any(thread.name == "live video" for thread in threading.enumerate()):
+            time.sleep(0.05)
+        time.sleep(1.5)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt, daemon=True).start()
+    with serving(TS, ts_pieces([60] * 30, [0.04 * i for i in range(30)]), done) as address:
+        assert run(address, "--model", tower_folder, "--out", tmp_path) == 130
+    data = report(tmp_path)
+    assert data["status"] == "interrupted"
+    assert data["totals"]["frames"] >= 1
+
+
+def test_joined_recordings_are_said_to_be_so(tower_folder: Path, tmp_path: Path) -> None:
+    pieces = ts_pieces([60] * 20, [0.1 * (i % 10) for i in range(20)])
+    (tmp_path / "day.ts").write_bytes(b"".join(pieces))
+    assert run(tmp_path / "day.ts", "--model", tower_folder, "--out", tmp_path) == 0
+    data = report(tmp_path)
+    assert any("its timestamps began again once" in warning for warning in data["warnings"])
+    assert data["totals"]["frames"] == 4
 
 
 def test_an_unknown_choice_is_refused(clip: Path, capsys) -> None:

@@ -7,11 +7,11 @@ import warnings
 
 import pytest
 import torch
-from tiny_towers import TOWERS, encode, frame, last_hidden, make_tower, noisy_walk
+from tiny_towers import TOWERS, encode, frame, last_hidden, layers_of, make_tower, noisy_walk
 
 import stc_video
 from stc_video import CacheConfig
-from stc_video.cacher import GraphWarning
+from stc_video.cacher import GraphWarning, weight_watch
 
 pytestmark = [
     pytest.mark.gpu,
@@ -169,3 +169,42 @@ def test_a_frame_waits_for_the_device_twice_at_most():
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert cacher.stats().cached > 0
+
+
+@pytest.mark.parametrize("policy", ["motion", "stc"])
+def test_values_written_behind_torchs_back_are_noticed_without_a_wait(policy):
+    tower, picture = make_tower("siglip").cuda(), frame(0).cuda()
+    cacher = stc_video.attach_cacher(tower, policy)
+    for _ in range(3):
+        last_hidden(tower, picture)
+    watch = cacher._watch
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        assert all(watch.look() is None for _ in range(2 * weight_watch.INTERVAL))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    for change in (lambda weight: weight.data.mul_(1.5), lambda weight: weight.data.neg_()):
+        change(layers_of(tower)[2].mlp.fc1.weight)
+        reasons = []
+        for _ in range(weight_watch.INTERVAL + 1):
+            got = last_hidden(tower, picture)
+            torch.cuda.synchronize()
+            reasons += [record.reason for record in cacher.last_frames]
+        assert reasons.count("the tower changed: values of the weights changed") == 1
+        with cacher.paused():
+            assert_same([got], [last_hidden(tower, picture)])
+
+
+@pytest.mark.parametrize("policy", ["motion", "stc"])
+def test_graphs_do_not_outlive_any_weight_that_they_read(policy):
+    tower, picture = make_tower("siglip").cuda(), frame(0).cuda()
+    cacher = stc_video.attach_cacher(tower, policy)
+    for number in range(3):
+        last_hidden(tower, picture)
+        linear = layers_of(tower)[number].mlp.fc2  # never the first parameter of a block
+        linear.weight.data = linear.weight.data * 1.5
+        got = last_hidden(tower, picture)
+        assert cacher.last_frames[0].reason.startswith("the tower changed: the weights changed")
+        with cacher.paused():
+            assert_same([got], [last_hidden(tower, picture)])

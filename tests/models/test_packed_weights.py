@@ -84,7 +84,7 @@ def test_one_product_follows_changes_at_the_same_address(without_packing):
     tower, pictures = make_tower("siglip"), noisy_walk(3)
     cacher = stc_video.attach_cacher(tower)
     encode(tower, pictures)
-    [fused, *_] = cacher._packed._fused
+    [fused, *_] = cacher._packed._fused.values()
     address = fused.weight.data_ptr()
     scale_weights(tower)
     cacher.reset()

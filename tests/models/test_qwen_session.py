@@ -141,8 +141,10 @@ def test_pruned_it_is_the_model_with_the_same_tokens(model, writer, frames):
 def test_pictures_come_in_pairs(model, writer):
     shown = pictures(5)
     with open_session(model, writer) as session:
+        buffer = np.empty_like(shown[0])  # as cameras use one again and again
         for number, picture in enumerate(shown):
-            session.push(picture, timestamps=number / 2)
+            buffer[:] = picture
+            session.push(buffer, timestamps=number / 2)
         assert session.stats().frames == 2
         logits = session.logits(QUESTION)  # the last one is a frame of its own now
         assert session.stats().frames == 3

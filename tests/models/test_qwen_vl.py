@@ -117,10 +117,10 @@ def test_nothing_pruned_and_nothing_cached_is_the_stock_model(model):
 def test_kept_tokens_keep_their_positions(model):
     given = inputs(frames=4)
     seen = []
-    hook = model.model.language_model.register_forward_pre_hook(
-        lambda _m, _a, kw: seen.append(kw["position_ids"]), with_kwargs=True
-    )
     with accelerate(model, cache=None, tokens_per_frame=KEPT).stc as handle:
+        hook = model.model.language_model.register_forward_pre_hook(
+            lambda _m, _a, kw: seen.append(kw["position_ids"]), with_kwargs=True
+        )
         logits = model(**given).logits
         pruned = handle.prune(
             features_by_hand(model, given["pixel_values_videos"], grid_of(4))[0], "x", (2, 3)
@@ -315,6 +315,8 @@ def test_wrong_prompts_are_refused_in_one_sentence(model):
         with pytest.raises(
             ValueError, match=r"videos of \[\[3, 4, 6\]\].* need 18 placeholders, got 12"
         ):
+            model(**given | {"input_ids": turn([1], 2), "attention_mask": None})
+        with pytest.raises(ValueError, match=r"the shape of input_ids \(1, 18\), got \(1, 26\)"):
             model(**given | {"input_ids": turn([1], 2)})
         with pytest.raises(ValueError, match=r"as many places as .* rows \(72\)"):
             model(**given | {"video_grid_thw": grid_of(2)})
@@ -322,7 +324,7 @@ def test_wrong_prompts_are_refused_in_one_sentence(model):
             model(**given | {"video_grid_thw": None})
         cache = DynamicCache()
         cache.update(torch.zeros(1, 2, 3, 16), torch.zeros(1, 2, 3, 16), 0)
-        with pytest.raises(ValueError, match="only if all of them were made by this"):
+        with pytest.raises(ValueError, match="only if all of them were made by an accel"):
             greedy(model, **given, past_key_values=cache)
         cache = DynamicCache()
         greedy(model, **given, past_key_values=cache)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny_towers import encode, frame, last_hidden, make_tower, walk
+from tiny_towers import encode, frame, last_hidden, layers_of, make_tower, walk
 
 import stc_video
 from stc_video import CacheConfig
@@ -124,7 +124,13 @@ def test_pausing_runs_the_stock_tower_and_touches_nothing(siglip):
 
 @pytest.mark.parametrize("policy", POLICIES)
 def test_a_call_that_fails_half_way_leaves_no_half_written_state(siglip, policy):
-    pictures = walk(4)
+    pictures, has_room = walk(4), True
+
+    def fail(*_: object) -> None:
+        if not has_room:
+            raise MemoryError("no room")
+
+    layers_of(siglip)[2].mlp.register_forward_pre_hook(fail)
     cacher = stc_video.attach_cacher(siglip, policy)
     with cacher.streams(["bystander"]):
         expected = encode(siglip, pictures)
@@ -133,13 +139,10 @@ def test_a_call_that_fails_half_way_leaves_no_half_written_state(siglip, policy)
         cacher.reset("bystander")
         encode(siglip, pictures[:1])
 
-    def fail(*_: object) -> None:
-        raise MemoryError("no room")
-
-    hook = cacher._tower.blocks[2].mlp.register_forward_pre_hook(fail)
+    has_room = False
     with pytest.raises(MemoryError):
         last_hidden(siglip, pictures[2])
-    hook.remove()
+    has_room = True
     got = last_hidden(siglip, pictures[2])
     assert cacher.last_frames[0].reason == "the call before failed"
     with cacher.paused():

@@ -49,7 +49,7 @@ def test_json_has_the_facts(tmp_path: Path) -> None:
     run = record(4)
     path = write_json(run, tmp_path / "report.json")
     data = json.loads(path.read_text())
-    assert data["schema_version"] == SCHEMA_VERSION == "1.1"
+    assert data["schema_version"] == SCHEMA_VERSION == "1.2"
     assert data["headline"] == headline(run)
     assert data["totals"]["frames"] == 4
     assert data["status"] == "complete"

@@ -48,7 +48,7 @@ def chat(folder: Path) -> ChatModel:
     return load_chat_model(folder)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def service(chat: ChatModel) -> Callable[..., AbstractContextManager[tuple[TestClient, StreamHub]]]:
     """Makes services in this process: ``with service(max_streams=2) as (client, hub):``."""
 

@@ -18,7 +18,7 @@ def test_eight_cameras_and_questions(start) -> None:
     row = run(start, [], seconds=2.0)
     assert row["sent"] == 32
     assert row["seen"] + row["dropped"] == row["sent"]
-    assert row["answers"] > 2
+    assert row["answers"] > 0
     assert 0 < row["frame_ms_p50"] <= row["frame_ms_p99"]
     assert 0 < row["first_token_ms_p50"] <= row["answer_ms_max"]
 

@@ -3,14 +3,17 @@
 
 from __future__ import annotations
 
+import io
 import json
 import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from pictures import bomb, events, jpeg, push, question
+from PIL import Image
 from starlette.websockets import WebSocketDisconnect
 
 from stc_video import StreamingSession
@@ -45,6 +48,18 @@ def test_frames_are_seen_and_asked_about(service, chat) -> None:
     assert answer["stc"]["retrieved"][3]["time"] == 1.5
     assert [(s["id"], s["seen"]) for s in streams] == [("door", 5)]
     assert not hasattr(chat.model, "stc")  # restored
+
+
+def test_a_question_before_the_first_frame_is_refused(service) -> None:
+    with service() as (client, _), client.websocket_connect(FRAMES) as socket:
+        for streamed in (False, True):
+            answer = client.post(CHAT, json=question(stream=streamed))
+            assert (answer.status_code, answer.json()["error"]["code"]) == (409, "no_frames")
+            assert answer.json()["error"]["message"] == "no frame of 'door' has been seen yet"
+        push(socket, jpeg())
+        socket.receive_json()
+        assert client.post(CHAT, json=question()).status_code == 200
+        assert 'outcome="failed"' not in client.get("/metrics").text
 
 
 def test_streamed_and_whole_answers_are_the_same(service) -> None:
@@ -90,17 +105,17 @@ def test_a_conversation_is_taken_as_the_client_tells_it(service, chat) -> None:
 @pytest.mark.parametrize(
     ("change", "status", "message"),
     [
-        ({"messages": []}, 422, "messages"),
+        ({"messages": []}, 400, "messages"),
         ({"messages": [{"role": "assistant", "content": "a"}]}, 400, "user and assistant must"),
         ({"messages": [{"role": "user", "content": " "}]}, 400, "say something"),
         (
             {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]},
-            422,
+            400,
             "messages",
         ),
-        ({"temperature": 9}, 422, "temperature"),
-        ({"n": 2}, 422, "n: "),
-        ({"max_tokens": 0}, 422, "max_tokens"),
+        ({"temperature": 9}, 400, "temperature"),
+        ({"n": 2}, 400, "n: "),
+        ({"max_tokens": 0}, 400, "max_tokens"),
         ({"model": "gpt"}, 404, "the model is 'tiny-llava', got 'gpt'"),
         ({"video_stream": "roof"}, 404, "there is no stream 'roof'; there are: none"),
         ({}, 400, "must name a stream (video_stream); there are: none"),
@@ -116,7 +131,7 @@ def test_a_bad_question_is_refused_in_one_sentence(service, change, status, mess
 def test_what_the_model_is_not_given_as_json_is_refused(service) -> None:
     with service() as (client, _):
         response = client.post(CHAT, content=b"{", headers={"content-type": "application/json"})
-        assert response.status_code == 422
+        assert response.status_code == 400
         large = question("x" * 300_000)
         response = client.post(CHAT, json=large)
         assert response.status_code == 413
@@ -160,6 +175,32 @@ def test_malformed_frames_are_counted_and_change_nothing(service) -> None:
     assert told[6]["event"] == told[7]["event"] == "error"
     assert (last["event"], last["seen"], last["received"]) == ("seen", 2, 8)
     assert last["rejected"] == {"malformed": 5, "too_large": 1}
+
+
+def test_sixteen_bits_and_a_turned_picture() -> None:
+    ramp = np.repeat(np.linspace(0, 65535, 64).astype(np.uint16)[None], 48, 0)
+    file = io.BytesIO()
+    Image.fromarray(ramp).save(file, "PNG")
+    seen = decode_picture(file.getvalue(), 10_000)
+    assert np.array_equal(seen, np.repeat((ramp >> 8).astype(np.uint8)[..., None], 3, 2))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for mode in ("RGB", "L", "CMYK"):
+        file = io.BytesIO()
+        Image.new(mode, (8, 4)).save(file, "JPEG", exif=exif)
+        assert decode_picture(file.getvalue(), 10_000).shape == (8, 4, 3)
+
+
+def test_timestamps_that_go_back_are_taken_and_said(service) -> None:
+    with service() as (client, hub), client.websocket_connect(FRAMES) as socket:
+        for timestamp in (5.0, 3.0, 4.0):
+            push(socket, jpeg(), timestamp)
+        told = [socket.receive_json() for _ in range(4)]
+        assert hub.get("door").session.stats().times_back == 1
+    [warning] = [message for message in told if message["event"] == "warning"]
+    assert warning["message"].startswith("timestamps went back from 5.000 s to 3.000 s")
+    seen = [message["time"] for message in told if message["event"] == "seen"]
+    assert seen == [5.0, 3.0, 4.0]
 
 
 def test_a_slow_model_drops_the_oldest_and_every_frame_is_counted(service) -> None:

@@ -3,11 +3,15 @@
 
 from __future__ import annotations
 
+import copy
+import inspect
+import io
+import pickle
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from tiny_llava import GRID, TOKENS, prompt_ids, video
+from tiny_llava import GRID, TOKENS, make_model, prompt_ids, video
 from torch import Tensor
 
 import stc_video
@@ -258,3 +262,46 @@ def test_pruned_tokens_are_those_of_the_pruner(model):
         expected = features_by_hand(model, video(FRAMES)[None])
     places = kept.indices.long()[..., None].expand(-1, -1, expected.shape[-1])
     torch.testing.assert_close(kept.tokens, expected.gather(1, places), atol=1e-6, rtol=0)
+
+
+class TestCopies:
+    """A copy of an accelerated model is a stock model; the original stays accelerated."""
+
+    @staticmethod
+    def _saved(model):
+        file = io.BytesIO()
+        torch.save(model, file)
+        file.seek(0)
+        return torch.load(file, weights_only=False)
+
+    def test_a_deep_copy_is_stock(self, model):
+        expected = greedy(model, **arguments())
+        with accelerate(model, tokens_per_frame=KEPT).stc as handle:
+            pruned = greedy(model, **arguments())
+            twin = copy.deepcopy(model)
+            assert twin.stc is None
+            frames = handle.cacher.stats().frames
+            assert torch.equal(greedy(twin, **arguments()), expected)
+            assert handle.cacher.stats().frames == frames
+            assert torch.equal(greedy(model, **arguments()), pruned)
+            assert handle.cacher.stats().frames == frames + FRAMES
+        with accelerate(twin, tokens_per_frame=KEPT).stc:
+            assert torch.equal(greedy(twin, **arguments()), pruned)
+        assert torch.equal(greedy(twin, **arguments()), expected)
+
+    @pytest.mark.parametrize("way", ["pickle", "torch.save"])
+    def test_a_pickled_model_is_stock(self, model, way):
+        expected = greedy(model, **arguments())
+        fresh = make_model()  # once it has run, transformers' own hooks do not pickle
+        with accelerate(fresh, tokens_per_frame=KEPT).stc as handle:
+            twin = pickle.loads(pickle.dumps(fresh)) if way == "pickle" else self._saved(fresh)
+            assert torch.equal(greedy(twin, **arguments()), expected)
+            assert handle.cacher.stats().frames == 0
+            greedy(fresh, **arguments())
+            assert handle.cacher.stats().frames == FRAMES
+
+    def test_the_signatures_are_those_of_the_stock_model(self, model):
+        before = [inspect.signature(method) for method in (model.forward, model.generate)]
+        with accelerate(model, tokens_per_frame=KEPT).stc:
+            after = [inspect.signature(method) for method in (model.forward, model.generate)]
+            assert (model.generate.__name__, after) == ("generate", before)

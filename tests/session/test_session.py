@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import threading
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -21,6 +22,7 @@ from stc_video import (
     UnsupportedModelError,
     accelerate,
 )
+from stc_video.errors import StreamWarning
 
 QUESTION = "what is on the table?"
 GREEDY = {"do_sample": False, "max_new_tokens": 6, "eos_token_id": None}
@@ -85,11 +87,16 @@ def test_frames_of_every_kind(open_session):
         pictures,
         torch.from_numpy(pictures).movedim(-1, 1),
         [pictures[0], Image.fromarray(pictures[1])],
+        [av.VideoFrame.from_ndarray(picture, format="rgb24") for picture in pictures],
+        np.concatenate([pictures, pictures[..., :1]], -1),  # with alpha
+        pictures / 255,
+        torch.from_numpy(pictures / 255).movedim(-1, 1),
+        pictures.astype(np.uint16) * 257,
     ]
     found = []
     for kind in kinds:
         session = open_session("plain")
-        session.push(kind, timestamps=[0.0, 0.5])
+        session.push(kind, timestamps=np.array([0.0, 0.5], np.float32))
         found.append(session.logits(QUESTION))
         assert session.stats().frames == 2
     assert all(torch.equal(found[0], other) for other in found[1:])
@@ -103,14 +110,17 @@ def test_frames_of_every_kind(open_session):
 @pytest.mark.parametrize(
     ("frames", "error", "message"),
     [
-        ("clip.mp4", TypeError, "must be PIL images, NumPy arrays or tensors, got str"),
-        (np.zeros((4, 4, 3)), TypeError, "must be uint8, got float64"),
-        (np.zeros((4, 4), np.uint8), ValueError, r"must be \(H, W, 3\)"),
+        (
+            "clip.mp4",
+            TypeError,
+            "must be PIL images, PyAV frames, NumPy arrays or tensors, got str",
+        ),
+        (np.full((4, 4, 3), 255.0), ValueError, "must be between 0 and 1, got 255 to 255"),
+        (np.zeros((5, 5, 2), np.uint8), ValueError, r"with C of 1, 3 or 4.*got shape \(5, 5, 2\)"),
         (np.zeros((0, 4, 3), np.uint8), ValueError, "at least one pixel"),
         (np.zeros((0, 4, 4, 3), np.uint8), ValueError, "at least one pixel"),
-        (torch.zeros((4, 4, 3), dtype=torch.uint8), ValueError, r"must be \(3, H, W\)"),
-        (torch.zeros((3, 4, 4), dtype=torch.int32), TypeError, "got torch.int32"),
-        (torch.zeros((3, 4, 4)), ValueError, f"must be .F, 3, {SIZE}, {SIZE}"),
+        (torch.zeros((3, 4, 4), dtype=torch.int32), TypeError, "got int32"),
+        (torch.zeros((3, 4, 4)) - 1, ValueError, "prepared pixels must have the tower's size"),
         ([], ValueError, "got none"),
         ([np.zeros((4, 4, 3), np.uint8), None], TypeError, "got NoneType"),
     ],
@@ -125,6 +135,41 @@ def test_a_malformed_frame_is_refused_and_loses_nothing(open_session, frames, er
         session.push(video(2), timestamps=[1.0])
     assert session.stats().frames == 2
     assert torch.equal(session.logits(QUESTION), before)
+
+
+def test_times_that_go_back_are_kept_and_counted(open_session):
+    session = open_session(SMALL)
+    session.push(video(2), timestamps=[5.0, 6.0])
+    with pytest.warns(StreamWarning, match=r"timestamps went back from 6.000 s to 2.000 s"):
+        pushed = session.push(video(3), timestamps=[2.0, 3.0, 1.0])
+    assert [frame.time for frame in pushed] == [2.0, 3.0, 1.0]
+    assert session.stats().times_back == 2
+    session.push(video(1))
+    session.push(video(1), timestamps=1.0)
+    assert session.stats().times_back == 2
+    with pytest.raises(ValueError, match="a timestamp must be a finite number of seconds, got nan"):
+        session.push(video(1), timestamps=float("nan"))
+    session.reset()
+    session.push(video(1), timestamps=0.0)
+    assert (session.stats().frames, session.stats().times_back) == (1, 0)
+
+
+def test_a_question_before_any_frame(open_session):
+    session = open_session(SMALL)
+    for ask in (session.ask, session.logits):
+        with pytest.raises(ValueError, match="no frame has been pushed yet"):
+            ask(QUESTION)
+    session.push(video(1))
+    assert session.ask(QUESTION, max_new_tokens=2).frame == 1
+    session.reset()
+    with pytest.raises(ValueError, match="no frame has been pushed yet"):
+        session.ask(QUESTION)
+
+
+def test_a_picture_that_passes_for_prepared_pixels_is_warned_of(open_session):
+    session = open_session(SMALL)
+    with pytest.warns(StreamWarning, match=f"size, {SIZE} x {SIZE}, is taken as normalised"):
+        session.push(torch.full((3, SIZE, SIZE), 0.5))
 
 
 def test_wrong_settings_leave_the_model_untouched(model, open_session):

@@ -47,6 +47,8 @@ def test_a_clip_is_what_the_tower_gives(tiny_model: LoadedModel, tmp_path: Path)
 def test_names_and_files_that_are_not_there(tmp_path: Path) -> None:
     paths = [Path("a/x.mp4"), Path("b/x.mp4"), Path("y.mp4"), Path("c/x.mkv")]
     assert clip_names(paths) == ["x", "x (2)", "y", "x (3)"]
+    addresses = ["http://camera/x.mp4", "rtsp://user:secret@camera:554/live", "/dev/video0"]
+    assert clip_names([*paths[:1], *addresses]) == ["x", "x (2)", "live", "video0"]
     there = write_clip(tmp_path / "there.mp4", 2)
     with pytest.raises(VideoError, match="there is no such file"):
         open_clips([there, tmp_path / "missing.mp4"], fps=2.0, max_frames=None)

@@ -9,6 +9,7 @@ from typing import Any
 
 import av
 import numpy as np
+import pytest
 
 Painter = Callable[[int], np.ndarray]
 
@@ -31,26 +32,42 @@ def write_clip(
     paint: Painter = moving_square,
     codec: str = "mpeg4",
     options: dict[str, str] | None = None,
+    pixels: str = "yuv420p",
     rotation: int = 0,
+    flips: tuple[bool, bool] = (False, False),
     times: Sequence[int] | None = None,
+    last: int | None = None,
+    quality: int | None = None,
+    setup: Callable[[Any], None] = lambda stream: None,
 ) -> Path:
     """Write a video.
 
-    `times` are the presentation times in units of 1 / rate, for a variable frame rate.
+    `times` are the presentation times in units of 1 / rate, for a variable frame rate, and `last`
+    is for how many of them the last picture stands. `flips` are (horizontal, vertical).
     """
     with av.open(str(path), "w", options=options or {}) as container:
         stream: Any = container.add_stream(codec, rate=rate)
         first = paint(0)
         stream.height, stream.width = first.shape[:2]
-        stream.pix_fmt = "yuv420p"
+        stream.pix_fmt = pixels
         stream.gop_size = 4
-        if rotation:
-            stream.set_display_rotation(rotation)
+        if rotation or any(flips):
+            if not hasattr(stream, "set_display_rotation"):
+                pytest.skip("this PyAV cannot write a display matrix")
+            stream.set_display_rotation(rotation, hflip=flips[0], vflip=flips[1])
+        if quality is not None:  # 2 is the best
+            stream.codec_context.options = {"qmin": str(quality), "qmax": str(quality)}
+            stream.bit_rate = 8_000_000
+        setup(stream)
+        packets: list[Any] = []
         for index in range(frames):
             frame = av.VideoFrame.from_ndarray(paint(index), format="rgb24")
             frame.pts = index if times is None else times[index]
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode(None))
+            packets += stream.encode(frame)
+        packets += stream.encode(None)
+        if last is not None:
+            packets[-1].duration = last
+        container.mux(packets)
     return path
 
 

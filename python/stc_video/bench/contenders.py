@@ -226,6 +226,8 @@ class Kind:
         Whether it needs torch.compile.
     needs_cuda
         Whether it runs on a CUDA device alone.
+    is_ours
+        Whether it is the package's cacher.
     """
 
     about: str
@@ -233,6 +235,7 @@ class Kind:
     is_dense: bool = False
     is_compiled: bool = False
     needs_cuda: bool = False
+    is_ours: bool = False
 
 
 def stc_config(case: Case) -> CacheConfig:
@@ -299,9 +302,11 @@ KINDS = {
     "paper-graph": Kind(
         "the same under a CUDA graph", lambda case: Graphed(Published(case)), needs_cuda=True
     ),
-    "stc": Kind("our `stc` policy", lambda case: Ours(case, stc_config(case))),
-    "motion": Kind("our `motion` policy; all rows changed", _motion),
+    "stc": Kind("our `stc` policy", lambda case: Ours(case, stc_config(case)), is_ours=True),
+    "motion": Kind("our `motion` policy; all rows changed", _motion, is_ours=True),
     "motion-refresh": Kind(
-        "the same; half of the rows changed, half are refreshed and learned from", _motion_refresh
+        "the same; half of the rows changed, half are refreshed and learned from",
+        _motion_refresh,
+        is_ours=True,
     ),
 }

@@ -88,17 +88,13 @@ class BucketedEncoder:
         state, inputs = slab.state, _inputs(group)
         assert isinstance(state, MotionState)
         shapes = tuple(tensor.shape for tensor in inputs)
-        key: Hashable = (shapes, with_tail, covers_all, self._weights())
+        key: Hashable = (shapes, with_tail, covers_all)
 
         def encode(x: Tensor, slots: Tensor, places: Tensor, *mask: Tensor) -> None:
             rows = Rows(slots, places, covers_all)
             self._run(state, x, rows, mask[0] if mask else None, with_tail)
 
         self.graphs.run(slab, key, encode, inputs)
-
-    def _weights(self) -> tuple[int, ...]:
-        """Addresses that tell whether the weights are still those of a recorded pass."""
-        return tuple(next(block.layer.parameters()).data_ptr() for block in self.blocks)
 
     def _run(
         self, state: MotionState, x: Tensor, rows: Rows, mask: Tensor | None, with_tail: bool

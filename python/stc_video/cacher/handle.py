@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Attaching a cacher to a tower, and the handle that controls it."""
+"""The handle of a cacher that is attached to a tower."""
 
 from __future__ import annotations
 
@@ -24,63 +24,10 @@ from stc_video.cacher.requests import RequestWatcher, TowerRequest, has_foreign_
 from stc_video.cacher.stats import CacheStats, Counters, FrameRecord
 from stc_video.cacher.stream_pool import StreamPool
 from stc_video.cacher.stream_state import Layout, Stream
+from stc_video.cacher.weight_watch import Change, WeightWatch
 from stc_video.config import DEFAULT_STREAM, CacheConfig
 from stc_video.towers.block import Tower
-from stc_video.towers.packed_vision import PackedTower
-from stc_video.towers.pre_norm import PreNormTower, key_mask
-from stc_video.versions import warn_if_untested
-
-
-def attach_cacher(tower: nn.Module, policy: str | CacheConfig = "motion") -> Cacher:
-    """Make a vision tower reuse what it computed for earlier frames.
-
-    ``tower(pixel_values)`` works as before. The rows of a batch are consecutive frames of one
-    stream, or, inside :meth:`Cacher.streams`, the next frames of several streams.
-
-    Parameters
-    ----------
-    tower
-        A SigLIP, SigLIP2, CLIP or DINOv2 vision model of transformers, LLaVA-NeXT's SigLIP, or the
-        tower of a Qwen2-VL, Qwen2.5-VL or Qwen3-VL (see :class:`PackedCacher`), in eval mode. Its
-        instances are patched; its class and its ``state_dict`` are not touched.
-    policy
-        ``"motion"``, ``"stc"``, or a :class:`CacheConfig`.
-
-    Returns
-    -------
-    Cacher
-        The handle: ``stats()``, ``reset()``, ``streams()``, ``paused()``, ``detach()``.
-
-    Raises
-    ------
-    UnsupportedModelError
-        If the tower is none of the supported ones; it is left untouched.
-    AttachError
-        If it has a cacher already.
-    ValueError
-        If a setting is out of range.
-
-    Examples
-    --------
-    >>> from transformers import SiglipVisionConfig, SiglipVisionModel
-    >>> import torch, stc_video
-    >>> config = SiglipVisionConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-    ...     num_attention_heads=4, image_size=56, patch_size=14)
-    >>> tower = SiglipVisionModel(config).eval()
-    >>> cacher = stc_video.attach_cacher(tower)
-    >>> frame = torch.rand(1, 3, 56, 56)
-    >>> _ = tower(frame), tower(frame)
-    >>> cacher.stats().dense, cacher.stats().unchanged
-    (1, 1)
-    >>> cacher.detach()
-    """
-    warn_if_untested()
-    packed = PackedTower.find(tower)
-    if packed is not None:
-        from stc_video.cacher.packed_frames import PackedCacher  # which is a Cacher itself
-
-        return PackedCacher(packed, CacheConfig.of(policy))
-    return Cacher(PreNormTower.of(tower), CacheConfig.of(policy))
+from stc_video.towers.pre_norm import key_mask
 
 
 class Cacher:
@@ -102,11 +49,6 @@ class Cacher:
     def __init__(self, tower: Tower, config: CacheConfig) -> None:
         self.config = config
         self.last_frames: list[FrameRecord] = []
-        # A layer of `stc` asks for keys of all tokens, and for the rest of some.
-        self._packed = PackedWeights(config.pack_weights, fuses_on_cpu=config.policy == "motion")
-        self._tower = tower = self._packed.fuse(tower)
-        self._pool = StreamPool()
-        self._policy = make_policy(tower, config, self._pool)
         self._streams: dict[str, Stream] = {}
         # Totals of the streams that were removed.
         self._removed = Counters()
@@ -117,17 +59,37 @@ class Cacher:
         self._pending: Outputs = {}
         self._watcher = RequestWatcher(tower.ancestors, self._check_call)
         self._patches: list[InstancePatch] = []
-        self._install()
+        self._watch: WeightWatch | None = None
+        self._take(tower)
 
     def __repr__(self) -> str:
         state = "attached to" if self._patches else "detached from"
         name = type(self._tower.root).__name__
         return f"<Cacher {state} {name}, policy {self.config.policy}>"
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        raise TypeError(
+            "a Cacher cannot be copied or pickled, because it belongs to one tower; attach_cacher "
+            "gives a copy of that its own"
+        )
+
     # -- attaching ---------------------------------------------------------------------------
 
+    def _take(self, tower: Tower) -> None:
+        """Put everything that depends on the tower's modules on them."""
+        config = self.config
+        # A layer of `stc` asks for keys of all tokens, and for the rest of some.
+        self._packed = PackedWeights(config.pack_weights, fuses_on_cpu=config.policy == "motion")
+        self._tower = tower = self._packed.fuse(tower)
+        self._pool = StreamPool()
+        self._policy = make_policy(tower, config, self._pool)
+        self._watcher.ancestors = tower.ancestors
+        self._install()
+        self._watch = WeightWatch(tower)
+
     def _install(self) -> None:
-        forwards = [self._first_forward, *[self._later_forward(i) for i in self._later_layers()]]
+        later = range(1, len(self._tower.blocks))
+        forwards = [self._first_forward, *map(self._later_forward, later)]
         self._patches = InstancePatch.install_all(
             (block.layer for block in self._tower.blocks),
             map(as_function, forwards),
@@ -149,11 +111,8 @@ class Cacher:
         self._watcher.remove()
         self._packed.remove()
 
-    def _later_layers(self) -> range:
-        return range(1, len(self._tower.blocks))
-
     def detach(self, *, force: bool = False) -> None:
-        """Take the cacher off; the tower is then exactly as before.
+        """Take the cacher off; the tower is then exactly as before. ``stats()`` keeps its totals.
 
         Parameters
         ----------
@@ -168,10 +127,46 @@ class Cacher:
         if not force:
             check_in_place(self._patches, self._tower.root, owner="cacher", undo="detach")
         self._remove()
-        self._streams.clear()
+        self._watch = None
+        for stream in self._streams.values():
+            stream.drop_state()
         self._pool.slabs.clear()
         if self._policy.graphs is not None:
             self._policy.graphs.clear()
+
+    # -- a tower that changes ----------------------------------------------------------------
+
+    def refresh(self) -> None:
+        """Drop everything that was derived from the tower's weights, and look at it again.
+
+        For the changes that are not noticed by themselves (``docs/cacher.md``). The next frame of
+        each stream is dense; totals are kept. If the tower is no longer a supported one, it is left
+        without a cacher, and UnsupportedModelError raised.
+        """
+        if self._watch is not None:
+            self._start_over(Change("refresh() was called", is_structural=True))
+
+    def _notice_changes(self) -> None:
+        """Start over if the tower is not what it was when the streams' states were computed."""
+        if self._watch is not None and (change := self._watch.look()) is not None:
+            self._start_over(change)
+            self._watch.look()  # the next change counts from here on
+
+    def _start_over(self, change: Change) -> None:
+        if change.is_structural:
+            check_in_place(self._patches, self._tower.root, owner="cacher", undo="detach")
+        for stream in self._streams.values():
+            stream.restart(f"the tower changed: {change.what}")
+        if change.is_structural:
+            timings, self._watch = self._policy.timings, None
+            self._remove()
+            self._take(self._tower.rescan())
+            self._policy.timings = timings
+            return
+        self._packed.mark_stale()
+        if self._policy.graphs is not None:
+            self._policy.graphs.clear()
+        self._watch = WeightWatch(self._tower)
 
     # -- streams and totals ------------------------------------------------------------------
 
@@ -180,18 +175,19 @@ class Cacher:
         """Inside the block, row i of a batch is the next frame of stream ``names[i]``.
 
         A batch of k times as many rows has the next k frames of the first stream, then of the
-        second, and so on.
+        second, and so on. A string is the name of one stream.
 
         Raises
         ------
         ValueError
             If a name occurs twice or is empty.
         """
+        names = (names,) if isinstance(names, str) else tuple(names)
         if not names or len(set(names)) != len(names) or not all(names):
             raise ValueError(
                 f"streams: names must be one or more different, non-empty names, got {list(names)}"
             )
-        before, self._active = self._active, tuple(names)
+        before, self._active = self._active, names
         try:
             yield
         finally:
@@ -281,6 +277,7 @@ class Cacher:
 
     def stream_state(self, stream: str) -> Stream | None:
         """Return a copy of what is kept of a stream, to be saved; None if there is no such one."""
+        self._notice_changes()
         found = self._streams.get(stream)
         return None if found is None else found.detached()
 
@@ -296,13 +293,14 @@ class Cacher:
 
     def stats(self) -> CacheStats:
         """Return the totals since the cacher was attached, over all streams and for each."""
+        promised = self.config.promised
         each = {
-            name: CacheStats.of(stream.counters, stream.nbytes)
+            name: CacheStats.of(stream.counters, stream.nbytes, promised)
             for name, stream in list(self._streams.items())  # other threads may add some
         }
         return CacheStats.total(
             each,
-            CacheStats.of(self._removed, 0),
+            CacheStats.of(self._removed, 0, promised),
             free_bytes=self._pool.free_bytes,
             packed_bytes=self._packed.nbytes,
             timings=self._policy.timings,
@@ -316,6 +314,8 @@ class Cacher:
         self._pending = {}
         if self._is_paused:
             return False
+        if module is self._tower.root and self._watch is not None and self._watch.is_taken_apart():
+            self._notice_changes()  # before a block runs that may be another one
         if module.training:
             raise RuntimeError(
                 f"{type(module).__name__}: a cached tower is for inference only; call eval() "
@@ -347,6 +347,7 @@ class Cacher:
         patch = self._patches[0]
         if self._is_paused or layer is not patch.module:
             return run_stock(patch, layer, hidden_states, *args, **kw)
+        self._notice_changes()
         with torch.no_grad(), self._packed.active():
             self._pending = self._encode(hidden_states, mask_of(args, kw))
         return self._hand_out(0, hidden_states)

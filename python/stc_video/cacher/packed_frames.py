@@ -59,9 +59,9 @@ class PackedStream(Stream):
 
     merged: dict[int, Merged] = field(default_factory=dict)
 
-    def restart(self, reason: str) -> None:
-        """Drop the state; the next frame is dense and gives this reason."""
-        super().restart(reason)
+    def drop_state(self) -> None:
+        """Forget what was kept and give the slot back."""
+        super().drop_state()
         self.merged = {}
 
     def detached(self) -> PackedStream:
@@ -153,6 +153,7 @@ class PackedCacher(Cacher):
         patch = self._patches[0]
         if self._is_paused or layer is not patch.module:
             return run_stock(patch, layer, hidden_states, *args, **kw)
+        self._notice_changes()
         with torch.no_grad(), self._packed.active():
             self._encode_packed(hidden_states, kw["position_embeddings"])
         return self._hand_out(0, hidden_states)

@@ -12,7 +12,7 @@ it idle; their weights are kept a second time, one behind the other.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -21,8 +21,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear as product
 
-from stc_video.cacher.patching import InstancePatch
-from stc_video.towers.block import Block, Tower
+from stc_video.cacher.patching import InstancePatch, has_own_forward
+from stc_video.towers.block import Block, Tower, is_plain_linear
 from stc_video.towers.pre_norm import PreNormBlock, PreNormTower
 
 #: rows that the packed layout is chosen for: an eighth to a half of a few hundred tokens
@@ -33,18 +33,21 @@ _TYPICAL_ROWS = 192
 class WeightCopy:
     """The weights of one or several layers of the same input, as one matrix.
 
-    It is made when it is first needed, and again when the weights change.
+    It is made when it is first needed, and again when somebody said that it is out of date, or for
+    another dtype or device.
     """
 
     linears: tuple[nn.Linear, ...]
     weight: Tensor | None = None
     bias: Tensor | None = None
     nbytes: int = 0
-    made_from: tuple[tuple[int, int], ...] = ()
+    is_stale: bool = True
+    made_for: tuple[torch.dtype, torch.device] | None = None
 
     def multiply(self, x: Tensor) -> Tensor:
         """Return what the layers return for ``x``, side by side."""
-        self.refresh()
+        if self.is_stale or self.made_for != (x.dtype, x.device):
+            self.refresh()
         assert self.weight is not None
         if not _packs(x.device):
             return product(x, self.weight, self.bias)
@@ -55,17 +58,10 @@ class WeightCopy:
         return out.to(x.dtype)
 
     def refresh(self) -> None:
-        """Make the copy, if there is none or the weights have changed."""
-        identity = tuple(
-            (parameter.data_ptr(), parameter._version)
-            for linear in self.linears
-            for parameter in (linear.weight, linear.bias)
-            if parameter is not None
-        )
-        if self.weight is not None and identity == self.made_from:
-            return
+        """Make the copy."""
         with torch.inference_mode(False), torch.no_grad():
             weight = torch.cat([linear.weight.detach() for linear in self.linears])
+            self.made_for = weight.dtype, weight.device
             bias = _joined_bias(self.linears)
             if _packs(weight.device):
                 dtype = _multiplied_in(weight.dtype)
@@ -76,7 +72,7 @@ class WeightCopy:
                 self.nbytes = weight.nbytes + (0 if bias is None else bias.nbytes)
                 self.weight = _kept_in_place(self.weight, weight)
                 self.bias = None if bias is None else _kept_in_place(self.bias, bias)
-        self.made_from = identity
+        self.is_stale = False
 
 
 @dataclass
@@ -96,14 +92,17 @@ class PackedWeights:
     fuses_on_cpu: bool = True
     _patches: dict[nn.Linear, InstancePatch] = field(default_factory=dict)
     _copies: list[WeightCopy] = field(default_factory=list)
-    _fused: list[WeightCopy] = field(default_factory=list)
+    _fused: dict[nn.Module, WeightCopy] = field(default_factory=dict)
     _is_active: bool = False
 
     def fuse(self, tower: Tower) -> Tower:
         """Return the tower with blocks whose three projections are one product where they may."""
         if not self.enabled or not isinstance(tower, PreNormTower):
             return tower
-        blocks = tuple(replace(one, project_together=self._fused_on(one)) for one in tower.blocks)
+        blocks = tuple(
+            replace(one, project_together=functools.partial(self._project_together, one))
+            for one in tower.blocks
+        )
         return replace(tower, blocks=blocks)
 
     def install(self, blocks: Sequence[Block]) -> None:
@@ -112,14 +111,16 @@ class PackedWeights:
             return
         for block in blocks:
             for module in block.layer.modules():
-                if type(module) is nn.Linear:
+                if type(module) is nn.Linear and has_own_forward(module):
                     self._install_on(module)
+            if isinstance(block, PreNormBlock):
+                self._fuse_on(block)
 
     def _install_on(self, linear: nn.Linear) -> None:
         copy = WeightCopy((linear,))
 
         def forward(module: nn.Linear, x: Tensor) -> Any:
-            # A deep copy of the model carries this forward along, but not this object's weight.
+            # A replica that shares the module's attributes (DataParallel) has other weights.
             if module is not linear:
                 return nn.Linear.forward(module, x)
             if self._is_active and _packs(x.device) and _is_eligible(module, x):
@@ -130,43 +131,41 @@ class PackedWeights:
         self._patches[linear] = patch
         self._copies.append(copy)
 
-    def _fused_on(self, block: PreNormBlock) -> Callable[[Tensor], Sequence[Tensor] | None] | None:
-        linears = [m for m in (block.query, block.key, block.value) if type(m) is nn.Linear]
-        if len(linears) < 3:
-            return None
-        copy = WeightCopy(tuple(linears))
-        self._fused.append(copy)
-        self._copies.append(copy)
-        sizes = [linear.out_features for linear in linears]
+    def _fuse_on(self, block: PreNormBlock) -> None:
+        linears = tuple(m for m in (block.query, block.key, block.value) if type(m) is nn.Linear)
+        if len(linears) == 3:
+            self._fused[block.layer] = copy = WeightCopy(linears)
+            self._copies.append(copy)
 
-        def project_together(normed: Tensor) -> Sequence[Tensor] | None:
-            if _packs(normed.device) and not self.fuses_on_cpu:
-                return None
-            if all(self._is_plain(one) and _is_eligible(one, normed) for one in linears):
-                parts: Sequence[Tensor] = copy.multiply(normed).split(sizes, dim=-1)
-                return parts
+    def _project_together(self, block: PreNormBlock, normed: Tensor) -> Sequence[Tensor] | None:
+        """Multiply by query, key and value in one; None where they must be called as modules."""
+        copy = self._fused.get(block.layer)
+        if copy is None or (_packs(normed.device) and not self.fuses_on_cpu):
             return None
-
-        return project_together
+        if copy.linears != (block.query, block.key, block.value):
+            return None
+        if not all(self._is_plain(one) and _is_eligible(one, normed) for one in copy.linears):
+            return None
+        sizes = [linear.out_features for linear in copy.linears]
+        parts: Sequence[Tensor] = copy.multiply(normed).split(sizes, dim=-1)
+        return parts
 
     def _is_plain(self, linear: nn.Linear) -> bool:
         """Whether calling a layer would do nothing but multiply: no hook, no other's forward."""
         patch = self._patches.get(linear)
-        return (
-            patch is not None
-            and type(linear) is nn.Linear
-            and linear.__dict__.get("forward") is patch.ours
-            and patch.before is None
-            and not linear._forward_hooks
-            and not linear._forward_pre_hooks
-        )
+        return patch is not None and patch.in_place and is_plain_linear(linear)
+
+    def mark_stale(self) -> None:
+        """Note that the weights changed; each copy is made again when it is next needed."""
+        for copy in self._copies:
+            copy.is_stale = True
 
     @contextmanager
     def active(self) -> Iterator[None]:
         """Inside the block, eligible products use the copies."""
         # A recorded pass reads the copies without asking whether they are up to date.
-        for copy in self._fused:
-            if copy.weight is not None and copy.linears[0].weight.is_cuda:
+        for copy in self._fused.values():
+            if copy.is_stale and copy.weight is not None and copy.linears[0].weight.is_cuda:
                 copy.refresh()
         self._is_active = True
         try:
@@ -177,7 +176,10 @@ class PackedWeights:
     def remove(self) -> None:
         """Take the patches off and free the copies."""
         for patch in self._patches.values():
-            patch.remove()
+            if (
+                patch.in_place
+            ):  # else somebody's forward is over ours, which then calls the stock one
+                patch.remove()
         for copy in self._copies:
             copy.weight = copy.bias = None
         self._patches.clear()

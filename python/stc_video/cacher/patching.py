@@ -2,13 +2,17 @@
 """Putting a forward on single module instances, and taking it off again exactly.
 
 Instances are patched, never classes, modules are never replaced, and nothing is stored on them,
-so that ``state_dict`` keys, hidden-state capture and other models stay as they are.
+so that ``state_dict`` keys, hidden-state capture and other models stay as they are. A copy of a
+patched module, by ``copy.deepcopy``, ``pickle`` or ``torch.save``, is a stock module.
 """
 
 from __future__ import annotations
 
+import contextlib
+import inspect
+import operator
 import types
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,11 +20,74 @@ import torch
 from torch import Tensor, nn
 
 from stc_video.errors import AttachError
-
-#: marks our forwards with the handle they belong to, to recognise a module that is patched already
-MARK = "_stc_video_owner"
+from stc_video.towers.block import PATCH_MARK
 
 CACHER_TITLE = "a cacher; detach that one first"
+
+
+class PatchedMethod:
+    """A method that we put on one instance. A copy of the instance gets the one from before.
+
+    Parameters
+    ----------
+    function
+        What is called, with the instance as its first argument.
+    instance
+        A module.
+    name
+        The name of the method in the instance's class.
+    before
+        What the instance had in its place; None for its class's own method.
+    """
+
+    # A slot is not copied by functools.update_wrapper when somebody wraps us.
+    __slots__ = ("__dict__", PATCH_MARK)
+
+    def __init__(
+        self, function: Callable[..., Any], instance: nn.Module, name: str, before: Any = None
+    ) -> None:
+        self.function = function
+        self.instance = instance
+        self.name = self.__name__ = name
+        self.before = before
+        self.__doc__ = function.__doc__
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        return inspect.signature(types.MethodType(self.function, self.instance))
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the function with the instance."""
+        return self.function(self.instance, *args, **kwargs)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self.before is not None:
+            return operator.itemgetter(0), ((self.before,),)
+        # Looked up while the copy is still empty, so that its class's method is found.
+        return getattr, (self.instance, self.name)
+
+
+class PatchedHook:
+    """A hook that we put on one instance. On a copy of the instance it does nothing."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function = function
+
+    def __call__(self, *args: Any) -> Any:
+        """Call the function."""
+        return self.function(*args)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Of the standard library: takes any arguments, returns None, needs no stc_video to load.
+        return getattr, (contextlib.nullcontext(), "__exit__")
+
+
+def foreign_hooks(module: nn.Module) -> Iterator[Callable[..., Any]]:
+    """Iterate over a module's forward hooks that are neither ours nor transformers' own capture."""
+    for hook in (*module._forward_pre_hooks.values(), *module._forward_hooks.values()):
+        is_capture = "output_capturing" in getattr(hook, "__module__", "")
+        if not is_capture and not isinstance(hook, PatchedHook):
+            yield hook
 
 
 @dataclass
@@ -43,7 +110,7 @@ class InstancePatch:
 
     module: nn.Module
     slot: str
-    ours: types.MethodType
+    ours: PatchedMethod
     before: Any
 
     @classmethod
@@ -62,10 +129,10 @@ class InstancePatch:
         module
             The module.
         forward
-            A function, which is marked.
+            A function.
         owner
-            The handle that it belongs to. Its ``title``, such as ``"a cacher; detach that one
-            first"``, completes the error of whoever comes next.
+            The handle that it belongs to, with which it is marked. Its ``title``, such as
+            ``"a cacher; detach that one first"``, completes the error of whoever comes next.
         caller
             Function that this error names.
 
@@ -76,13 +143,13 @@ class InstancePatch:
         """
         slot = _slot(module)
         before = module.__dict__.get(slot)
-        if hasattr(before, MARK):
-            title = getattr(getattr(before, MARK), "title", CACHER_TITLE)
+        if hasattr(before, PATCH_MARK):
+            title = getattr(getattr(before, PATCH_MARK), "title", CACHER_TITLE)
             raise AttachError(f"{caller}: {type(module).__name__} already has {title}")
-        setattr(forward, MARK, owner)
-        patch = cls(module, slot, types.MethodType(forward, module), before)
-        setattr(module, slot, patch.ours)
-        return patch
+        ours = PatchedMethod(forward, module, "forward", before)
+        setattr(ours, PATCH_MARK, owner)
+        setattr(module, slot, ours)
+        return cls(module, slot, ours, before)
 
     @classmethod
     def install_all(
@@ -124,9 +191,9 @@ class InstancePatch:
 
 
 def as_function(forward: Callable[..., Any]) -> Callable[..., Any]:
-    """Wrap a forward so that it can be marked and bound to a module.
+    """Wrap a forward so that a compiled tower calls it as it is.
 
-    A compiled tower calls it as it is: what it does depends on the frames and on the streams.
+    What it does depends on the frames and on the streams.
     """
 
     def patched(layer: nn.Module, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -139,16 +206,22 @@ def as_function(forward: Callable[..., Any]) -> Callable[..., Any]:
 def run_stock(patch: InstancePatch, layer: nn.Module, *args: Any, **kwargs: Any) -> Any:
     """Run a layer as if it were not patched.
 
-    A deep copy of a patched layer carries our forward along; it has no cacher of its own.
+    A replica that shares the layer's attributes (``DataParallel``) has no cacher of its own.
     """
     if layer is patch.module:
         return patch.stock(*args, **kwargs)
     return type(layer).forward(layer, *args, **kwargs)
 
 
+def has_own_forward(module: nn.Module) -> bool:
+    """Whether nobody put a forward of another kind on a module instance."""
+    before = module.__dict__.get(_slot(module))
+    return before is None or getattr(before, "__func__", None) is type(module).forward
+
+
 def owner_of(module: nn.Module) -> Any:
     """Return the handle whose forward is on a module, or None."""
-    return getattr(module.__dict__.get(_slot(module)), MARK, None)
+    return getattr(module.__dict__.get(_slot(module)), PATCH_MARK, None)
 
 
 def check_in_place(

@@ -17,6 +17,8 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
+from stc_video.cacher.patching import PatchedHook, foreign_hooks
+
 
 @dataclass
 class TowerRequest:
@@ -72,7 +74,7 @@ class RequestWatcher:
 
     def install(self) -> None:
         """Put a pre-hook on each module between the tower and its layers."""
-        notice = torch.compiler.disable(self._notice)
+        notice = PatchedHook(torch.compiler.disable(self._notice))
         for module in self.ancestors:
             self._hooks.append(module.register_forward_pre_hook(notice, with_kwargs=True))
 
@@ -139,7 +141,5 @@ def mask_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 def has_foreign_hook(layer: nn.Module) -> bool:
     """Whether somebody other than transformers' own capture hooks looks at a layer's output."""
-    return any(
-        "output_capturing" not in getattr(hook, "__module__", "")
-        for hook in layer._forward_hooks.values()
-    )
+    looking = set(map(id, layer._forward_hooks.values()))
+    return any(id(hook) in looking for hook in foreign_hooks(layer))

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
 
 import torch
@@ -75,6 +75,12 @@ class FrameRecord:
     similarity
         (tokens,) float32, the cosines that the selection went by (``stc``: of the first layer);
         None for a frame that was not compared.
+    audited
+        Whether the frame was encoded both ways, to measure what caching would have done to it.
+        The dense features were handed out, and both encodes are in ``cost``.
+    measured
+        Mean cosine over the tokens between the cached features of an audited frame and its dense
+        ones; None for any other frame.
     """
 
     stream: str
@@ -87,6 +93,8 @@ class FrameRecord:
     tokens: int
     similarity: Tensor | None = None
     selected: Sequence[Tensor] = field(default=(), repr=False)
+    audited: bool = False
+    measured: float | None = None
 
     @property
     def encoded(self) -> Tensor:
@@ -101,7 +109,11 @@ class FrameRecord:
 
 @dataclass
 class Counters:
-    """Running totals of one stream."""
+    """Running totals of one stream.
+
+    ``measured`` is the sum of the audits' cosines, ``error`` the sum of what all frames handed out
+    are taken to be off (1 - cosine) by the audits around them.
+    """
 
     frames: int = 0
     dense: int = 0
@@ -112,6 +124,9 @@ class Counters:
     resets: int = 0
     tokens_encoded: int = 0
     cost: float = 0.0
+    audits: int = 0
+    measured: float = 0.0
+    error: float = 0.0
 
     def add(self, record: FrameRecord, tokens_encoded: int) -> None:
         """Count one frame."""
@@ -121,6 +136,9 @@ class Counters:
         self.unchanged += record.kind == UNCHANGED
         self.tokens_encoded += tokens_encoded
         self.cost += record.cost
+        if record.measured is not None:
+            self.audits += 1
+            self.measured += record.measured
 
     def merge(self, other: Counters) -> None:
         """Add the totals of another stream."""
@@ -158,6 +176,20 @@ class CacheStats:
         What became of recorded passes (CUDA graphs); None where none are used.
     streams
         The same for each stream; empty inside a stream's own entry.
+    audits
+        Frames that were encoded both ways, cached and densely, to measure the error.
+    measured_cosine
+        Mean cosine between cached and dense features over the audits; None without one. It is that
+        of frames encoded the cached way, not of those handed out, many of which may be dense.
+    estimated_cosine
+        Mean cosine to a dense encode of all frames handed out, as far as the audits tell; None
+        without an audit. This is what must not be below ``promised``.
+    promised
+        The quality in force; None where nothing is promised (``stc``, a fixed threshold, audits
+        turned off).
+    promise_held
+        Whether the promise was kept, in every stream; None if nothing was promised, or nothing
+        measured yet.
     """
 
     frames: int
@@ -174,10 +206,17 @@ class CacheStats:
     timings: Timings | None = None
     graphs: GraphStats | None = None
     streams: dict[str, CacheStats] = field(default_factory=dict)
+    audits: int = 0
+    measured_cosine: float | None = None
+    estimated_cosine: float | None = None
+    promised: float | None = None
+    promise_held: bool | None = None
 
     @classmethod
-    def of(cls, counters: Counters, state_bytes: int) -> CacheStats:
-        """Close the totals of one stream."""
+    def of(cls, counters: Counters, state_bytes: int, promised: float | None = None) -> CacheStats:
+        """Close the totals of one stream, which were promised a mean cosine or nothing."""
+        audits = counters.audits
+        estimated = 1.0 - counters.error / counters.frames if audits else None
         return cls(
             frames=counters.frames,
             dense=counters.dense,
@@ -189,6 +228,11 @@ class CacheStats:
             cost=counters.cost / counters.frames if counters.frames else 1.0,
             state_bytes=state_bytes,
             guarded=counters.guarded,
+            audits=audits,
+            measured_cosine=counters.measured / audits if audits else None,
+            estimated_cosine=estimated,
+            promised=promised,
+            promise_held=None if promised is None or estimated is None else estimated >= promised,
         )
 
     @classmethod
@@ -205,6 +249,8 @@ class CacheStats:
         """Sum the totals of the streams, those of removed ones included."""
         each = [*streams.values(), removed]
         frames = sum(s.frames for s in each)
+        measured = [s for s in each if s.audits]
+        held = [s.promise_held for s in each if s.promise_held is not None]
         return cls(
             frames=frames,
             dense=sum(s.dense for s in each),
@@ -220,4 +266,16 @@ class CacheStats:
             timings=timings,
             graphs=graphs,
             streams=streams,
+            audits=sum(s.audits for s in measured),
+            measured_cosine=_mean((s.measured_cosine, s.audits) for s in measured),
+            estimated_cosine=_mean((s.estimated_cosine, s.frames) for s in measured),
+            promised=removed.promised,
+            promise_held=all(held) if held else None,
         )
+
+
+def _mean(weighted: Iterable[tuple[float | None, int]]) -> float | None:
+    """Mean of values with weights; None without any."""
+    known = [(value, weight) for value, weight in weighted if value is not None]
+    total = sum(weight for _, weight in known)
+    return sum(value * weight for value, weight in known) / total if total else None

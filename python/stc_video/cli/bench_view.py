@@ -11,9 +11,15 @@ from rich.table import Table
 from stc_video.bench.limits import Outcome
 from stc_video.bench.table import Measured, Row, shown_ratio
 
-__all__ = ["show_case", "show_limits"]
+__all__ = ["case_name", "show_case", "show_limits"]
 
 _TICK, _CROSS = "[green]✓[/green]", "[red]✗[/red]"
+
+
+def case_name(row: Row) -> str:
+    """Name the case of a row in a sentence."""
+    streams = _count(row.streams, "stream")
+    return f"{row.geometry}, {row.dtype}, {streams}, {shown_ratio(row.ratio)} of the tokens"
 
 
 def show_case(console: Console, case: Measured) -> None:

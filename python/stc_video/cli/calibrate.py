@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,12 +12,14 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
-from stc_video.calibration import Calibration
+from stc_video.calibration import Calibration, lowest_clip
 from stc_video.cli.environment import measured_on
-from stc_video.cli.output import collected_warnings, text_table
+from stc_video.cli.output import collected_warnings, show_verdict, text_table
 from stc_video.cli.progress import bars
 from stc_video.cli.stop import INTERRUPTED, Stop
 from stc_video.cli.study_settings import CalibrationSettings
+from stc_video.config import CacheConfig
+from stc_video.report.verdict import Verdict, calibration_verdict
 
 if TYPE_CHECKING:
     from stc_video.models.load import LoadedModel
@@ -57,7 +60,10 @@ def calibrate_tower(settings: CalibrationSettings, out: Path, command: str) -> i
     except KeyboardInterrupt:
         console.print("Stopped; nothing was written.")
         return INTERRUPTED
-    found.save(out)
+    verdict = _verdict(found)
+    # Kept with it, for who opens the file later.
+    facts = {"verdict": verdict.text, "verdict_level": verdict.level}
+    replace(found, facts={**found.facts, **facts}).save(out)
     for note in (*problems, *notes):
         console.print(f"Note: {note}", style="yellow", markup=False)
     console.print(_table(found))
@@ -67,6 +73,7 @@ def calibrate_tower(settings: CalibrationSettings, out: Path, command: str) -> i
         soft_wrap=True,
         markup=False,
     )
+    show_verdict(console, verdict)
     return 1 if problems else 0
 
 
@@ -95,16 +102,26 @@ def _measure(
 
 def _facts(settings: CalibrationSettings, model: LoadedModel, command: str) -> dict[str, str]:
     """Return what is kept with a calibration."""
+    from stc_video.video.location import locate
+
     here = measured_on(model)
     return {
         "model": model.name,
         "geometry": model.description,
         "device": str(here["device"]),
         "dtype": str(here["dtype"]),
-        "clips": ", ".join(path.name for path in settings.paths()),
+        "clips": ", ".join(locate(path).name for path in settings.paths()),
         "fps": ", ".join(f"{fps:g}" for fps in settings.rates()),
         "command": command,
     }
+
+
+def _verdict(found: Calibration) -> Verdict:
+    """Judge by the quality that is asked for by default, or the best one."""
+    wanted = CacheConfig().quality
+    least = lowest_clip(min(wanted, found.best_quality)) - 1e-9  # of the best point itself
+    costs = [point.cost for point in found.points if point.worst_clip >= least]
+    return calibration_verdict(found.best_quality, wanted, min(costs, default=None))
 
 
 def _table(found: Calibration) -> Table:

@@ -10,18 +10,19 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from stc_video.cli.output import show_verdict
 from stc_video.memory import RekvConfig
 from stc_video.models.chat import load_chat_model
 from stc_video.report.tables import clock, milliseconds
+from stc_video.report.verdict import cache_verdict
 from stc_video.session import Answer, StreamingSession
 from stc_video.session.streaming import AnswerStream
-from stc_video.video import VideoError
-from stc_video.video.live import LiveVideo, is_live
+from stc_video.video.live import LiveVideo
 
 __all__ = ["run_chat"]
 
 _HELP = (
-    "A line is a question. /wait waits for the end of a file, /stats shows times and memory, "
+    "A line is a question. /wait waits for the end of a recording, /stats shows times and memory, "
     "/reset forgets video and conversation, /quit ends."
 )
 _SHOWN_TIMES = 6
@@ -80,11 +81,11 @@ def run_chat(
         chat.model, chat.processor, memory=memory, tokens_per_frame=tokens_per_frame
     ) as session:
         camera = _Camera(session, video, console)
-        conversation = _Conversation(session, camera, console, max_new_tokens)
+        conversation = _Conversation(session, camera, console, max_new_tokens, chat.random)
         console.print(_HELP, style="dim")
         camera.start()
         try:
-            conversation.run(waits=not is_live(source))
+            conversation.run()
         finally:
             stop.set()
             camera.join()
@@ -106,7 +107,10 @@ class _Camera(threading.Thread):
             for frame in self.video:
                 self._session.push(frame.image, frame.time)
                 self.seen_first.set()
-        except (VideoError, RuntimeError) as error:
+            if not self.video.stopped:
+                notes = self.video.stats().notes()
+                self._console.print("; ".join(["The video has ended", *notes]), style="dim")
+        except (ValueError, RuntimeError) as error:
             self.problem = error
             if self.seen_first.is_set():
                 text = f"The video broke off: {error}"
@@ -119,12 +123,17 @@ class _Conversation:
     """Reads lines and answers them."""
 
     def __init__(
-        self, session: StreamingSession, camera: _Camera, console: Console, max_new_tokens: int
+        self,
+        session: StreamingSession,
+        camera: _Camera,
+        console: Console,
+        max_new_tokens: int,
+        random: bool,
     ) -> None:
         self._session, self._camera, self._console = session, camera, console
-        self._max_new_tokens = max_new_tokens
+        self._max_new_tokens, self._random = max_new_tokens, random
 
-    def run(self, *, waits: bool) -> None:
+    def run(self) -> None:
         """Go on until the input ends."""
         self._camera.seen_first.wait()
         if self._camera.problem is not None and not self._session.stats().frames:
@@ -132,8 +141,8 @@ class _Conversation:
         while (line := self._read()) is not None:
             if line in ("/quit", "/exit"):
                 return
-            if line == "/wait" and not waits:
-                self._console.print("/wait is for files; a camera does not end.")
+            if line == "/wait" and self._camera.video.is_live:
+                self._console.print("/wait is for recordings; a live source may never end.")
             elif line == "/wait":
                 self._camera.join()
             elif line == "/stats":
@@ -173,6 +182,9 @@ class _Conversation:
         except KeyboardInterrupt:
             self._console.print("\nStopped.", style="yellow")
             return
+        except ValueError as error:
+            self._console.print(str(error), style="red", markup=False)
+            return
         self._console.print()
         self._console.print(_facts(answer, stream.first_token), style="dim", markup=False)
 
@@ -187,11 +199,25 @@ class _Conversation:
                 table.add_row(stage, str(times.count), median, p99)
         self._console.print(table)
         held = ", ".join(f"{name} {size / 1e6:.1f} MB" for name, size in stats.bytes.items())
-        skipped = self._camera.video.skipped
+        source = self._camera.video.stats()
         self._console.print(
-            f"{stats.frames} frames seen, {skipped} skipped because they came too late, "
+            f"{stats.frames} frames seen, {source.skipped} skipped because they came too late, "
             f"{stats.memory_tokens} tokens remembered; {held}"
         )
+        for note in source.notes():
+            self._console.print(f"The video: {note}", style="yellow", markup=False)
+        if (cache := stats.cache) is not None:
+            verdict = cache_verdict(
+                frames=cache.frames,
+                work=cache.cost,
+                promised=cache.promised,
+                measured=cache.estimated_cosine,
+                how="by its audits",
+                held=cache.promise_held,
+                random=self._random,
+                pruned=True,
+            )
+            show_verdict(self._console, verdict)
 
 
 def _facts(answer: Answer, first_token: float) -> str:

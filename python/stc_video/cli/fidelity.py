@@ -62,7 +62,9 @@ def study_fidelity(settings: FidelitySettings, out: Path, command: str) -> int:
     settings.grid()  # wrong options should not wait for a model
     settings.rates()
     settings.loaded_calibration()
-    view = View("fidelity", page.write_fidelity, page.headline, page.shown_tables, _REMARK)
+    view = View(
+        "fidelity", page.write_fidelity, page.headline, page.verdict, page.shown_tables, _REMARK
+    )
     study = report_study(partial(_run, settings), view, out, command)
     if study is None:
         return INTERRUPTED

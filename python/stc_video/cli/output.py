@@ -11,14 +11,20 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from rich.console import Console
 from rich.table import Table
 
-__all__ = ["collected_warnings", "command_line", "prepare_folder", "text_table"]
+from stc_video.addresses import without_password
+from stc_video.report.verdict import Verdict
+
+__all__ = ["collected_warnings", "command_line", "prepare_folder", "show_verdict", "text_table"]
+
+_COLOURS = {"good": "bold green", "mixed": "bold yellow", "bad": "bold red"}
 
 
 def command_line() -> str:
-    """Return the command as it was typed, for the report."""
-    return shlex.join(["stc", *sys.argv[1:]])
+    """Return the command as it was typed, for the report, without passwords in addresses."""
+    return without_password(shlex.join(["stc", *sys.argv[1:]]))
 
 
 def prepare_folder(out: Path) -> None:
@@ -41,6 +47,12 @@ def collected_warnings() -> Iterator[list[str]]:
     for warning in caught:
         if warning.category.__module__.startswith("stc_") and str(warning.message) not in notes:
             notes.append(str(warning.message))
+
+
+def show_verdict(console: Console, verdict: Verdict) -> None:
+    """Print a verdict, on one line and in its colour."""
+    style = _COLOURS[verdict.level]
+    console.print(f"Verdict: {verdict.text}", style=style, markup=False, soft_wrap=True)
 
 
 def text_table(header: Sequence[str], rows: Sequence[Sequence[str]], title: str = "") -> Table:

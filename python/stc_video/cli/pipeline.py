@@ -4,8 +4,7 @@
 from __future__ import annotations
 
 import random
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -18,7 +17,7 @@ from stc_video.cli.stop import Stop
 from stc_video.clock import Clock
 from stc_video.models.load import LoadedModel
 from stc_video.pruners import PrunedTokens, make_pruner
-from stc_video.report import FrameRecord
+from stc_video.report import FrameRecord, PromiseFacts
 from stc_video.report.pictures import webp
 from stc_video.video import VideoError, VideoFrame, VideoSource
 
@@ -39,6 +38,8 @@ class Outcome:
         Why it did not complete, or None.
     state_bytes, resets
         Memory that the cacher held at the end, and how often it dropped its state.
+    promise
+        What it promised, and what its audits say.
     """
 
     frames: list[FrameRecord] = field(default_factory=list)
@@ -46,6 +47,7 @@ class Outcome:
     problem: str | None = None
     state_bytes: int = 0
     resets: int = 0
+    promise: PromiseFacts = field(default_factory=PromiseFacts)
 
     @property
     def cost(self) -> float:
@@ -69,6 +71,8 @@ class Pipeline:
     ----------
     feature_width : int
         Channels of the tokens that are pruned, known from the first frame on.
+    picture_size : (int, int)
+        Height and width of the first frame, upright.
     """
 
     def __init__(
@@ -77,6 +81,7 @@ class Pipeline:
         self.model = model
         self._interview = interview
         self.feature_width = 0
+        self.picture_size = (0, 0)
         self._settings = settings
         if settings.needs_attention and (model.side is not None or not model.prefix_tokens):
             raise ValueError(
@@ -126,10 +131,11 @@ class Pipeline:
         outcome, stop = Outcome(), Stop()
         try:
             with torch.inference_mode(), stop:
-                for frame, decoding in _timed(iter(video)):
+                video.stopped = lambda: stop.wanted
+                for frame in video:
                     if self._interview is not None:
                         self._interview.ask_before(frame.time)
-                    outcome.frames.append(self._encode(frame, decoding))
+                    outcome.frames.append(self._encode(frame))
                     on_frame(outcome)
                     if stop.wanted:
                         break
@@ -147,12 +153,16 @@ class Pipeline:
                 self._interview.finish()
         stats = self.cacher.stats()
         outcome.state_bytes, outcome.resets = stats.state_bytes, stats.resets
+        outcome.promise = PromiseFacts(
+            stats.promised, stats.audits, stats.estimated_cosine, stats.promise_held
+        )
         return outcome
 
-    def _encode(self, frame: VideoFrame, decoding: float) -> FrameRecord:
+    def _encode(self, frame: VideoFrame) -> FrameRecord:
         """Pass one frame through every stage."""
         model = self.model
         if frame.index == 0:
+            self.picture_size = frame.image.shape[0], frame.image.shape[1]
             self._warm_up(frame)
         clock = Clock(model.device)
         inputs = model.pixels([frame.image])
@@ -180,7 +190,7 @@ class Pipeline:
             similarity=mean,
             similarity_worst=worst,
             seconds={
-                "decode": decoding,
+                "decode": frame.decoding,
                 "preprocess": preprocessing,
                 "tower": encoding,
                 "project": projecting if model.side is not None else 0.0,
@@ -254,13 +264,3 @@ def measures(index: int, every: int) -> bool:
     block, place = divmod(index, every)
     choice = random.Random(f"dense reference {block}")
     return place == (choice.randrange(1, every) if block == 0 else choice.randrange(every))
-
-
-def _timed(frames: Iterator[VideoFrame]) -> Iterator[tuple[VideoFrame, float]]:
-    """Yield each frame with the seconds that decoding up to it took."""
-    while True:
-        start = time.perf_counter()
-        frame = next(frames, None)
-        if frame is None:
-            return
-        yield frame, time.perf_counter() - start

@@ -56,7 +56,9 @@ def study_videos(settings: PruneStudySettings, out: Path, command: str) -> int:
 
     settings.chosen_methods()  # wrong options should not wait for a model
     settings.chosen_budgets()
-    view = View("prune_study", page.write_study, page.headline, page.shown_tables, _REMARK)
+    view = View(
+        "prune_study", page.write_study, page.headline, page.verdict, page.shown_tables, _REMARK
+    )
     study = report_study(partial(_run, settings), view, out, command)
     if study is None:
         return INTERRUPTED

@@ -16,13 +16,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 
 from stc_video.cli.environment import chosen_backends, environment
-from stc_video.cli.output import collected_warnings, prepare_folder
+from stc_video.cli.output import collected_warnings, prepare_folder, show_verdict
 from stc_video.cli.settings import RunSettings
 from stc_video.report import (
     ModelFacts,
     RunRecord,
     VideoFacts,
     headline,
+    run_verdict,
     summarise,
     write_html,
     write_json,
@@ -37,6 +38,10 @@ if TYPE_CHECKING:
 
 __all__ = ["encode_video", "make_record", "run_video"]
 
+_LIVE = (
+    "Note: a live source goes on until Ctrl-C, --duration or --max-frames; the report is written "
+    "then"
+)
 _EXIT_CODES = {"complete": 0, "ended early": 1, "interrupted": 130}
 
 
@@ -72,6 +77,7 @@ def run_video(settings: RunSettings, out: Path, command: str) -> int:
     data = write_json(record, out / "report.json")
     _close(record, console)
     console.print(f"Report: [bold]{html}[/bold] (open in a browser) and {data}", soft_wrap=True)
+    show_verdict(console, run_verdict(record))
     if record.problem:
         error = Console(stderr=True, highlight=False, soft_wrap=True)
         error.print(f"{record.status}: {record.problem}", style="bold red", markup=False)
@@ -119,12 +125,15 @@ def encode_video(settings: RunSettings, command: str, console: Console) -> RunRe
         ) as video,
         use_backend(settings.backend) if settings.backend else nullcontext(),
     ):
-        _check_times(questions, video)
+        _check_times(questions, video, settings.start)
         with console.status("Loading the model ..."):
             model, interview = _load(settings, questions)
             backends = chosen_backends(model.device.type, settings.backend)
         if model.notice:
             console.print(f"Note: {model.notice}", style="yellow")
+        model.preprocessor = model.preprocessor.with_fit(settings.fit)
+        if video.is_live and settings.duration is None and settings.max_frames is None:
+            console.print(_LIVE, style="yellow")
         pipeline = Pipeline(model, settings, interview)
         try:
             with _progress(console, video.expected_frames) as show:
@@ -133,12 +142,30 @@ def encode_video(settings: RunSettings, command: str, console: Console) -> RunRe
             pipeline.close()
             if interview is not None:
                 interview.close()
-    record = make_record(settings, command, video, pipeline, outcome, backends, notes)
+        view = _view(pipeline)
+    record = make_record(settings, command, video, pipeline, outcome, backends, [*view, *notes])
     return record if interview is None else _with_answers(record, interview, questions)
 
 
-def _check_times(questions: Sequence[Question], video: VideoSource) -> None:
+def _view(pipeline: Pipeline) -> list[str]:
+    """Say what part of the pictures the model gets to see, if it is not the whole."""
+    height, width = pipeline.picture_size
+    rows, columns = pipeline.model.preprocessor.seen(height, width)
+    if rows * columns > 0.99 * height * width:
+        return []
+    return [
+        f"the model sees the middle {columns:.0f} x {rows:.0f} of {width} x {height} pixels, "
+        f"{100 * rows * columns / (height * width):.0f} % of the picture; --fit pad or --fit "
+        "stretch shows it the whole"
+    ]
+
+
+def _check_times(questions: Sequence[Question], video: VideoSource, start: float) -> None:
     for question in questions:
+        if question.time < start:
+            raise ValueError(
+                f"--at must not be before --start, which is {start:g} s, got {question.time:g} s"
+            )
         if video.duration is not None and video.duration < question.time < math.inf:
             raise ValueError(
                 f"--at must be within the video, which lasts {video.duration:.2f} s, "
@@ -220,8 +247,8 @@ def make_record(
         problem=outcome.problem,
         warnings=(*([model.notice] if model.notice else []), *notes),
         video=VideoFacts(
-            path=str(video.path),
-            name=video.path.name,
+            path=video.shown,
+            name=video.name,
             codec=video.codec,
             width=video.width,
             height=video.height,
@@ -236,6 +263,7 @@ def make_record(
         state_bytes=outcome.state_bytes,
         resets=outcome.resets,
         frames=tuple(outcome.frames),
+        promise=outcome.promise,
     )
 
 

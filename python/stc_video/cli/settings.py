@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -19,11 +18,12 @@ __all__ = ["RunSettings"]
 class RunSettings:
     """Options of `stc run` under the same names; None means the default of what it is for."""
 
-    video: Path | None = None
+    video: str | None = None
     fps: float = 2.0
     start: float = 0.0
     duration: float | None = None
     max_frames: int | None = None
+    fit: str | None = None
     policy: str = "motion"
     ratio: float | None = None
     interval: int | None = None

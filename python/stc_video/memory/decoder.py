@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.attention.bias import causal_lower_right
 from torch.nn.functional import scaled_dot_product_attention
 
+from stc_video.bypassed import refuse_hooks
 from stc_video.errors import UnsupportedModelError
 from stc_video.memory.rotary import Rotary
 
@@ -24,6 +25,8 @@ __all__ = ["Decoder", "DecoderLayer", "causal_mask"]
 
 _PARTS = ("input_layernorm", "self_attn", "post_attention_layernorm", "mlp")
 _PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
+#: attentions that compute what `scaled_dot_product_attention` computes
+_ATTENTIONS = ("eager", "sdpa", "flash_attention", "flex_attention", "kernels-community/")
 _FOREIGN = ("pre_feedforward_layernorm", "post_feedforward_layernorm")
 
 
@@ -116,6 +119,7 @@ class Decoder:
 
     def __init__(self, model: nn.Module) -> None:
         stack: Any = model
+        _check_calls(stack)
         self.layers: Sequence[DecoderLayer] = [
             DecoderLayer.of(layer, stack.config) for layer in stack.layers
         ]
@@ -135,6 +139,21 @@ class Decoder:
         first = self.layers[0]
         size = torch.empty((), dtype=self.dtype).element_size()
         return len(self.layers) * 2 * first.key_heads * first.width * size
+
+
+def _check_calls(stack: Any) -> None:
+    """Refuse what is hung on the parts that are taken apart here, and attention of another kind."""
+    whole = {"the language model": stack}
+    for number, layer in enumerate(stack.layers):
+        whole[f"layer {number}"] = layer
+        whole[f"attention {number}"] = getattr(layer, "self_attn", layer)
+    refuse_hooks(whole, "memory")
+    kind = getattr(stack.config, "_attn_implementation", None)
+    if kind is not None and not str(kind).startswith(_ATTENTIONS):
+        raise UnsupportedModelError(
+            f"memory: the attention of the language model must be one of {', '.join(_ATTENTIONS)}, "
+            f"got {kind!r}, which would not be called"
+        )
 
 
 def _sections(config: Any) -> Sequence[int] | None:

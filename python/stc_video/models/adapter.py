@@ -169,6 +169,10 @@ class ModelAdapter(ABC):
     def session_side(self, processor: Any) -> SessionSide:
         """Prepare for a session with the model's processor or tokenizer."""
 
+    def before_answer(self, cache: Any) -> None:
+        """Look at the cache that a session's answer will be generated from."""
+        return
+
     def restore(self) -> None:
         """Take back what calls have left on the model."""
         return

@@ -23,9 +23,9 @@ from stc_video.cache_argument import cache_argument, cache_of
 from stc_video.config import CacheConfig
 from stc_video.errors import AttachError, UnsupportedModelError
 from stc_video.models.adapter import FrameEncoder
+from stc_video.models.conversation import Conversation, ConversationStream
 from stc_video.models.pictures import FrameLike, pictures_of
 from stc_video.models.qwen_frames import TemporalPatches
-from stc_video.models.qwen_prompt import Conversation, ConversationStream
 from stc_video.models.qwen_vl import QwenVLAdapter
 from stc_video.pruners import Pruner
 
@@ -240,7 +240,8 @@ class LiveCC:
         Comment
             One per turn: after the first six pictures, then after every two.
         """
-        self._waiting += pictures_of(pictures)
+        # The caller may use the array again for the next picture.
+        self._waiting += [picture.copy() for picture in pictures_of(pictures)]
         while len(self._waiting) >= (count := self._turn_size):
             turn, self._waiting = self._waiting[:count], self._waiting[count:]
             start = self._pictures / FPS

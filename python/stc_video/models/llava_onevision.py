@@ -3,21 +3,26 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from stc_video.cache_argument import CACHE
 from stc_video.errors import UnsupportedModelError
-from stc_video.models.adapter import FrameEncoder, ModelAdapter, SessionSide
-from stc_video.models.pictures import to_pixels, to_times
-from stc_video.models.placeholders import PrunedPrompt, prune_prompt, with_prompt
+from stc_video.models.adapter import SessionSide
+from stc_video.models.conversation import Conversation
+from stc_video.models.pictures import to_pixels, to_times, warn_if_unprepared
+from stc_video.models.placeholders import (
+    first_of_the_last,
+    kept_places,
+    shortened,
+    video_token,
+)
 from stc_video.models.preprocess import Preprocessor, default_processor
-from stc_video.pruners import PrunedTokens
+from stc_video.models.prompt import Encoder, Numbered, Written
+from stc_video.models.prompted import PromptedAdapter
 from stc_video.towers.pre_norm import PreNormTower
 from stc_video.versions import VIDEO_MODELS_FROM, require_transformers
 
@@ -105,7 +110,7 @@ class VisionSide:
         return (grid[0] + 1) // 2, (grid[1] + 1) // 2
 
 
-class LlavaOnevisionAdapter(ModelAdapter):
+class LlavaOnevisionAdapter(PromptedAdapter):
     """Runs a LLaVA-OneVision on prompts without the pruned tokens."""
 
     allowed_positions = ("repacked", "original")
@@ -117,8 +122,6 @@ class LlavaOnevisionAdapter(ModelAdapter):
         config: Any = self.tower.config
         size = config.image_size // config.patch_size
         self._grid = self._side.feature_grid((size, size))
-        # Positions of the prompt that `generate` is called with, for its first step.
-        self._prompt = threading.local()
 
     def features(self, pixels: Tensor, streams: int) -> Tensor:
         """Run tower, projector and pooling on frames (F, 3, h, w)."""
@@ -132,64 +135,79 @@ class LlavaOnevisionAdapter(ModelAdapter):
         """Prepare for a session with the model's processor or tokenizer."""
         return _LlavaSessionSide(self, getattr(processor, "image_processor", None))
 
-    def forward(
-        self, frames: FrameEncoder, stock: Callable[..., Any], arguments: dict[str, Any]
-    ) -> Any:
-        """Run the model's own forward on a prompt without the pruned tokens."""
-        positions = getattr(self._prompt, "positions", None)
-        embeds = arguments.get("inputs_embeds")
-        if positions is not None and embeds is not None:
-            # The first step of `generate`, which knows no other than consecutive positions.
-            self._prompt.positions = None
-            repeats = embeds.shape[0] // positions.shape[0]
-            arguments["position_ids"] = positions.repeat_interleave(repeats, 0)
-        if arguments.get("pixel_values_videos") is None or arguments.get("input_ids") is None:
-            return stock(**arguments)
-        return stock(**self._pruned(frames, arguments).arguments)
+    def write_pictures(
+        self, arguments: dict[str, Any], written: Written, said: Conversation, encode: Encoder
+    ) -> None:
+        """Write images, and the kept tokens and the newline of each video."""
+        self._write_images(arguments, written)
+        self._write_videos(arguments.get("pixel_values_videos"), written, encode)
 
-    def generate(
-        self, frames: FrameEncoder, stock: Callable[..., Any], arguments: dict[str, Any]
-    ) -> Any:
-        """Run the model's own generate on a prompt without the pruned tokens."""
-        given = arguments.get("input_ids")
-        if arguments.get("pixel_values_videos") is None or given is None:
-            return stock(**arguments)
-        prompt = self._pruned(frames, arguments)
-        arguments = prompt.arguments
-        positions = arguments.pop("position_ids", None)
-        if positions is not None:
-            # Decoding goes on at the number of tokens so far. Attention sees differences only,
-            # so all positions may be shifted to meet it.
-            last = arguments["attention_mask"].sum(-1, keepdim=True) - 1
-            self._prompt.positions = positions - positions[:, -1:] + last
-        if arguments.get("max_length") is not None:
-            arguments["max_length"] -= prompt.removed
-        try:
-            made = stock(input_ids=prompt.input_ids, **arguments)
-        finally:
-            self._prompt.positions = None
-        return with_prompt(made, given, prompt.input_ids.shape[1])
+    def number(self, numbered: Numbered, said: Conversation, pictures: Any) -> Tensor:
+        """Positions (1, B, n): those of the full prompt, or consecutive ones."""
+        if self.positions == "original":
+            places = (numbered.mask.cumsum(-1) - 1).clamp_min(0)[:, numbered.first :]
+            return shortened(places, numbered.keep, 0)[None]
+        return (numbered.short_mask.cumsum(-1) - 1).clamp_min(0)[None, :, numbered.past :]
 
-    def _pruned(self, frames: FrameEncoder, arguments: dict[str, Any]) -> PrunedPrompt:
-        cache = arguments.get(CACHE)
-        if cache is not None and cache.get_seq_length() > 0:
+    def _write_images(self, arguments: dict[str, Any], written: Written) -> None:
+        """Write the tokens of images, of which none is pruned."""
+        model: Any = self.model
+        is_image = written.ids == int(model.config.image_token_id)
+        count = int(is_image.sum())
+        if arguments.get("pixel_values") is None or (written.past and not count):
+            return  # those of earlier turns may be given again
+        taken = ("pixel_values", "image_sizes", "batch_num_images")
+        given = {name: arguments[name] for name in taken if arguments.get(name) is not None}
+        made = model.model.get_image_features(**given)
+        features = torch.cat(list(getattr(made, "pooler_output", made)))
+        if len(features) != count:
             raise ValueError(
-                "accelerated model: a video cannot be added to a cache with tokens; give the whole "
-                "conversation at once, or use StreamingSession"
+                f"accelerated model: the images need {len(features)} placeholders, got {count}"
             )
+        written.embeds[is_image] = features.to(written.embeds)
 
-        def encode(pixels: Tensor) -> list[PrunedTokens]:
-            """Encode and prune videos (V, F, 3, h, w), each as a stream of its own."""
-            kept = []
-            for number, video in enumerate(pixels):
-                stream = f"accelerate:{threading.get_ident()}:{number}"
-                kept.append(frames.prune(frames.encode(video, stream), stream))
-                frames.forget(stream)
-            return kept
+    def _write_videos(self, pixels: Any, written: Written, encode: Encoder) -> None:
+        model: Any = self.model
+        is_video = written.ids == video_token(model)
+        videos = _videos(pixels)
+        per_frame = self._grid[0] * self._grid[1]
+        counts = [len(video) * per_frame + 1 for video in videos]
+        found = int(is_video.sum())
+        first = first_of_the_last(counts, found)
+        if first is None or (first and not written.past):
+            frames = " or ".join(map(str, sorted({len(video) for video in videos}))) or "no"
+            raise ValueError(
+                f"accelerated model: {len(videos)} videos of {frames} frames need "
+                f"{sum(counts)} placeholders ({per_frame} per frame and one per "
+                f"video), got {found}"
+            )
+        newline: Tensor = model.model.image_newline
+        stay, features = [], []
+        for number, video in enumerate(videos[first:]):
+            kept = encode(video, number)
+            stay += [kept_places(kept, per_frame).to(written.ids.device), is_video.new_ones(1)]
+            features += [kept.packed(), newline[None].to(kept.tokens)]
+        if stay:
+            written.keep[is_video] = torch.cat(stay)
+            rows = torch.cat(features).to(written.embeds)
+            # Each placeholder that stays has one row of features.
+            written.embeds[is_video & written.keep] = rows
 
-        height, width = self._grid
-        with torch.no_grad():
-            return prune_prompt(self.model, arguments, encode, height * width, self.positions)
+
+def _videos(pixels: Any) -> list[Tensor]:
+    """Videos (F, 3, h, w) of a tensor (V, F, 3, h, w), or of a list of them of any lengths."""
+    if pixels is None:
+        return []
+    videos: list[Tensor] = []
+    for video in pixels:
+        videos += [video] if video.dim() == 4 else list(video)
+    for video in videos:
+        if video.dim() != 4 or not len(video):
+            raise ValueError(
+                "accelerated model: pixel_values_videos must be (V, F, 3, h, w), or a list of "
+                f"(F, 3, h, w), got a video of shape {tuple(video.shape)}"
+            )
+    return videos
 
 
 class _LlavaSessionSide(SessionSide):
@@ -200,11 +218,15 @@ class _LlavaSessionSide(SessionSide):
         self._is_original = adapter.positions == "original"
         self._preprocessor = frame_preprocessor(adapter.tower, images)
         self._size = int(self._model.config.vision_config.image_size)
+        self._has_seen = False
 
     def prepare(
         self, pictures: Any, timestamps: Sequence[float] | float | None
     ) -> tuple[Tensor | None, list[float | None]]:
         """Each picture is a frame (F, 3, S, S)."""
+        if not self._has_seen:
+            self._has_seen = True
+            warn_if_unprepared(pictures, self._size)
         pixels = to_pixels(pictures, self._preprocessor, self._size)
         return pixels, to_times(timestamps, len(pixels))
 

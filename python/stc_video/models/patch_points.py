@@ -231,6 +231,12 @@ class Integration:
             yield handle
             patches.set(model, HANDLE, handle)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        raise TypeError(
+            "a model with an integration cannot be copied or pickled, because its patches belong "
+            "to this instance; call model.stc.restore() first"
+        )
+
     def __enter__(self) -> Integration:
         return self
 

@@ -3,7 +3,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+import numbers
+import warnings
+from collections.abc import Iterable, Sequence
+from datetime import timedelta
+from decimal import Decimal
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -11,13 +16,29 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from stc_video.errors import StreamWarning
 from stc_video.models.preprocess import Preprocessor
 
-__all__ = ["FrameLike", "pictures_of", "to_pixels", "to_times"]
+__all__ = [
+    "FrameLike",
+    "TimeLike",
+    "is_prepared",
+    "pictures_of",
+    "rgb_picture",
+    "to_pixels",
+    "to_times",
+    "warn_if_unprepared",
+]
 
-#: a PIL image, a NumPy array, a tensor, or a sequence of these
+#: a PIL image, a PyAV frame, a NumPy array, a tensor, or a sequence of these
 FrameLike: TypeAlias = Any
+#: seconds as a number of any type, or a time span; one, several, or none
+TimeLike: TypeAlias = Any
 _Picture: TypeAlias = npt.NDArray[np.uint8]
+
+_ORIENTATION = 0x0112  # of Exif
+_CHANNELS = (1, 3, 4)  # grey, RGB, RGB with alpha
+_DTYPES = "uint8, uint16, bool, or float between 0 and 1"
 
 
 def to_pixels(frames: FrameLike, preprocessor: Preprocessor, size: int) -> Tensor:
@@ -26,9 +47,8 @@ def to_pixels(frames: FrameLike, preprocessor: Preprocessor, size: int) -> Tenso
     Parameters
     ----------
     frames
-        One frame or several: PIL images; NumPy arrays (H, W, 3) or (F, H, W, 3) uint8 RGB;
-        tensors (3, H, W) or (F, 3, H, W) uint8 RGB; or float tensors of that shape with H and W
-        the tower's size, which are taken as prepared already.
+        One frame or several, as for :func:`pictures_of`; a float tensor (F, 3, size, size) or
+        (3, size, size) is taken as prepared already.
     preprocessor
         Resizes and normalises.
     size
@@ -44,10 +64,11 @@ def to_pixels(frames: FrameLike, preprocessor: Preprocessor, size: int) -> Tenso
     TypeError
         If a frame is of another type.
     ValueError
-        If it is of another shape, or there is none.
+        If it is of another shape, its values are out of range, or there is none.
     """
-    if isinstance(frames, Tensor) and frames.is_floating_point():
-        return _prepared(frames, size)
+    if is_prepared(frames, (3, size, size)):
+        batch: Tensor = frames.reshape(-1, 3, size, size)
+        return batch
     pictures = pictures_of(frames)
     if not pictures:
         raise ValueError("push: frames must be one or more frames, got none")
@@ -61,52 +82,217 @@ def to_pixels(frames: FrameLike, preprocessor: Preprocessor, size: int) -> Tenso
     return torch.cat([preprocessor(part)["pixel_values"] for part in parts])
 
 
-def to_times(timestamps: Sequence[float] | float | None, frames: int) -> list[float | None]:
-    """Return one time, or None, for each frame."""
+def is_prepared(frames: FrameLike, shape: tuple[int, ...]) -> bool:
+    """Tell whether frames are a float tensor of the tower's input: (F, ...) or one."""
+    if not isinstance(frames, Tensor) or not frames.is_floating_point() or not len(frames):
+        return False
+    return frames.dim() - len(shape) in (0, 1) and tuple(frames.shape[-len(shape) :]) == shape
+
+
+def warn_if_unprepared(frames: FrameLike, size: int) -> None:
+    """Warn if a float tensor that passes for prepared pixels looks like a picture between 0 and 1.
+
+    Only what was normalised has values below 0, unless it is bright all over.
+    """
+    if not is_prepared(frames, (3, size, size)):
+        return
+    low, high = (float(bound) for bound in frames.detach().aminmax())
+    if low >= 0.0 and high <= 1.0:
+        warnings.warn(
+            f"push: a float tensor of the tower's size, {size} x {size}, is taken as normalised "
+            "pixels, but all its values are between 0 and 1; give a picture as uint8 or an array",
+            StreamWarning,
+            stacklevel=2,
+        )
+
+
+def to_times(timestamps: TimeLike, frames: int) -> list[float | None]:
+    """Return one time, or None, for each frame.
+
+    Parameters
+    ----------
+    timestamps
+        Seconds as numbers of any type (of Python, NumPy or torch), or time spans; one for each
+        frame, or one for a single frame; or None.
+    frames
+        How many there are.
+
+    Raises
+    ------
+    TypeError
+        If one is no number.
+    ValueError
+        If one is not finite, or there are not as many as frames.
+    """
     if timestamps is None:
         return [None] * frames
-    times = [timestamps] if isinstance(timestamps, (int, float)) else list(timestamps)
+    if isinstance(timestamps, Tensor):
+        timestamps = timestamps.tolist()
+    alone = isinstance(timestamps, (str, bytes)) or not isinstance(timestamps, Iterable)
+    if alone or getattr(timestamps, "ndim", 1) == 0:
+        timestamps = [timestamps]
+    times = list(timestamps)
     if len(times) != frames:
         raise ValueError(
             f"push: timestamps must be one for each of {frames} frames, got {len(times)}"
         )
-    return [float(time) for time in times]
+    return [_seconds(time) for time in times]
 
 
-def _prepared(frames: Tensor, size: int) -> Tensor:
-    batch = frames[None] if frames.dim() == 3 else frames
-    if batch.dim() != 4 or batch.shape[1:] != (3, size, size) or not len(batch):
-        raise ValueError(
-            f"push: float frames are prepared pixels and must be (F, 3, {size}, {size}) or "
-            f"(3, {size}, {size}), got shape {tuple(frames.shape)}"
-        )
-    return batch
+def _seconds(time: Any) -> float:
+    shown = repr(time)
+    if isinstance(time, np.ndarray) and time.ndim == 0:
+        time = time[()]
+    if isinstance(time, np.timedelta64):
+        time = time / np.timedelta64(1, "s")
+    elif isinstance(time, timedelta):
+        time = time.total_seconds()
+    elif isinstance(time, Tensor) and time.dim() == 0:
+        time = time.item()
+    if isinstance(time, (bool, np.datetime64)) or not isinstance(time, (numbers.Real, Decimal)):
+        raise TypeError(f"push: a timestamp must be a number of seconds, got {shown}")
+    try:
+        seconds = float(time)
+    except (OverflowError, ValueError):  # a huge integer, a signalling NaN
+        seconds = math.nan
+    if not math.isfinite(seconds):
+        raise ValueError(f"push: a timestamp must be a finite number of seconds, got {shown}")
+    return seconds
 
 
 def pictures_of(frames: FrameLike) -> list[_Picture]:
-    """Take frames apart into (H, W, 3) arrays; raises as :func:`to_pixels`."""
+    """Take frames apart into RGB pictures.
+
+    Parameters
+    ----------
+    frames
+        PIL images of any mode that has a meaning without further knowledge; PyAV frames; NumPy
+        arrays (H, W), (H, W, C) or (F, H, W, C); tensors (H, W), (C, H, W) or (F, C, H, W), each
+        also with the channels at the other end where that can be told; or a sequence of these.
+        C is 1 (grey), 3 (RGB) or 4 (RGB with alpha, which is left out). Values are uint8; uint16,
+        of which the upper eight bits are taken; bool; or float between 0 and 1.
+
+    Returns
+    -------
+    list of ndarray
+        (H, W, 3) uint8, RGB, upright.
+
+    Raises
+    ------
+    TypeError
+        If a frame, or the type of its values, is none of these.
+    ValueError
+        If its shape is none of these, or a float is below 0, above 1, or no number.
+    """
     if isinstance(frames, Tensor):
-        if frames.dtype != torch.uint8:
-            raise TypeError(f"push: a frame must be uint8 or prepared float, got {frames.dtype}")
-        if frames.dim() not in (3, 4) or frames.shape[-3] != 3:
-            raise ValueError(
-                "push: a uint8 tensor must be (3, H, W) or (F, 3, H, W), "
-                f"got shape {tuple(frames.shape)}"
-            )
-        return pictures_of(frames.movedim(-3, -1).cpu().numpy())
+        return _of_array(_numpy(frames), channels_first=True)
     if isinstance(frames, np.ndarray):
-        if frames.dtype != np.uint8:
-            raise TypeError(f"push: a frame must be uint8, got {frames.dtype}")
-        if frames.ndim not in (3, 4) or frames.shape[-1] != 3 or 0 in frames.shape:
-            raise ValueError(
-                "push: an array must be (H, W, 3) or (F, H, W, 3) with at least one pixel, "
-                f"got shape {frames.shape}"
-            )
-        return list(frames) if frames.ndim == 4 else [frames]
-    if hasattr(frames, "convert") and hasattr(frames, "size"):
-        return [np.asarray(frames.convert("RGB"))]
+        return _of_array(frames, channels_first=False)
+    if hasattr(frames, "convert") and hasattr(frames, "getexif"):
+        return [rgb_picture(frames)]
+    if type(frames).__module__.startswith("av.") and hasattr(frames, "to_ndarray"):
+        return [_of_decoded(frames)]
     if isinstance(frames, Sequence) and not isinstance(frames, (str, bytes)):
         return [picture for frame in frames for picture in pictures_of(frame)]
     raise TypeError(
-        f"push: frames must be PIL images, NumPy arrays or tensors, got {type(frames).__name__}"
+        "push: frames must be PIL images, PyAV frames, NumPy arrays or tensors, got "
+        f"{type(frames).__name__}"
     )
+
+
+def rgb_picture(image: Any) -> _Picture:
+    """Turn a PIL image into (H, W, 3) uint8, RGB, upright as its Exif data say.
+
+    Sixteen-bit grey is scaled to eight bits, where PIL would cut it off at 255.
+
+    Raises
+    ------
+    ValueError
+        If its mode cannot be turned into RGB, or says nothing of the range of its values.
+    OSError, SyntaxError
+        As PIL raises them, if its file is damaged.
+    """
+    if image.getexif().get(_ORIENTATION, 1) != 1:
+        from PIL import ImageOps
+
+        image = ImageOps.exif_transpose(image)
+    mode = image.mode
+    if mode.startswith("I;16") or (mode == "I" and image.format == "PNG"):
+        # A 16-bit PNG has the mode I in Pillow before 11.3.
+        return _of_array(np.asarray(image).astype(np.uint16), channels_first=False)[0]
+    if mode == "F":
+        return _of_array(np.asarray(image), channels_first=False)[0]
+    if mode == "I":
+        raise ValueError(
+            "push: a PIL image of mode I has 32-bit values of an unknown range; give an array of "
+            "uint8 or uint16"
+        )
+    try:
+        if mode in ("La", "RGBa"):  # colours that are multiplied by alpha
+            image = image.convert({"La": "LA", "RGBa": "RGBA"}[mode])
+        rgb = image.convert("RGB")
+    except ValueError as error:
+        raise ValueError(f"push: a PIL image of mode {mode} cannot be turned into RGB") from error
+    return _of_array(np.asarray(rgb), channels_first=False)[0]
+
+
+def _of_decoded(frame: Any) -> _Picture:
+    """The picture of a PyAV frame."""
+    from av.video.frame import VideoFrame
+
+    from stc_video.video.picture import rgb_of
+
+    if not isinstance(frame, VideoFrame):
+        raise TypeError(f"push: a PyAV frame must be of video, got {type(frame).__name__}")
+    picture: _Picture = rgb_of(frame)
+    return picture
+
+
+def _numpy(frames: Tensor) -> npt.NDArray[Any]:
+    frames = frames.detach()
+    if frames.is_floating_point():
+        frames = frames.float()  # NumPy has no bfloat16
+    array: npt.NDArray[Any] = frames.cpu().numpy()
+    return array
+
+
+def _of_array(array: npt.NDArray[Any], *, channels_first: bool) -> list[_Picture]:
+    """Take an array (H, W), (H, W, C), (C, H, W) or a batch of the latter apart."""
+    if array.dtype.kind not in "buf" or (array.dtype.kind == "u" and array.dtype.itemsize > 2):
+        raise TypeError(f"push: values of a frame must be {_DTYPES}, got {array.dtype}")
+    shape = array.shape
+    batch = array[None] if array.ndim == 3 else array
+    if array.ndim == 2:
+        batch = array[None, ..., None]
+    elif array.ndim in (3, 4):
+        first, last = batch.shape[1] in _CHANNELS, batch.shape[3] in _CHANNELS
+        if first and (channels_first or not last):
+            batch = np.moveaxis(batch, 1, 3)
+    if batch.ndim != 4 or batch.shape[3] not in _CHANNELS or 0 in shape:
+        raise ValueError(
+            "push: a frame must have at least one pixel and be (H, W), (H, W, C) or (C, H, W) with "
+            f"C of 1, 3 or 4, or (F, H, W, C) or (F, C, H, W), got shape {shape}"
+        )
+    bytes_ = _to_bytes(batch[..., :3])
+    if bytes_.shape[3] == 1:
+        bytes_ = np.repeat(bytes_, 3, axis=3)
+    # torch takes no array that runs backwards.
+    return list(bytes_.copy() if min(bytes_.strides) < 0 else bytes_)
+
+
+def _to_bytes(values: npt.NDArray[Any]) -> _Picture:
+    """Scale values to eight bits."""
+    scaled: _Picture = values
+    if values.dtype.kind == "b":
+        scaled = values.astype(np.uint8) * np.uint8(255)
+    elif values.dtype.kind == "u" and values.dtype != np.uint8:
+        scaled = (values >> 8).astype(np.uint8)
+    elif values.dtype.kind == "f":
+        low, high = float(values.min()), float(values.max())
+        if not (low >= 0.0 and high <= 1.0):  # also for NaN
+            raise ValueError(
+                f"push: floats of a frame must be between 0 and 1, got {low:g} to {high:g}; divide "
+                "by 255 or give uint8; prepared pixels must have the tower's size"
+            )
+        scaled = (values * 255.0 + 0.5).astype(np.uint8)
+    return scaled

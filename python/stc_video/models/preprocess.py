@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,10 +42,15 @@ class Preprocessor:
         The image processor (PIL or NumPy based, no torchvision).
     patch_size : int
         Height and width of a token in pixels of the model's input.
+    fit : str or None
+        How a picture of another shape gets into the model's: "crop" takes the middle, "pad" puts
+        the whole on a ground of the processor's mean colour, "stretch" bends the whole. None is
+        the processor's own way, with which the model was trained.
     """
 
     processor: Any
     patch_size: int
+    fit: str | None = None
 
     def __call__(self, frames: Sequence[npt.NDArray[np.uint8]]) -> dict[str, Tensor]:
         """Prepare frames.
@@ -62,9 +67,13 @@ class Preprocessor:
             towers with a variable number of patches `pixel_values` (F, P, 3 * patch * patch) with
             `pixel_attention_mask` and `spatial_shapes`, without padding.
         """
+        images = list(frames)
+        settings: dict[str, Any] = {}
+        if self.fit is not None:
+            images, settings = self._fitted(images)
         # Without the format a frame three pixels high would be taken for channels-first.
         out = self.processor(
-            images=list(frames), return_tensors="pt", input_data_format="channels_last"
+            images=images, return_tensors="pt", input_data_format="channels_last", **settings
         )
         pixels: Tensor = out["pixel_values"]
         if "spatial_shapes" not in out:
@@ -77,6 +86,60 @@ class Preprocessor:
             "pixel_attention_mask": out["pixel_attention_mask"][:, :tokens],
             "spatial_shapes": shapes,
         }
+
+    def with_fit(self, fit: str | None) -> Preprocessor:
+        """Return the same with another `fit`.
+
+        Raises
+        ------
+        ValueError
+            If the model takes pictures of every shape.
+        """
+        if fit is not None and self._shape() is None:
+            raise ValueError(
+                f"--fit {fit}: this model takes whole pictures of any shape; leave --fit out"
+            )
+        return replace(self, fit=fit)
+
+    def seen(self, height: int, width: int) -> tuple[float, float]:
+        """Return rows and columns of a picture's pixels that the model gets to see."""
+        shape = self._shape()
+        if shape is None or self.fit in ("pad", "stretch"):
+            return height, width
+        if not self._crops():
+            side = min(height / shape[0], width / shape[1])
+            return (side * shape[0], side * shape[1]) if self.fit == "crop" else (height, width)
+        edge = _side(self.processor.size, "shortest_edge")
+        scale = (edge / min(height, width),) * 2 if edge else (
+            _side(self.processor.size, "height") / height,
+            _side(self.processor.size, "width") / width,
+        )  # fmt: skip
+        return min(height, shape[0] / scale[0]), min(width, shape[1] / scale[1])
+
+    def _crops(self) -> bool:
+        return bool(getattr(self.processor, "do_center_crop", False))
+
+    def _shape(self) -> tuple[int, int] | None:
+        """Height and width of the model's pictures, None if they are those of the frames."""
+        size = self.processor.crop_size if self._crops() else getattr(self.processor, "size", None)
+        height, width = _side(size, "height"), _side(size, "width")
+        return (height, width) if height and width else None
+
+    def _fitted(
+        self, frames: list[npt.NDArray[np.uint8]]
+    ) -> tuple[list[npt.NDArray[np.uint8]], dict[str, Any]]:
+        """Give frames the shape of the model's pictures, and the settings to only resize them."""
+        shape = self._shape()
+        assert shape is not None
+        if self.fit == "crop" and self._crops():
+            return frames, {}
+        if self.fit == "crop":
+            frames = [_middle(frame, shape) for frame in frames]
+        elif self.fit == "pad":
+            mean = np.asarray(self.processor.image_mean) * 255
+            frames = [_padded(frame, shape, mean.round().astype(np.uint8)) for frame in frames]
+        size = {"height": shape[0], "width": shape[1]}
+        return frames, {"size": size, "do_center_crop": False} if self._crops() else {}
 
     def grid(self, inputs: dict[str, Tensor]) -> tuple[int, int]:
         """Return rows and columns of the patch tokens for such inputs."""
@@ -113,6 +176,33 @@ class Preprocessor:
         std = torch.tensor(self.processor.image_std).view(3, 1, 1)
         colours = ((pixels * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
         return [Image.fromarray(c.permute(1, 2, 0).numpy()) for c in colours]
+
+
+def _side(size: Any, name: str) -> int:
+    """A side of a processor's size, 0 if it does not say; a mapping or, later, an object."""
+    value = size.get(name) if isinstance(size, Mapping) else getattr(size, name, None)
+    return int(value or 0)
+
+
+def _middle(frame: npt.NDArray[np.uint8], shape: tuple[int, int]) -> npt.NDArray[np.uint8]:
+    """Cut the largest part of a shape out of the middle."""
+    side = min(frame.shape[0] / shape[0], frame.shape[1] / shape[1])
+    rows, columns = max(1, round(side * shape[0])), max(1, round(side * shape[1]))
+    top, left = (frame.shape[0] - rows) // 2, (frame.shape[1] - columns) // 2
+    return frame[top : top + rows, left : left + columns]
+
+
+def _padded(
+    frame: npt.NDArray[np.uint8], shape: tuple[int, int], colour: npt.NDArray[np.uint8]
+) -> npt.NDArray[np.uint8]:
+    """Put a frame into the middle of the smallest ground of a shape that holds it."""
+    side = max(frame.shape[0] / shape[0], frame.shape[1] / shape[1])
+    rows, columns = round(side * shape[0]), round(side * shape[1])
+    ground = np.empty((rows, columns, 3), np.uint8)
+    ground[:] = colour
+    top, left = (rows - frame.shape[0]) // 2, (columns - frame.shape[1]) // 2
+    ground[top : top + frame.shape[0], left : left + frame.shape[1]] = frame
+    return ground
 
 
 def _processors_have_backends() -> bool:

@@ -30,6 +30,13 @@ class TemporalPatches:
         The model's image processor, whose mean, deviation and resampling are taken over, or None.
     min_pixels, max_pixels
         Bounds of a picture's size after resizing; its sides become multiples of 28.
+
+    Attributes
+    ----------
+    pictures
+        How many make a frame.
+    values
+        P: values of a row.
     """
 
     def __init__(
@@ -43,6 +50,7 @@ class TemporalPatches:
         config: Any = tower.config
         keep = {k: getattr(processor, k, None) for k in ("image_mean", "image_std", "resample")}
         self.pictures: int = config.temporal_patch_size
+        self.values = 3 * self.pictures * config.patch_size**2
         self._make = processor_class("Qwen2VLImageProcessor")(
             size={"shortest_edge": min_pixels, "longest_edge": max_pixels},
             patch_size=config.patch_size,

@@ -53,8 +53,8 @@ class QwenSessionSide(SessionSide):
         self, pictures: Any, timestamps: Sequence[float] | float | None
     ) -> tuple[Tensor | None, list[float | None]]:
         """Frames (F, h, w, P) of as many pairs as there are; a last picture waits for the next."""
-        if isinstance(pictures, Tensor) and pictures.is_floating_point():
-            return self._prepared(pictures, timestamps)
+        if self._is_prepared(pictures):
+            return pictures, to_times(timestamps, len(pictures))
         new = pictures_of(pictures)
         if not new:
             raise ValueError("push: frames must be one or more frames, got none")
@@ -69,8 +69,17 @@ class QwenSessionSide(SessionSide):
             )
         waiting = [*self._waiting, *zip(new, times, strict=True)]
         whole = len(waiting) - len(waiting) % self._patches.pictures
-        self._waiting = waiting[whole:]
+        # The caller may use the array again for the next picture.
+        self._waiting = [(picture.copy(), time) for picture, time in waiting[whole:]]
         return self._frames(waiting[:whole])
+
+    def _is_prepared(self, pictures: Any) -> bool:
+        """Whether they are a float tensor (F, h, w, P)."""
+        if not isinstance(pictures, Tensor) or not pictures.is_floating_point():
+            return False
+        if pictures.dim() != 4 or not len(pictures):
+            return False
+        return bool(pictures.shape[3] == self._patches.values)
 
     def complete(self) -> tuple[Tensor, list[float | None]] | None:
         """A frame of the last picture twice, as the released processors do it."""
@@ -85,16 +94,6 @@ class QwenSessionSide(SessionSide):
             return None, []
         frames = self._patches([picture for picture, _ in waiting])
         return frames, [time for _, time in waiting[:: self._patches.pictures]]
-
-    def _prepared(
-        self, frames: Tensor, timestamps: Sequence[float] | float | None
-    ) -> tuple[Tensor, list[float | None]]:
-        if frames.dim() != 4 or not len(frames):
-            raise ValueError(
-                "push: float frames are prepared temporal patches and must be (F, h, w, P), got "
-                f"shape {tuple(frames.shape)}"
-            )
-        return frames, to_times(timestamps, len(frames))
 
     def place(self, kept: Tensor, grid: tuple[int, int]) -> tuple[Tensor, int, VideoPlace]:
         """(time, height, width) of the kept tokens, (3, n)."""
@@ -113,7 +112,7 @@ class QwenSessionSide(SessionSide):
 
     def before_answer(self, cache: Any) -> None:
         """Number the answer by tokens: the memory moves all keys such that they end there."""
-        self._adapter.number_by_tokens(cache)
+        self._adapter.before_answer(cache)
 
     def state(self) -> Any:
         """Number and grid of the video's frames; a waiting picture is completed before a save."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from stc_video.cacher.patching import owner_of
+from stc_video.cacher.patching import PatchedHook, owner_of
 from stc_video.cacher.policies.base import NONFINITE
 from stc_video.cacher.stats import UNCHANGED
 from stc_video.errors import AttachError
@@ -108,11 +108,12 @@ class AttentionCapture:
         self.layer = layer
         self._tower = tower
         self._block = block = tower.blocks[layer]
+        first, begin = tower.blocks[0].layer, PatchedHook(self._begin)
         self._hooks: list[RemovableHandle] = [
-            tower.blocks[0].layer.register_forward_pre_hook(self._begin, with_kwargs=True),
-            block.query.register_forward_hook(self._projection("query")),
-            block.key.register_forward_hook(self._projection("key")),
+            first.register_forward_pre_hook(begin, with_kwargs=True)
         ]
+        self._looked_at: tuple[nn.Module, ...] = ()
+        self._look_at_projections()
         attention_observers.setdefault(block.layer, []).append(self._observe)
         self._shape: tuple[int, int] | None = None
         self._projected: dict[str, Tensor] = {}
@@ -165,12 +166,24 @@ class AttentionCapture:
 
     # -- while the tower runs ----------------------------------------------------------------
 
+    def _look_at_projections(self) -> None:
+        """Hook the query and key of the layer, again if somebody put others in their place."""
+        projections = self._block.query, self._block.key
+        if projections == self._looked_at:
+            return
+        for hook in self._hooks[1:]:
+            hook.remove()
+        names = zip(projections, ("query", "key"), strict=True)
+        hooks = [m.register_forward_hook(PatchedHook(self._projection(name))) for m, name in names]
+        self._hooks[1:], self._looked_at = hooks, projections
+
     def _begin(self, _layer: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         """Note the start of a call, after what the one before left."""
         if self._shape is not None:  # nobody took the call before
             with suppress(ValueError):  # nor is it anybody's concern if that one failed
                 self._settle()
         self._forget()
+        self._look_at_projections()
         hidden = args[0] if args else kwargs["hidden_states"]
         self._shape = (hidden.shape[0], hidden.shape[1])
         self._records = getattr(self._owner(), "last_frames", None)

@@ -239,6 +239,12 @@ class TowerMerger:
                 f"{type(module).__name__}: a tower that merges tokens is for inference only; call "
                 "eval() first, or restore() it to train"
             )
+        blocks = self._tower.root.get_submodule(self._tower.path).children()
+        if list(blocks) != self._tower.cached_modules:
+            raise RuntimeError(
+                f"{type(module).__name__}: blocks were replaced or taken out since attach_tome; "
+                "restore() it and attach it again"
+            )
         return True
 
     def _forward_of(self, number: int) -> Callable[..., Any]:

@@ -7,11 +7,13 @@ from stc_video.report.record import (
     AnswerRecord,
     FrameRecord,
     ModelFacts,
+    PromiseFacts,
     RetrievedFrame,
     RunRecord,
     VideoFacts,
 )
 from stc_video.report.summary import Totals, headline, summarise
+from stc_video.report.verdict import Verdict, run_verdict
 from stc_video.report.write import to_dict, write_html, write_json
 
 __all__ = [
@@ -20,11 +22,14 @@ __all__ = [
     "AnswerRecord",
     "FrameRecord",
     "ModelFacts",
+    "PromiseFacts",
     "RetrievedFrame",
     "RunRecord",
     "Totals",
+    "Verdict",
     "VideoFacts",
     "headline",
+    "run_verdict",
     "summarise",
     "to_dict",
     "write_html",

@@ -2,7 +2,8 @@
 """Everything that a report says, as plain values.
 
 `report.json` has these fields under these names (`RunRecord` at the top; pictures are left out),
-and in addition `schema_version`, `headline` and `totals` (see `summary.Totals`).
+and in addition `schema_version`, `headline`, `verdict` (see `verdict.Verdict`) and `totals` (see
+`summary.Totals`).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ __all__ = [
     "AnswerRecord",
     "FrameRecord",
     "ModelFacts",
+    "PromiseFacts",
     "RetrievedFrame",
     "RunRecord",
     "VideoFacts",
@@ -23,7 +25,7 @@ __all__ = [
 
 #: Of report.json. The first number changes when a field is renamed, removed or means something
 #: else; the second when one is added.
-SCHEMA_VERSION = "1.1"
+SCHEMA_VERSION = "1.2"
 
 #: The stages of a run in the order in which a frame passes them. The dense reference is none of
 #: them: it is measured beside the run.
@@ -213,6 +215,28 @@ class AnswerRecord:
 
 
 @dataclass(frozen=True)
+class PromiseFacts:
+    """What the cacher promised, and what its own audits say about it.
+
+    Attributes
+    ----------
+    promised
+        Mean cosine to a dense encode, or None if nothing was promised.
+    audits
+        Frames that the cacher encoded both ways.
+    estimated
+        Mean cosine of what was handed out, as far as the audits tell; None without any.
+    held
+        Whether the promise was held; None if nothing was promised or no frame was audited.
+    """
+
+    promised: float | None = None
+    audits: int = 0
+    estimated: float | None = None
+    held: bool | None = None
+
+
+@dataclass(frozen=True)
 class RunRecord:
     """One run of `stc run`.
 
@@ -244,6 +268,8 @@ class RunRecord:
         In order of time.
     answers
         In the order in which they were given.
+    promise
+        The cacher's promise.
     """
 
     created: str
@@ -260,3 +286,4 @@ class RunRecord:
     resets: int
     frames: tuple[FrameRecord, ...]
     answers: tuple[AnswerRecord, ...] = ()
+    promise: PromiseFacts = PromiseFacts()

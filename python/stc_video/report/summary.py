@@ -38,6 +38,8 @@ class Totals:
         Median time of the tower per frame.
     dense_seconds_per_frame
         Median time of the dense reference per frame, or None if there was none.
+    time_ratio
+        Time of the tower over that of dense references for all frames; None if there was none.
     frames_per_second
         Frames over the time of all stages (the reference and the report not counted).
     """
@@ -59,6 +61,7 @@ class Totals:
     seconds: dict[str, float]
     tower_seconds_per_frame: float | None
     dense_seconds_per_frame: float | None
+    time_ratio: float | None
     frames_per_second: float
 
 
@@ -81,6 +84,7 @@ def summarise(record: RunRecord) -> Totals:
     kept = sum(features if f.kept is None else len(f.kept) for f in frames)
     seconds = {stage: sum(f.seconds.get(stage, 0.0) for f in frames) for stage in STAGES}
     spent = sum(seconds.values())
+    dense_seconds = _median([f.dense_seconds for f in frames if f.dense_seconds])
     return Totals(
         frames=count,
         dense=_count(frames, "dense"),
@@ -98,7 +102,8 @@ def summarise(record: RunRecord) -> Totals:
         reduction=features * count / kept if kept else 1.0,
         seconds=seconds,
         tower_seconds_per_frame=_median([f.seconds.get("tower", 0.0) for f in frames]),
-        dense_seconds_per_frame=_median([f.dense_seconds for f in frames if f.dense_seconds]),
+        dense_seconds_per_frame=dense_seconds,
+        time_ratio=seconds["tower"] / (dense_seconds * count) if dense_seconds else None,
         frames_per_second=count / spent if spent else 0.0,
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from stc_video.report.record import AnswerRecord, RunRecord
+from stc_video.report.record import AnswerRecord, PromiseFacts, RunRecord
 from stc_video.report.summary import Totals, percent
 
 __all__ = [
@@ -117,11 +117,11 @@ def totals_table(record: RunRecord, totals: Totals) -> list[Row]:
         ),
     ]
     tower = t.seconds["tower"]
-    if t.dense_seconds_per_frame is None:
+    if t.dense_seconds_per_frame is None or t.time_ratio is None:
         rows.append(Row("Time in the vision tower", f"{tower:.2f} s", "not measured", _NONE))
     else:
         dense = t.dense_seconds_per_frame * t.frames
-        ratio = percent(tower / dense)
+        ratio = percent(t.time_ratio)
         rows.append(Row("Time in the vision tower", f"{tower:.2f} s", f"{dense:.2f} s", ratio))
     for stage in ("decode", "preprocess", "project", "prune", "prefill"):
         if t.seconds[stage]:
@@ -150,6 +150,7 @@ def detail_tables(record: RunRecord) -> dict[str, list[tuple[str, str]]]:
             ("device, type", f"{model.device}, {model.dtype}"),
             ("memory held for reuse", f"{record.state_bytes / 1e6:.1f} MB"),
             ("cache dropped", f"{record.resets} times"),
+            ("promise", _promise(record.promise)),
         ],
         "Settings": [(k, _shown(v)) for k, v in record.settings.items() if v is not None],
         "Versions": list(record.environment.items()),
@@ -190,6 +191,15 @@ def clock(seconds: float) -> str:
 def milliseconds(seconds: float) -> str:
     """Write a duration with three digits."""
     return f"{1000 * seconds:.3g} ms" if seconds < 1 else f"{seconds:.3g} s"
+
+
+def _promise(promise: PromiseFacts) -> str:
+    if promise.promised is None:
+        return "none"
+    held = {None: "not audited", True: "held", False: "missed"}[promise.held]
+    found = "" if promise.estimated is None else f", {promise.estimated:.4f} by the audits"
+    audits = f"{promise.audits} audit{'' if promise.audits == 1 else 's'}"
+    return f"cosine {promise.promised:g}: {held}{found} ({audits})"
 
 
 def _grid(grid: tuple[int, int]) -> str:

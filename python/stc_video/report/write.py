@@ -16,6 +16,7 @@ from stc_video.report.pictures import data_url
 from stc_video.report.record import SCHEMA_VERSION, FrameRecord, RunRecord
 from stc_video.report.summary import headline, summarise
 from stc_video.report.tables import answer_cards, detail_tables, tiles, totals_table
+from stc_video.report.verdict import run_verdict
 
 __all__ = ["MOST_PICTURES", "to_dict", "write_html", "write_json"]
 
@@ -34,13 +35,15 @@ def to_dict(record: RunRecord) -> dict[str, Any]:
     Returns
     -------
     dict
-        The fields of `RunRecord` without pictures, `schema_version`, `headline` and `totals`.
+        The fields of `RunRecord` without pictures, `schema_version`, `headline`, `verdict` and
+        `totals`.
     """
     bare = replace(record, frames=tuple(replace(f, picture=b"") for f in record.frames))
     totals = summarise(record)
     out: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
         "headline": headline(record, totals),
+        "verdict": asdict(run_verdict(record, totals)),
         "totals": asdict(totals),
         **asdict(bare),
     }
@@ -109,6 +112,7 @@ def write_html(record: RunRecord, path: str | os.PathLike[str]) -> Path:
         data=_page_data(record),
         record=record,
         headline=headline(record, totals),
+        verdict=run_verdict(record, totals),
         warnings=(*record.warnings, *thinned),
         tiles=tiles(record, totals),
         totals=totals_table(record, totals),

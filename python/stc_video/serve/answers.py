@@ -33,13 +33,13 @@ class LiveAnswer:
         The streamer, which can be told to stop.
     """
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Any, stop: Sequence[str]) -> None:
         self._loop = asyncio.get_running_loop()
         self._pieces: asyncio.Queue[str | None] = asyncio.Queue()
         self._done: asyncio.Future[Answer | None] = self._loop.create_future()
         # Nobody may be left to hear of an error, which is in the log as well.
         self._done.add_done_callback(lambda done: done.cancelled() or done.exception())
-        self.text = AnswerStream(tokenizer, self._hand_on)
+        self.text = AnswerStream(tokenizer, self._hand_on, stop)
 
     def _hand_on(self, piece: str | None) -> None:
         self._post(lambda: self._pieces.put_nowait(piece))
@@ -120,8 +120,9 @@ class AnswerDesk:
         question: str,
         history: Sequence[tuple[str, str]],
         settings: dict[str, Any],
+        stop: Sequence[str] = (),
     ) -> LiveAnswer:
-        """Begin an answer.
+        """Begin an answer, which ends before a stop string.
 
         Raises
         ------
@@ -136,7 +137,7 @@ class AnswerDesk:
                 429, f"too many questions; try again in {seconds} s", "too_many_questions",
                 {"Retry-After": str(seconds)},
             )  # fmt: skip
-        live = LiveAnswer(self._tokenizer)
+        live = LiveAnswer(self._tokenizer, stop)
         self._open.add(live)
         begin = time.perf_counter()
         self._threads.submit(self._make, live, stream, question, history, settings, begin)

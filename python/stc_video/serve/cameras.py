@@ -125,13 +125,17 @@ class Outbox:
 
 async def _receive(socket: WebSocket, stream: LiveStream, replies: Outbox) -> None:
     """Take what the client sends: pictures, each after its time if it has one."""
-    number, taken = 0, None
+    number, taken, last = 0, None, -math.inf
     while (message := await socket.receive())["type"] != "websocket.disconnect":
         data = message.get("bytes")
         if data is None:
             taken, problem = _time_of(message.get("text") or "")
             if problem:
                 replies.put({"event": "error", "message": problem})
+            elif taken is not None and taken < last:
+                text = f"timestamps went back from {last:.3f} s to {taken:.3f} s; the order of the"
+                replies.put({"event": "warning", "message": f"{text} pictures is what counts"})
+            last = last if taken is None else taken
             continue
         when = time.time() if taken is None else taken
         frame = QueuedFrame(data, number, when, time.perf_counter(), replies.put)
@@ -143,9 +147,11 @@ async def _receive(socket: WebSocket, stream: LiveStream, replies: Outbox) -> No
 def _time_of(text: str) -> tuple[float | None, str | None]:
     """Read ``{"timestamp": seconds}``; returns the time, or what is wrong."""
     try:
-        value = json.loads(text)["timestamp"]
-    except (ValueError, TypeError, KeyError, RecursionError):
-        value = None
+        message = json.loads(text)
+    except (ValueError, RecursionError):
+        message = None
+    known = isinstance(message, dict) and set(message) == {"timestamp"}
+    value = message["timestamp"] if known else None
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
         return None, 'a text message must be {"timestamp": seconds}, for the next picture'
     return float(value), None

@@ -8,12 +8,13 @@ import json
 from collections.abc import AsyncIterator
 from typing import Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Depends, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from stc_video.serve.answers import LiveAnswer
 from stc_video.serve.errors import Refused
+from stc_video.serve.hub import StreamHub
 from stc_video.serve.schema import ChatRequest, Completion
 from stc_video.serve.service import Service
 from stc_video.session import Answer
@@ -35,28 +36,28 @@ def chat_routes(service: Service, model: str) -> APIRouter:
     model
         Name of the model.
     """
-    routes, hub, config = APIRouter(), service.hub, service.config
+    routes = APIRouter(dependencies=[Depends(_no_query)])
+    hub, config = service.hub, service.config
 
     async def complete(chat: ChatRequest, request: Request, name: str | None) -> Response:
-        if chat.model not in (None, model):
-            raise Refused(404, f"the model is {model!r}, got {chat.model!r}", "model_not_found")
+        _check_model(chat.model, model)
         try:
             history, question = chat.conversation()
         except ValueError as error:
-            raise Refused(400, str(error), "bad_messages") from error
+            raise Refused(400, str(error), "bad_messages", param="messages") from error
         stream = hub.the_one() if name is None else hub.get(name)
+        if stream.session.is_empty:
+            raise Refused(409, f"no frame of {stream.name!r} has been seen yet", "no_frames")
         settings = chat.settings(config.max_new_tokens)
-        live = service.desk.ask(stream, question, history, settings)
+        live = service.desk.ask(stream, question, history, settings, chat.stop)
         completion = Completion(model)
         if chat.stream:
-            usage = chat.stream_options.include_usage
-            events = _events(live, completion, settings["max_new_tokens"], usage)
+            events = _events(live, completion, chat.wants_usage)
             return _AnswerResponse(live, events)
         answer = await _wait(live, request)
         if answer is None:
             return Response(status_code=_CLIENT_GONE)
-        reason = _reason(answer, settings["max_new_tokens"])
-        return JSONResponse(completion.whole(answer, reason, _facts(answer, live)))
+        return JSONResponse(completion.whole(answer, _facts(answer, live)))
 
     @routes.post("/v1/chat/completions")
     async def ask(chat: ChatRequest, request: Request) -> Response:
@@ -64,14 +65,53 @@ def chat_routes(service: Service, model: str) -> APIRouter:
 
     @routes.post("/v1/streams/{name}/chat/completions")
     async def ask_one(name: str, chat: ChatRequest, request: Request) -> Response:
+        if chat.video_stream not in (None, name):
+            text = f"video_stream: the address names {name!r}, got {chat.video_stream!r}"
+            raise Refused(400, text, "invalid_request", param="video_stream")
         return await complete(chat, request, name)
+
+    _add_models(routes, hub, model)
+    return routes
+
+
+def _add_models(routes: APIRouter, hub: StreamHub, model: str) -> None:
+    """Clients look models up under their base address, which may be that of a stream."""
+    entry = {"id": model, "object": "model", "created": 0, "owned_by": "stc-kernels"}
+    entry |= {"random_weights": hub.chat.random}
 
     @routes.get("/v1/models")
     async def models() -> dict[str, Any]:
-        entry = {"id": model, "object": "model", "created": 0, "owned_by": "stc-kernels"}
-        return {"object": "list", "data": [entry | {"random_weights": hub.chat.random}]}
+        return {"object": "list", "data": [entry]}
 
-    return routes
+    @routes.get("/v1/models/{name:path}")
+    async def one_model(name: str) -> dict[str, Any]:
+        _check_model(name, model)
+        return entry
+
+    @routes.get("/v1/streams/{stream}/models")
+    async def models_of(stream: str) -> dict[str, Any]:
+        hub.get(stream)
+        return await models()
+
+    @routes.get("/v1/streams/{stream}/models/{name:path}")
+    async def one_model_of(stream: str, name: str) -> dict[str, Any]:
+        hub.get(stream)
+        return await one_model(name)
+
+
+def _check_model(name: str | None, model: str) -> None:
+    if name not in (None, model):
+        raise Refused(
+            404, f"the model is {model!r}, got {name!r}", "model_not_found", param="model"
+        )
+
+
+def _no_query(request: Request) -> None:
+    if query := next(iter(request.query_params), None):
+        raise Refused(
+            400, f"{query}: the address takes no parameters; fields belong into the body",
+            "unknown_parameter", param=query,
+        )  # fmt: skip
 
 
 class _AnswerResponse(StreamingResponse):
@@ -91,9 +131,7 @@ class _AnswerResponse(StreamingResponse):
             self._live.stop()
 
 
-async def _events(
-    live: LiveAnswer, completion: Completion, most: int, usage: bool
-) -> AsyncIterator[str]:
+async def _events(live: LiveAnswer, completion: Completion, usage: bool) -> AsyncIterator[str]:
     yield _event(completion.piece({"role": "assistant", "content": ""}))
     async for piece in live.pieces(_KEEP_ALIVE_SECONDS):
         # A comment shows whether the client is still there.
@@ -105,7 +143,7 @@ async def _events(
         yield _event({"error": message})
         return
     if answer is not None:
-        reason = _reason(answer, most)
+        reason = answer.finish_reason
         yield _event(completion.piece({}, finish_reason=reason, stc=_facts(answer, live)))
         if usage:
             yield _event(completion.usage(answer))
@@ -131,10 +169,6 @@ def _sentence(error: Exception) -> str:
 
 def _event(value: dict[str, Any]) -> str:
     return f"data: {json.dumps(value)}\n\n"
-
-
-def _reason(answer: Answer, most: int) -> str:
-    return "length" if len(answer.ids) >= most else "stop"
 
 
 def _facts(answer: Answer, live: LiveAnswer) -> dict[str, Any]:

@@ -6,7 +6,11 @@ from __future__ import annotations
 import io
 import warnings
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, UnidentifiedImageError
+
+from stc_video.models.pictures import rgb_picture
 
 __all__ = ["PictureError", "check_picture", "decode_picture"]
 
@@ -28,7 +32,7 @@ def check_picture(data: bytes, max_pixels: int) -> None:
     _open(data, max_pixels)
 
 
-def decode_picture(data: bytes, max_pixels: int) -> Image.Image:
+def decode_picture(data: bytes, max_pixels: int) -> npt.NDArray[np.uint8]:
     """Decode a JPEG or PNG.
 
     Parameters
@@ -40,8 +44,8 @@ def decode_picture(data: bytes, max_pixels: int) -> Image.Image:
 
     Returns
     -------
-    PIL.Image.Image
-        RGB, upright.
+    ndarray
+        (H, W, 3) uint8, RGB, upright; sixteen-bit grey scaled to eight bits.
 
     Raises
     ------
@@ -50,8 +54,7 @@ def decode_picture(data: bytes, max_pixels: int) -> Image.Image:
     """
     picture = _open(data, max_pixels)
     try:
-        upright = ImageOps.exif_transpose(picture)
-        return upright.convert("RGB")
+        return rgb_picture(picture)
     except (OSError, ValueError, SyntaxError) as error:
         raise PictureError(f"the picture is damaged ({error})") from error
 

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from stc_video.cache_argument import cache_argument
+from stc_video.cache_argument import CACHE_NAMES, cache_argument
 from stc_video.memory import Context, Retrieved
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["Answer", "generate_answer", "next_logits"]
+__all__ = ["Answer", "check_settings", "generate_answer", "generate_behind", "next_logits"]
 
 
 @dataclass(frozen=True)
@@ -25,9 +25,9 @@ class Answer:
     Attributes
     ----------
     text
-        The answer.
+        The answer, up to a stop string if there were any.
     ids
-        (n,) its tokens, on the CPU.
+        (n,) its tokens, on the CPU; those of the stop string included.
     frame
         How many frames had been pushed when it was asked for.
     retrieved
@@ -36,6 +36,9 @@ class Answer:
         How many tokens it was given from, those of the question included.
     seconds
         Times of the stages ``retrieve`` and ``generate``.
+    finish_reason
+        ``"stop"`` if the answer ended by itself or at a stop string, ``"length"`` if it was cut
+        off after ``max_new_tokens``.
     """
 
     text: str
@@ -44,9 +47,41 @@ class Answer:
     retrieved: tuple[Retrieved, ...] | None
     context_tokens: int
     seconds: dict[str, float]
+    finish_reason: str
 
     def __str__(self) -> str:
         return self.text
+
+
+#: settings of ``generate`` that mean nothing, or something else, for an answer -> why
+_REFUSED = {
+    "max_length": "it would count what is in the memory; use max_new_tokens",
+    "min_length": "it would count what is in the memory; use min_new_tokens",
+    "num_beams": "there is one context, for one sequence",
+    "num_return_sequences": "there is one answer",
+    "prefill_chunk_size": "the prompt is in the context already",
+    "token_healing": "the prompt is in the context already",
+    "custom_generate": "what it does with the length of the context cannot be known",
+    **dict.fromkeys(
+        ("inputs", "input_ids", "inputs_embeds", "attention_mask", "position_ids", *CACHE_NAMES,
+         "cache_implementation", "pixel_values", "pixel_values_videos"),
+        "it follows from what is in the memory",
+    ),
+}  # fmt: skip
+
+
+def check_settings(settings: dict[str, Any]) -> None:
+    """Refuse settings of ``generate`` that cannot be right for an answer from a memory.
+
+    Raises
+    ------
+    ValueError
+        Naming the setting, and why.
+    """
+    for name, why in _REFUSED.items():
+        value = settings.get(name)
+        if value is not None and not (value in (1, False) and name.startswith(("num_", "token_"))):
+            raise ValueError(f"ask: {name} is not supported: {why}")
 
 
 def generate_answer(
@@ -79,17 +114,29 @@ def generate_answer(
     Tensor
         (n,) new tokens, on the CPU.
     """
+    made = generate_behind(model, context, prompt, placeholder, streamer, settings)
+    sequences: Tensor = made if isinstance(made, Tensor) else made.sequences
+    return sequences[0, context.tokens + 1 :].cpu()
+
+
+def generate_behind(
+    model: PreTrainedModel,
+    context: Context,
+    prompt: list[int],
+    placeholder: int,
+    streamer: Any,
+    settings: dict[str, Any],
+) -> Any:
+    """Return what ``generate`` makes behind a context; see :func:`generate_answer`."""
     ids = _padded(prompt, context.tokens + 1, placeholder, model.device)
     untyped: Any = model
-    made = untyped.generate(
+    return untyped.generate(
         input_ids=ids,
         attention_mask=torch.ones_like(ids),
         streamer=None if streamer is None else _WithoutVideo(streamer, len(prompt)),
         **cache_argument(model, context.cache),
         **settings,
     )
-    sequences: Tensor = made if isinstance(made, Tensor) else made.sequences
-    return sequences[0, ids.shape[1] :].cpu()
 
 
 def next_logits(model: PreTrainedModel, context: Context, prompt: list[int]) -> Tensor:

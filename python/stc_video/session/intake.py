@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from stc_video.acceleration import Acceleration
-from stc_video.errors import MemoryFullError
+from stc_video.errors import MemoryFullError, StreamWarning
 from stc_video.memory import Frame, Memory
 from stc_video.pruners import PrunedTokens
 from stc_video.session.pushed import PushedFrame, pushed_frames
@@ -48,6 +49,8 @@ class Intake:
     ----------
     frames, tokens_seen, tokens_kept, refused
         Totals since the stream began; ``refused`` frames did not fit into the memory.
+    times_back
+        How often a frame's time was before that of the frame before it.
     waiting
         Frames that wait for their chunk.
     """
@@ -75,6 +78,8 @@ class Intake:
         """Forget the stream."""
         self.waiting: list[Frame] = []
         self.frames = self.tokens_seen = self.tokens_kept = self.refused = 0
+        self.times_back = 0
+        self._time: float | None = None
 
     def restore(self, saved: SavedSession) -> None:
         """Go on from a saved state."""
@@ -126,11 +131,26 @@ class Intake:
         for row, (count, time) in enumerate(zip(kept.counts.tolist(), times, strict=True)):
             tokens, indices = kept.tokens[row, :count], kept.indices[row, :count].long().cpu()
             offsets, span, place = self._side.place(indices, grid)
+            self._compare_time(time)
             frames.append(Frame(tokens, offsets, span, self.frames, time, place))
             self.frames += 1
             self.tokens_kept += count
             self.tokens_seen += grid[0] * grid[1]
         return frames
+
+    def _compare_time(self, time: float | None) -> None:
+        """Count a time that goes back, and warn of the first one: the order is that of pushing."""
+        before, self._time = self._time, self._time if time is None else time
+        if time is None or before is None or time >= before:
+            return
+        self.times_back += 1
+        if self.times_back == 1:
+            warnings.warn(
+                f"push: timestamps went back from {before:.3f} s to {time:.3f} s; frames are "
+                "remembered in the order in which they are pushed, with the times they were given",
+                StreamWarning,
+                stacklevel=2,
+            )
 
     def _prefill(self, count: int) -> None:
         """Let the first waiting frames into the memory."""

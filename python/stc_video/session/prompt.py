@@ -55,7 +55,19 @@ class PromptTemplate:
         self.prefix: list[int] = self.tokenizer(before).input_ids if before else []
 
     def prompt(self, turns: Sequence[tuple[str, str]], question: str) -> Prompt:
-        """Write a question behind earlier turns (question, answer)."""
+        """Write a question behind earlier turns (question, answer).
+
+        Raises
+        ------
+        ValueError
+            If one of them has the text that stands for a video.
+        """
+        for text in (question, *(part for turn in turns for part in turn)):
+            if self._placeholder in text:
+                raise ValueError(
+                    f"ask: a text must not contain {self._placeholder}, which stands for a video, "
+                    f"got {text!r}"
+                )
         _, after = self._parts(turns, question)
         begin = after.rfind(question)
         fast = bool(getattr(self.tokenizer, "is_fast", False))

@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
+from transformers import StoppingCriteriaList
 
 from stc_video.memory import Context, Memory
-from stc_video.session.answer import Answer, generate_answer, next_logits
+from stc_video.session.answer import Answer, check_settings, generate_answer, next_logits
 from stc_video.session.intake import Intake
 from stc_video.session.prompt import Prompt, PromptTemplate
 from stc_video.session.stats import StageTimer
+from stc_video.session.stopping import StopStrings, first_stop
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -87,7 +89,15 @@ class Questions:
         return Prompt([self._placeholder, *prompt.ids], rows)
 
     def context(self, prompt: Prompt, question: str) -> Found:
-        """Look up what a question needs; the caller holds the memory's lock."""
+        """Look up what a question needs; the caller holds the memory's lock.
+
+        Raises
+        ------
+        ValueError
+            If there is nothing to look at.
+        """
+        if not self._intake.frames:
+            raise ValueError("ask: no frame has been pushed yet, so there is nothing to ask about")
         with torch.no_grad():
             self._intake.flush()
             with self._timer("retrieve"):
@@ -99,23 +109,45 @@ class Questions:
         return Found(context, self._intake.frames, self._timer.last("retrieve"))
 
     def answer(
-        self, found: Found, prompt: Prompt, streamer: Any, settings: dict[str, Any]
+        self,
+        found: Found,
+        prompt: Prompt,
+        streamer: Any,
+        stop: Sequence[str],
+        settings: dict[str, Any],
     ) -> Answer:
         """Generate from what :meth:`context` returned; no lock is needed."""
-        context = found.context
+        context, tokenizer = found.context, self._template.tokenizer
+        check_settings(settings)
         settings = {"max_new_tokens": _MAX_NEW_TOKENS, **settings}
+        if stop:
+            stopping = StopStrings(tokenizer, stop, context.tokens + 1)
+            given = settings.get("stopping_criteria") or ()
+            settings["stopping_criteria"] = StoppingCriteriaList([*given, stopping])
         with self._timer("generate"):
             ids = generate_answer(
                 self._model, context, prompt.ids, self._placeholder, streamer, settings
             )
+        text = tokenizer.decode(ids, skip_special_tokens=True)
+        end = first_stop(text, stop)
+        ended = end is not None or self._ends(ids, settings)
         return Answer(
-            text=self._template.tokenizer.decode(ids, skip_special_tokens=True).strip(),
+            text=text[:end].strip(),
             ids=ids,
             frame=found.frames,
             retrieved=context.retrieved,
             context_tokens=context.tokens + 1,
             seconds={"retrieve": found.seconds, "generate": self._timer.last("generate")},
+            finish_reason="stop" if ended else "length",
         )
+
+    def _ends(self, ids: Tensor, settings: dict[str, Any]) -> bool:
+        """Whether an answer ended by itself: before it had to, or with its last token."""
+        untyped: Any = self._model
+        eos = settings.get("eos_token_id", untyped.generation_config.eos_token_id)
+        ends = {eos} if isinstance(eos, int) else set(eos or ())
+        most = settings["max_new_tokens"]
+        return most is None or len(ids) < most or int(ids[-1]) in ends
 
     def logits(self, found: Found, prompt: Prompt) -> Tensor:
         """Logits (V,) of the first token of the answer."""

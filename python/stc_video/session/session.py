@@ -16,9 +16,10 @@ from stc_video.acceleration import Acceleration, accelerate
 from stc_video.config import CacheConfig
 from stc_video.errors import UnsupportedModelError
 from stc_video.memory import PlainConfig, RekvConfig, make_memory, memory_config
-from stc_video.models.pictures import FrameLike, to_times
+from stc_video.models.pictures import FrameLike, TimeLike, to_times
 from stc_video.pruners import PrunedTokens, Pruner
 from stc_video.session.answer import Answer
+from stc_video.session.check import check_memory
 from stc_video.session.fingerprint import describe_settings, model_fingerprint, with_defaults
 from stc_video.session.intake import Intake
 from stc_video.session.prompt import PromptTemplate
@@ -26,6 +27,7 @@ from stc_video.session.pushed import PushedFrame
 from stc_video.session.questions import Questions
 from stc_video.session.saving import SavedSession, check_same, describe, take_over
 from stc_video.session.stats import SessionStats, StageTimer
+from stc_video.session.stopping import checked_stop
 from stc_video.session.storage import read_save, write_save
 
 if TYPE_CHECKING:
@@ -103,6 +105,7 @@ class StreamingSession:
             placeholder = int(untyped.config.video_token_id)
             self._template = PromptTemplate(processor, placeholder)
             self._side = self._handle.adapter.session_side(processor)
+            check_memory(self._handle, config)
             self._memory = make_memory(untyped.model.language_model, config)
         except BaseException:
             self.close()
@@ -147,21 +150,27 @@ class StreamingSession:
         """The model's tokenizer."""
         return self._template.tokenizer
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing to ask about: no frame was pushed yet, nor a picture of one."""
+        return not self._intake.frames and not self._side.is_incomplete
+
     # -- the stream --------------------------------------------------------------------------
 
-    def push(
-        self, frames: FrameLike, timestamps: Sequence[float] | float | None = None
-    ) -> list[PushedFrame]:
+    def push(self, frames: FrameLike, timestamps: TimeLike = None) -> list[PushedFrame]:
         """Take in the next frames of the stream.
 
         Parameters
         ----------
         frames
-            One frame or several: PIL images; NumPy arrays (H, W, 3) or (F, H, W, 3) uint8 RGB;
-            tensors (3, H, W) or (F, 3, H, W) uint8 RGB; sequences of these; or a float tensor
-            (F, 3, S, S) of prepared pixels of the tower's size.
+            One frame or several: PIL images; PyAV frames; NumPy arrays (H, W), (H, W, C) or
+            (F, H, W, C); tensors (H, W), (C, H, W) or (F, C, H, W); sequences of these; or a float
+            tensor (F, 3, S, S) of prepared pixels of the tower's size. C is 1 (grey), 3 (RGB) or 4
+            (RGB with alpha, which is left out); values are uint8, uint16 (0 to 65535), bool, or
+            float from 0 to 1.
         timestamps
-            When they were taken, in seconds: one for each, or one for a single frame.
+            When they were taken, in seconds, as numbers of any type: one for each, or one for a
+            single frame. Times that go back are kept as they are, counted and warned of once.
 
         Returns
         -------
@@ -171,7 +180,8 @@ class StreamingSession:
         Raises
         ------
         TypeError, ValueError
-            If a frame is none of these; none of the frames is taken then.
+            If a frame is none of these, or a timestamp no finite number; none of the frames is
+            taken then.
         MemoryFullError
             If the memory is full and may not forget; the frames that are left out are counted.
         """
@@ -182,9 +192,7 @@ class StreamingSession:
                 pixels, times = self._side.prepare(frames, timestamps)
             return [] if pixels is None else self._intake.encode(pixels, times)
 
-    def push_tokens(
-        self, kept: PrunedTokens, timestamps: Sequence[float] | float | None = None
-    ) -> None:
+    def push_tokens(self, kept: PrunedTokens, timestamps: TimeLike = None) -> None:
         """Take in the next frames of the stream, encoded and pruned elsewhere.
 
         Parameters
@@ -227,6 +235,7 @@ class StreamingSession:
         dialogue: bool = False,
         history: Sequence[tuple[str, str]] = (),
         streamer: Any = None,
+        stop: str | Sequence[str] = (),
         **settings: Any,
     ) -> Answer:
         """Answer a question about what was seen so far.
@@ -244,6 +253,9 @@ class StreamingSession:
             Earlier questions and their answers, if the caller keeps them.
         streamer
             A streamer of transformers, which gets the tokens as they are made.
+        stop
+            Texts; the answer ends before the first of them. An :class:`AnswerStream` that is to
+            hold them back must be given them, too; its ``settings`` have them then.
         **settings
             For ``generate``, such as ``max_new_tokens`` (256) or ``do_sample``.
 
@@ -255,16 +267,17 @@ class StreamingSession:
         Raises
         ------
         ValueError
-            If the question is empty.
+            If the question or a stop string is empty, or no frame has been pushed yet.
         """
         self._check_open()
+        stop = checked_stop(stop)
         with self._memory_lock:
             turns = [*history, *(self._turns if dialogue else ())]
         prompt = self._questions.prompt(turns, question)
         self._complete()
         with self._memory_lock:
             found = self._questions.context(prompt, question)
-        answer = self._questions.answer(found, prompt, streamer, settings)
+        answer = self._questions.answer(found, prompt, streamer, stop, settings)
         if dialogue:
             with self._memory_lock:
                 self._turns.append((question, answer.text))
@@ -316,6 +329,7 @@ class StreamingSession:
                 waiting=len(intake.waiting),
                 refused=intake.refused,
                 evicted=getattr(self._memory, "evicted", 0),
+                times_back=intake.times_back,
                 tokens_seen=intake.tokens_seen,
                 tokens_kept=intake.tokens_kept,
                 memory_tokens=self._memory.tokens,

@@ -54,6 +54,8 @@ class SessionStats:
         Frames that a full memory did not take.
     evicted
         Frames that the memory has forgotten since, or merged into others.
+    times_back
+        How often a frame's timestamp was before that of the frame pushed before it.
     tokens_seen, tokens_kept
         Tokens of all frames before and after pruning.
     memory_tokens
@@ -71,6 +73,7 @@ class SessionStats:
     waiting: int
     refused: int
     evicted: int
+    times_back: int
     tokens_seen: int
     tokens_kept: int
     memory_tokens: int

@@ -5,17 +5,20 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import StoppingCriteria, StoppingCriteriaList, TextStreamer
+from transformers import StoppingCriteria, StoppingCriteriaList
+from transformers.generation.streamers import BaseStreamer
+
+from stc_video.session.stopping import checked_stop, first_stop, settled
 
 __all__ = ["AnswerStream"]
 
 
-class AnswerStream(TextStreamer):
+class AnswerStream(BaseStreamer):
     """A streamer for :meth:`StreamingSession.ask` that hands on text, and can stop the answer.
 
     ``session.ask(question, **stream.settings)`` uses it.
@@ -26,21 +29,31 @@ class AnswerStream(TextStreamer):
         The model's.
     on_text
         Called with each piece of text, in the thread that generates.
+    stop
+        Texts; the answer ends before the first of them. Text that may become one is held back.
     """
 
-    def __init__(self, tokenizer: Any, on_text: Callable[[str], None] = lambda text: None) -> None:
-        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
+    def __init__(
+        self,
+        tokenizer: Any,
+        on_text: Callable[[str], None] = lambda text: None,
+        stop: str | Sequence[str] = (),
+    ) -> None:
+        self._tokenizer = tokenizer
         self._on_text = on_text
+        self._strings = checked_stop(stop)
         self._stop = threading.Event()
         self._begin = time.perf_counter()
-        self._calls = 0
+        self._ids: list[int] | None = None
+        self._shown = 0
         #: seconds from the making of this object to the first token; 0 until then
         self.first_token = 0.0
 
     @property
     def settings(self) -> dict[str, Any]:
         """What `ask` must be given."""
-        return {"streamer": self, "stopping_criteria": StoppingCriteriaList([_When(self._stop)])}
+        criteria = StoppingCriteriaList([_When(self._stop)])
+        return {"streamer": self, "stopping_criteria": criteria, "stop": self._strings}
 
     @property
     def stopped(self) -> bool:
@@ -53,16 +66,28 @@ class AnswerStream(TextStreamer):
 
     def put(self, value: Tensor) -> None:
         """Take the prompt, then token by token."""
-        self._calls += 1
-        if self._calls == 2:
+        if self._ids is None:
+            self._ids = []
+            return
+        if not self._ids:
             self.first_token = time.perf_counter() - self._begin
-        untyped: Any = super()
-        untyped.put(value)
+        self._ids += value.flatten().tolist()
+        self._show(settled(self._text(), self._strings))
 
-    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-        """Hand on a piece of text that no later token changes."""
-        if text:
-            self._on_text(text)
+    def end(self) -> None:
+        """Hand on what was held back."""
+        self._show(self._text())
+        self._ids, self._shown = None, 0
+
+    def _text(self) -> str:
+        """The text so far, up to a stop string."""
+        text: str = self._tokenizer.decode(self._ids or [], skip_special_tokens=True)
+        return text[: first_stop(text, self._strings)]
+
+    def _show(self, text: str) -> None:
+        if len(text) > self._shown:
+            piece, self._shown = text[self._shown :], len(text)
+            self._on_text(piece)
 
 
 class _When(StoppingCriteria):

@@ -76,6 +76,12 @@ class CacheSetting:
         what = f"{self.family}, ratio" if self.ratio is not None else self.family
         return f"{what} {self.value}".strip()
 
+    @property
+    def promised(self) -> float | None:
+        """The mean cosine that it promises, or None."""
+        config = self.config()
+        return None if config is None else config.promised
+
     def config(self, calibration: Calibration | None = None) -> CacheConfig | None:
         """Return what `attach_cacher` takes; None for no cacher.
 

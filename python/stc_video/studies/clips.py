@@ -21,6 +21,7 @@ from stc_video.report.pictures import webp
 from stc_video.studies.marks import SaliencyMarker, moved_tokens
 from stc_video.towers.pre_norm import PreNormTower
 from stc_video.video import VideoError, VideoFrame, VideoSource, open_video
+from stc_video.video.location import locate
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -94,19 +95,20 @@ class EncodedClip:
         return Attention(whole.query[part], whole.key[part], whole.prefix, whole.scale)
 
 
-def clip_names(paths: Sequence[Path]) -> list[str]:
-    """Return a name for each clip: its file's, with a number where that was taken."""
+def clip_names(paths: Sequence[str | Path]) -> list[str]:
+    """Return a name for each clip: that of its file or address, with a number if it was taken."""
     names: list[str] = []
     for path in paths:
-        name, count = path.stem, 2
+        stem = Path(locate(path).name).stem
+        name, count = stem, 2
         while name in names:
-            name, count = f"{path.stem} ({count})", count + 1
+            name, count = f"{stem} ({count})", count + 1
         names.append(name)
     return names
 
 
 def open_clips(
-    paths: Sequence[Path], *, fps: float, max_frames: int | None
+    paths: Sequence[str | Path], *, fps: float, max_frames: int | None
 ) -> list[tuple[str, VideoSource]]:
     """Open every clip before the first is decoded, so that a wrong path is found at once.
 
@@ -127,7 +129,11 @@ def open_clips(
 
 
 def open_at_rates(
-    paths: Sequence[Path], rates: Sequence[float], *, max_frames: int | None, files: ExitStack
+    paths: Sequence[str | Path],
+    rates: Sequence[float],
+    *,
+    max_frames: int | None,
+    files: ExitStack,
 ) -> dict[float, list[tuple[str, VideoSource]]]:
     """Open every clip once for each frame rate, to be closed by `files` at the latest.
 

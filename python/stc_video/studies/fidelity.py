@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stc_video.cacher.handle import Cacher, attach_cacher
+from stc_video.cacher import Cacher, attach_cacher
 from stc_video.cacher.stats import DENSE
 from stc_video.clock import Clock
 from stc_video.config import CacheConfig

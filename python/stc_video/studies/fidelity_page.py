@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from stc_video.report.page import write_page
+from stc_video.report.verdict import SIMILAR, Tried, Verdict, best_verdict
 from stc_video.studies.cache_settings import CacheSetting
 from stc_video.studies.fidelity_study import (
     ALL,
@@ -18,11 +19,9 @@ from stc_video.studies.fidelity_study import (
     front,
 )
 
-__all__ = ["headline", "shown_tables", "write_fidelity"]
+__all__ = ["headline", "shown_tables", "verdict", "write_fidelity"]
 
 _NONE = "-"
-#: What the headline takes for similar.
-_SIMILAR = 0.98
 #: What is shown first of the frames, and beside it, if it was measured.
 _FIRST = (CacheSetting("motion", quality=0.983), CacheSetting("stc", interval=2, ratio=0.25))
 
@@ -104,6 +103,7 @@ def write_fidelity(
         scripts=["common.js", "fidelity.js"],
         data=_page_data(study, measures, costs),
         headline=headline(study),
+        verdict=verdict(study),
         warnings=study.notes,
         study=study,
         has_saliency="saliency_iou" in measures,
@@ -134,13 +134,32 @@ def headline(study: FidelityStudy) -> str:
     return f"{text}: {'; '.join(found)}."
 
 
+def verdict(study: FidelityStudy) -> Verdict:
+    """Say which settings pay and hold what they promise, at each rate, by the worst clip."""
+    return best_verdict(
+        [
+            Tried(
+                name=row.setting.name,
+                where=f"at {rate_name(fps)}",
+                work=row.cost,
+                time=row.time_ratio if row.time_ratio == row.time_ratio else None,
+                promised=row.setting.promised,
+                measured=1.0 - row.worst_clip_error,
+            )
+            for fps in study.rates
+            for row in study.at(fps)
+            if row.setting.policy != "dense"
+        ]
+    )
+
+
 def _cheapest(rows: Sequence[FidelityRow]) -> str:
-    similar = [row for row in rows if row.similarity >= _SIMILAR]
+    similar = [row for row in rows if row.similarity >= SIMILAR]
     if not similar:
-        return f"none keeps a mean cosine of {_SIMILAR:g}"
+        return f"none keeps a mean cosine of {SIMILAR:g}"
     best = min(similar, key=lambda row: row.cost)
     return (
-        f"the cheapest with a mean cosine of {_SIMILAR:g} or more is {best.setting.name} "
+        f"the cheapest with a mean cosine of {SIMILAR:g} or more is {best.setting.name} "
         f"({best.similarity:.3f} at cost {best.cost:.2f})"
     )
 

@@ -14,7 +14,7 @@ from stc_video.pruners.budget import highest
 from stc_video.studies.clips import EncodedClip
 from stc_video.studies.metrics import keep_mask
 
-__all__ = ["EVERYTHING", "METHODS", "Method", "find_methods", "ideal_mask"]
+__all__ = ["CONTROLS", "EVERYTHING", "METHODS", "Method", "find_methods", "ideal_mask"]
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,9 @@ class Method:
 
 #: What shares mean is seen beside those of keeping every token.
 EVERYTHING = Method("none", "none", "every token: the shares of the frames themselves")
+
+#: What does not look at the picture.
+CONTROLS = ("uniform", "random")
 
 METHODS: dict[str, Method] = {
     method.name: method

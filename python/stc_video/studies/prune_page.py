@@ -15,16 +15,19 @@ from torch import Tensor
 
 from stc_video.report.page import write_page
 from stc_video.report.pictures import data_url
+from stc_video.report.verdict import Compared, Verdict, prune_verdict
 from stc_video.studies.clips import EncodedClip
-from stc_video.studies.methods import EVERYTHING
+from stc_video.studies.methods import CONTROLS, EVERYTHING
 from stc_video.studies.metrics import pareto_front
 from stc_video.studies.prune_study import ALL, MEASURES, PruneStudy, Row
 
-__all__ = ["budget_name", "headline", "shown_tables", "write_study"]
+__all__ = ["budget_name", "headline", "shown_tables", "verdict", "write_study"]
 
 _NONE = "-"
 #: The budget whose choice is shown first is the one nearest to this, in percent.
 _FIRST_BUDGET = 25.0
+#: What the console and the verdict go by.
+_CHOSEN = ("explained_mean", "moved_kept", "salient_kept")
 
 
 class Line(NamedTuple):
@@ -85,6 +88,7 @@ def write_study(
         scripts=["common.js", "prune_study.js"],
         data=_page_data(study),
         headline=headline(study),
+        verdict=verdict(study),
         warnings=study.notes,
         study=study,
         first_budget=_first_budget(study),
@@ -127,17 +131,32 @@ def headline(study: PruneStudy) -> str:
     return f"{text}: at {budget_name(budget)}, {'; '.join(found)}." if found else f"{text}."
 
 
+def verdict(study: PruneStudy) -> Verdict:
+    """Say whether a method does better than controls that do not look at the picture."""
+    budget = _first_budget(study)
+    found = {
+        row.method: Compared(
+            row.method,
+            {MEASURES[name]: row.measure(name) for name in _CHOSEN},
+            row.latency_median,
+        )
+        for row in study.at(budget)
+        if row.method != EVERYTHING.name
+    }
+    controls = [found.pop(name) for name in CONTROLS if name in found]
+    return prune_verdict(f"at {budget_name(budget)}", list(found.values()), controls)
+
+
 def shown_tables(study: PruneStudy) -> list[tuple[str, list[str], list[list[str]]]]:
     """Return a table for the console: its title, its header, the rows at one budget."""
     budget = _first_budget(study)
-    chosen = ("explained_mean", "moved_kept", "salient_kept")
-    header = ["method", "tokens", "latency", *(MEASURES[name] for name in chosen)]
+    header = ["method", "tokens", "latency", *(MEASURES[name] for name in _CHOSEN)]
     rows = [
         [
             row.method,
             f"{row.kept:.4g}",
             f"{row.latency_median:.2f} ms",
-            *(_number(row.measure(name)) for name in chosen),
+            *(_number(row.measure(name)) for name in _CHOSEN),
         ]
         for row in study.at(budget)
     ]

@@ -3,12 +3,60 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-__all__ = ["Block", "Tower"]
+__all__ = ["PATCH_MARK", "Block", "Part", "Tower", "is_plain_linear"]
+
+#: attribute of the forwards that we put on modules; it names the handle they belong to
+PATCH_MARK = "_stc_video_owner"
+
+
+class Part:
+    """A part of a block, looked up whenever it is asked for.
+
+    Somebody may put another module in its place at any time: an adapter, a quantised layer. The
+    block has a module ``layer`` and ``paths``, which lead from there to each part by its name; a
+    part without a path is None.
+    """
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, block: HasParts, owner: type | None = None) -> Any:
+        if self.name not in block.paths:
+            return None
+        module: Any = block.layer
+        for step in block.paths[self.name]:
+            module = module._modules[step]  # several times as fast as getattr
+        return module
+
+
+class HasParts(Protocol):
+    """What :class:`Part` asks of a block."""
+
+    @property
+    def layer(self) -> nn.Module:
+        """The module."""
+
+    @property
+    def paths(self) -> Mapping[str, tuple[str, ...]]:
+        """Names of the modules from the layer down to each part."""
+
+
+def is_plain_linear(module: nn.Module) -> bool:
+    """Whether calling a layer would do nothing but multiply by its weight.
+
+    That is so if it is no subclass, its weight is an ordinary parameter and no quantised one, and
+    nobody but us has put a hook or a forward on it.
+    """
+    if type(module) is not nn.Linear or type(module.weight) is not nn.Parameter:
+        return False
+    forward = module.__dict__.get("forward")
+    is_ours = forward is None or hasattr(forward, PATCH_MARK)
+    return is_ours and not module._forward_hooks and not module._forward_pre_hooks
 
 
 class Block(Protocol):
@@ -97,3 +145,10 @@ class Tower(Protocol):
     @property
     def prefix_tokens(self) -> int:
         """Class token and registers at the start of the sequence."""
+
+    @property
+    def cached_modules(self) -> Sequence[nn.Module]:
+        """The modules whose results a cacher keeps."""
+
+    def rescan(self) -> Tower:
+        """Look for the blocks and their parts again, after somebody put others in their place."""

@@ -9,9 +9,9 @@ frame, or in Qwen2.5-VL's windowed blocks inside a window; a merger makes one to
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from torch.nn.functional import linear
 
 from stc_video.errors import UnsupportedModelError
 from stc_video.memory.rotary import turned
+from stc_video.towers.block import Part, is_plain_linear
 from stc_video.towers.pre_norm import attention
 
 __all__ = ["FrameGeometry", "MergerSite", "PackedBlock", "PackedTower"]
@@ -68,7 +69,7 @@ class FrameGeometry:
 
 @dataclass(frozen=True)
 class PackedBlock:
-    """One transformer block with a fused projection, by its parts.
+    """One transformer block with a fused projection, by its parts, looked up when called.
 
     Attributes
     ----------
@@ -83,14 +84,22 @@ class PackedBlock:
     """
 
     layer: nn.Module
-    norm1: nn.Module
-    norm2: nn.Module
-    qkv: nn.Linear
-    output: nn.Module
-    mlp: nn.Module
     heads: int
     is_windowed: bool
     geometry: FrameGeometry
+
+    paths: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "norm1": ("norm1",),
+        "norm2": ("norm2",),
+        "qkv": ("attn", "qkv"),
+        "output": ("attn", "proj"),
+        "mlp": ("mlp",),
+    }
+    norm1 = Part()
+    norm2 = Part()
+    qkv = Part()
+    output = Part()
+    mlp = Part()
 
     @classmethod
     def of(cls, layer: nn.Module, is_windowed: bool, geometry: FrameGeometry) -> PackedBlock:
@@ -111,11 +120,6 @@ class PackedBlock:
             )
         return cls(
             layer=layer,
-            norm1=parts.norm1,
-            norm2=parts.norm2,
-            qkv=parts.attn.qkv,
-            output=parts.attn.proj,
-            mlp=parts.mlp,
             heads=parts.attn.num_heads,
             is_windowed=is_windowed,
             geometry=geometry,
@@ -129,7 +133,7 @@ class PackedBlock:
     @property
     def channels(self) -> int:
         """Width of the residual stream."""
-        return self.qkv.weight.shape[1]
+        return cast(int, self.qkv.in_features)
 
     def project(
         self, normed: Tensor, places: Tensor | None = None
@@ -152,6 +156,8 @@ class PackedBlock:
         return self._part(normed, 2)
 
     def _part(self, normed: Tensor, number: int) -> Tensor:
+        if not is_plain_linear(self.qkv):  # an adapter, a quantised layer, a hook
+            return cast(Tensor, self.qkv(normed).chunk(3, dim=-1)[number])
         rows = slice(number * self.channels, (number + 1) * self.channels)
         bias = None if self.qkv.bias is None else self.qkv.bias[rows]
         return linear(normed, self.qkv.weight[rows], bias)
@@ -296,6 +302,15 @@ class PackedTower:
             window = tower.window_size // tower.spatial_merge_size // tower.patch_size
         mergers = tuple(_mergers(tower, len(blocks)))
         return cls(root, blocks, mergers, int(tower.spatial_merge_size), window, geometry)
+
+    @property
+    def cached_modules(self) -> list[nn.Module]:
+        """The modules whose results a cacher keeps."""
+        return [*(block.layer for block in self.blocks), *(site.module for site in self.mergers)]
+
+    def rescan(self) -> PackedTower:
+        """Look for the blocks and their parts again, after somebody put others in their place."""
+        return PackedTower._of(self.root)
 
     def windows(self, height: int, width: int) -> tuple[int, ...]:
         """Sizes in rows of the windows of a grid, in the order in which their rows follow."""

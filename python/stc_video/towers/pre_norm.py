@@ -8,8 +8,8 @@ releases of transformers (``vision_model.encoder.layers``, ``encoder.layers``, `
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import cast
 from weakref import WeakKeyDictionary
 
@@ -19,6 +19,7 @@ from torch.nn.functional import pad, scaled_dot_product_attention
 
 from stc_kernels import sparse_query_attention
 from stc_video.errors import UnsupportedModelError
+from stc_video.towers.block import Part
 from stc_video.versions import TOWERS_FROM, require_transformers
 
 _NORM1 = ("layer_norm1", "norm1")
@@ -50,45 +51,50 @@ class PreNormBlock:
 
     The residual stream is x + attention(norm1(x)), then + mlp(norm2(.)); DINOv2 scales both
     branches (LayerScale). Parts are called as modules, never re-implemented, which absorbs every
-    difference between activations, gated MLPs and names.
+    difference between activations, gated MLPs and names. They are looked up when they are called.
 
     ``project_together``, if there is one, makes query, key and value of the same rows at once, or
     returns None where they must be called as modules.
     """
 
     layer: nn.Module
-    norm1: nn.Module
-    norm2: nn.Module
-    query: nn.Module
-    key: nn.Module
-    value: nn.Module
-    output: nn.Module
-    mlp: nn.Module
+    paths: Mapping[str, tuple[str, ...]] = field(hash=False)
     heads: int
-    scale1: nn.Module | None
-    scale2: nn.Module | None
     project_together: Callable[[Tensor], Sequence[Tensor] | None] | None = None
+
+    norm1 = Part()
+    norm2 = Part()
+    query = Part()
+    key = Part()
+    value = Part()
+    output = Part()
+    mlp = Part()
+    scale1 = Part()
+    scale2 = Part()
 
     @classmethod
     def of(cls, layer: nn.Module) -> PreNormBlock:
         """Take a layer apart; raises UnsupportedModelError naming the part that is missing."""
-        attention = _child(layer, _ATTENTION)
+        name = _child(layer, _ATTENTION)
+        attention = getattr(layer, name)
         # DINOv2 before transformers 5.18 nests: attention.attention.{query,key,value}.
         inner = getattr(attention, "attention", attention)
+        nested = (name,) if inner is attention else (name, "attention")
         dense = getattr(getattr(attention, "output", None), "dense", None)
-        return cls(
-            layer=layer,
-            norm1=_child(layer, _NORM1),
-            norm2=_child(layer, _NORM2),
-            query=_child(inner, _QUERY),
-            key=_child(inner, _KEY),
-            value=_child(inner, _VALUE),
-            output=dense if isinstance(dense, nn.Module) else _child(attention, _OUTPUT),
-            mlp=_child(layer, ("mlp",)),
-            heads=_heads(inner),
-            scale1=getattr(layer, "layer_scale1", None),
-            scale2=getattr(layer, "layer_scale2", None),
-        )
+        is_dense = isinstance(dense, nn.Module)
+        paths = {
+            "norm1": (_child(layer, _NORM1),),
+            "norm2": (_child(layer, _NORM2),),
+            "query": (*nested, _child(inner, _QUERY)),
+            "key": (*nested, _child(inner, _KEY)),
+            "value": (*nested, _child(inner, _VALUE)),
+            "output": (name, *(("output", "dense") if is_dense else (_child(attention, _OUTPUT),))),
+            "mlp": (_child(layer, ("mlp",)),),
+        }
+        for part, scale in (("scale1", "layer_scale1"), ("scale2", "layer_scale2")):
+            if isinstance(getattr(layer, scale, None), nn.Module):
+                paths[part] = (scale,)
+        return cls(layer, paths, _heads(inner))
 
     @property
     def returns_tuple(self) -> bool:
@@ -101,9 +107,7 @@ class PreNormBlock:
     @property
     def channels(self) -> int:
         """Width of the residual stream."""
-        weight = self.query.weight
-        assert isinstance(weight, Tensor)
-        return weight.shape[1]
+        return cast(int, self.query.in_features)
 
     def project(
         self, normed: Tensor, places: Tensor | None = None
@@ -229,6 +233,15 @@ class PreNormTower:
             prefix_tokens=_prefix_tokens(root),
         )
 
+    @property
+    def cached_modules(self) -> list[nn.Module]:
+        """The modules whose results a cacher keeps."""
+        return [block.layer for block in self.blocks]
+
+    def rescan(self) -> PreNormTower:
+        """Look for the blocks and their parts again, after somebody put others in their place."""
+        return PreNormTower.of(self.root)
+
 
 def find_tower(root: nn.Module, caller: str) -> PreNormTower:
     """Find the blocks of a tower for another function than ``attach_cacher``, named in errors."""
@@ -292,10 +305,10 @@ def _prefix_tokens(root: nn.Module) -> int:
     return count
 
 
-def _child(module: nn.Module, names: tuple[str, ...]) -> nn.Module:
+def _child(module: nn.Module, names: tuple[str, ...]) -> str:
     for name in names:
-        if isinstance(found := getattr(module, name, None), nn.Module):
-            return found
+        if isinstance(getattr(module, name, None), nn.Module):
+            return name
     raise UnsupportedModelError(
         f"attach_cacher: {type(module).__name__} is not a supported block: it has none of "
         f"{', '.join(names)}; supported are {SUPPORTED}"

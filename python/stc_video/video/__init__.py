@@ -1,7 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Read the frames of a video file, sampled by time."""
+"""Read the frames of a video file, a camera or an address, sampled by time."""
 
 from stc_video.video.clips import default_clip
-from stc_video.video.source import VideoError, VideoFrame, VideoSource, open_video
+from stc_video.video.errors import VideoError, VideoWarning
+from stc_video.video.source import VideoFrame, VideoSource, open_video
+from stc_video.video.timeline import SourceStats
 
-__all__ = ["VideoError", "VideoFrame", "VideoSource", "default_clip", "open_video"]
+__all__ = [
+    "SourceStats",
+    "VideoError",
+    "VideoFrame",
+    "VideoSource",
+    "VideoWarning",
+    "default_clip",
+    "open_video",
+]

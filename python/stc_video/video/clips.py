@@ -6,7 +6,7 @@ from __future__ import annotations
 from importlib import metadata
 from pathlib import Path
 
-from stc_video.video.source import VideoError
+from stc_video.video.errors import VideoError
 
 __all__ = ["default_clip"]
 

@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Attaching a cacher to a tower."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from stc_video.cacher.handle import Cacher
+from stc_video.cacher.packed_frames import PackedCacher
+from stc_video.config import CacheConfig
+from stc_video.towers.packed_vision import PackedTower
+from stc_video.towers.pre_norm import PreNormTower
+from stc_video.versions import warn_if_untested
+
+
+def attach_cacher(
+    tower: nn.Module, policy: str | CacheConfig = "motion", **settings: Any
+) -> Cacher:
+    """Make a vision tower reuse what it computed for earlier frames.
+
+    ``tower(pixel_values)`` works as before. The rows of a batch are consecutive frames of one
+    stream, or, inside :meth:`Cacher.streams`, the next frames of several streams.
+
+    Parameters
+    ----------
+    tower
+        A SigLIP, SigLIP2, CLIP or DINOv2 vision model of transformers, LLaVA-NeXT's SigLIP, or the
+        tower of a Qwen2-VL, Qwen2.5-VL or Qwen3-VL (see :class:`PackedCacher`), in eval mode. Its
+        instances are patched; its class and its ``state_dict`` are not touched.
+    policy
+        ``"motion"``, ``"stc"``, or a :class:`CacheConfig`.
+    **settings
+        Settings of the policy given by name, as in :class:`CacheConfig`: ``quality=0.99``.
+
+    Returns
+    -------
+    Cacher
+        The handle: ``stats()``, ``reset()``, ``streams()``, ``paused()``, ``refresh()``,
+        ``detach()``.
+
+    Raises
+    ------
+    UnsupportedModelError
+        If the tower is none of the supported ones; it is left untouched.
+    AttachError
+        If it has a cacher already.
+    ValueError
+        If a setting is out of range, or there is none of that name.
+
+    Examples
+    --------
+    >>> from transformers import SiglipVisionConfig, SiglipVisionModel
+    >>> import torch, stc_video
+    >>> config = SiglipVisionConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+    ...     num_attention_heads=4, image_size=56, patch_size=14)
+    >>> tower = SiglipVisionModel(config).eval()
+    >>> cacher = stc_video.attach_cacher(tower)
+    >>> frame = torch.rand(1, 3, 56, 56)
+    >>> _ = tower(frame), tower(frame)
+    >>> cacher.stats().dense, cacher.stats().unchanged
+    (1, 1)
+    >>> cacher.detach()
+    """
+    warn_if_untested()
+    config = CacheConfig.of(policy, **settings)
+    packed = PackedTower.find(tower)
+    if packed is not None:
+        return PackedCacher(packed, config)
+    return Cacher(PreNormTower.of(tower), config)

@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is known of the tokens in a cache that was filled with pruned prompts.
+
+It is kept on the cache itself, so that a copy of the cache has it too.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["Conversation", "ConversationStream", "conversation_of", "remember", "tokens_in"]
+
+_ATTRIBUTE = "_stc_conversation"
+
+
+@dataclass(frozen=True, eq=False)
+class ConversationStream:
+    """The stream that all videos of a conversation are of; it lives as long as that does."""
+
+    name: str
+
+    def __deepcopy__(self, _: Any) -> ConversationStream:
+        # Copies of a cache go on with one stream, which ends with the last of them.
+        return self
+
+
+@dataclass(frozen=True, eq=False)
+class Conversation:
+    """What is known of the tokens in a cache.
+
+    Attributes
+    ----------
+    kept
+        (B, L) bool, which tokens of the full conversation so far stayed.
+    mask
+        (B, n) bool, which tokens in the cache are no padding.
+    offset
+        (B,) what to add to the number of tokens in the cache for the position of the next one.
+    pictures
+        What the family of models remembers of the pictures so far.
+    stream
+        The stream that the videos are of, if they all are of one.
+    """
+
+    kept: Tensor
+    mask: Tensor
+    offset: Tensor
+    pictures: Any = None
+    stream: ConversationStream | None = None
+
+    @classmethod
+    def empty(cls, batch: int, pictures: Any) -> Conversation:
+        """Nothing has been said."""
+        none = torch.empty((batch, 0), dtype=torch.bool)
+        return cls(none, none, torch.zeros(batch, dtype=torch.int64), pictures)
+
+    @property
+    def removed(self) -> int:
+        """By how many tokens the longest row is shorter than the full one."""
+        return self.kept.shape[1] - self.mask.shape[1]
+
+
+def conversation_of(cache: Any) -> Conversation | None:
+    """Return what is known of a cache with tokens."""
+    return getattr(cache, _ATTRIBUTE, None) if tokens_in(cache) else None
+
+
+def remember(cache: Any, said: Conversation) -> None:
+    """Keep with a cache what is known of it."""
+    if cache is not None and getattr(cache, _ATTRIBUTE, None) is not said:
+        setattr(cache, _ATTRIBUTE, said)
+
+
+def tokens_in(cache: Any) -> int:
+    """Return how many tokens a cache holds; None holds none."""
+    if cache is None:
+        return 0
+    if not hasattr(cache, "get_seq_length"):
+        raise ValueError(
+            "accelerated model: the cache must be one of transformers' Cache objects, got "
+            f"{type(cache).__name__}"
+        )
+    return int(cache.get_seq_length())

@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A few tokens through a memory and through the stock model, once for each kind of memory."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from stc_video.bypassed import refuse_hooks
+from stc_video.memory import Frame, Memory, PlainConfig, RekvConfig, VideoPlace, make_memory
+from stc_video.models.self_check import SETTINGS, compare, failures, short_ids
+from stc_video.session.answer import generate_behind
+
+if TYPE_CHECKING:
+    from stc_video.acceleration import Acceleration
+
+__all__ = ["check_memory"]
+
+#: tokens in front of the video, of the question, and in all with the video's one
+_PREFIX, _QUESTION = 2, 3
+_TOKENS = _PREFIX + 1 + _QUESTION
+
+
+def check_memory(handle: Acceleration, config: PlainConfig | RekvConfig) -> None:
+    """Compare what a memory makes of a few tokens with what the stock model makes of them.
+
+    The first session on an accelerated model does so, and the first with another kind of memory.
+
+    Raises
+    ------
+    UnsupportedModelError
+        If they differ by more than rounding, or there are hooks that would not be called.
+    """
+    model: Any = handle.model
+    kind = type(config).__name__
+    name = f"StreamingSession: {type(model).__name__}"
+    # Frames go to the language model past these two.
+    refuse_hooks({"the model": model, "model.model": model.model}, name, ours=handle.replaced)
+    if kind in handle.checked:
+        return
+    probe = handle.probe()
+    model = probe.model
+    with failures(name), torch.no_grad():
+        ids = short_ids(model, _TOKENS)
+        memory = make_memory(model.model.language_model, _small(config))
+        try:
+            prompt = ids[0, -_QUESTION:].tolist()
+            context = _filled(memory, model.get_input_embeddings()(ids[0]))
+            probe.adapter.before_answer(context.cache)
+            made = generate_behind(model, context, prompt, int(ids[0, 0]), None, dict(SETTINGS))
+        finally:
+            memory.clear()
+        whole = torch.cat([ids, made.sequences[:, -2:-1].to(ids)], dim=1)
+        stock = probe.call_stock("forward")(input_ids=whole, use_cache=False).logits[0, -2:]
+    compare(f"{name} with a {kind}", torch.cat(made.logits), stock)
+    handle.checked.add(kind)
+
+
+def _filled(memory: Memory, embeds: Tensor) -> Any:
+    """Context of a question behind a frame of one token."""
+    memory.begin(embeds[:_PREFIX])
+    offsets = torch.zeros(1, dtype=torch.int64)
+    place = VideoPlace(time=0, origin=0, step=1, side=1)
+    memory.append([Frame(embeds[_PREFIX : _PREFIX + 1], offsets, 1, 0, None, place)])
+    return memory.context(embeds[-_QUESTION:], slice(0, _QUESTION - 1), "?")
+
+
+def _small(config: PlainConfig | RekvConfig) -> PlainConfig | RekvConfig:
+    """The same kind of memory with little room, and nothing of the user's."""
+    if isinstance(config, PlainConfig):
+        return PlainConfig()
+    return dataclasses.replace(
+        RekvConfig(), window_tokens=64, retrieve_tokens=64, host_bytes=1 << 20, slab_bytes=1 << 18
+    )
