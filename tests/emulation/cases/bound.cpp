@@ -62,6 +62,8 @@ Bound bound(const Tensor& t) {
       break;
   }
   b.sizes = t.size;
+  b.storage_offset = t.offset;
+  b.storage_bytes = static_cast<int64_t>(t.bytes);
   b.strides = t.stride;
   return b;
 }

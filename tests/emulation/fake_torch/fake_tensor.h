@@ -36,6 +36,8 @@ class Tensor {
   char* data = nullptr;
   headeronly::ScalarType type = headeronly::ScalarType::Float;
   std::vector<int64_t> sizes, strides;
+  int64_t storage_offset = 0, storage_bytes = 0;
+  const Tensor* get() const { return this; }
   int64_t dim() const { return static_cast<int64_t>(sizes.size()); }
   int64_t size(int64_t i) const { return sizes.at(static_cast<size_t>(i < 0 ? i + dim() : i)); }
   int64_t stride(int64_t i) const { return strides.at(static_cast<size_t>(i < 0 ? i + dim() : i)); }
@@ -74,3 +76,32 @@ struct DeviceGuard {
 };
 }  // namespace accelerator
 }  // namespace torch::stable
+
+// The C functions, of a tensor as `get` gives it.
+inline AOTITorchError aoti_torch_get_storage_offset(const torch::stable::Tensor* t, int64_t* to) {
+  *to = t->storage_offset;
+  return 0;
+}
+inline AOTITorchError aoti_torch_get_storage_size(const torch::stable::Tensor* t, int64_t* bytes) {
+  *bytes = t->storage_bytes;
+  return 0;
+}
+inline AOTITorchError aoti_torch_get_dtype(const torch::stable::Tensor* t, int32_t* dtype) {
+  *dtype = static_cast<int32_t>(t->type);
+  return 0;
+}
+inline size_t aoti_torch_dtype_element_size(int32_t dtype) {
+  using torch::headeronly::ScalarType;
+  switch (static_cast<ScalarType>(dtype)) {
+    case ScalarType::Long:
+      return 8;
+    case ScalarType::Int:
+    case ScalarType::Float:
+      return 4;
+    case ScalarType::Half:
+    case ScalarType::BFloat16:
+      return 2;
+    default:
+      return 1;
+  }
+}
