@@ -5,6 +5,9 @@
 #   make test-quick   the same without those marked slow
 #   make test-newest  the adapters against the newest releases of what they lean on
 #   make fuzz     random calls of every operator against the reference, FUZZ_SECONDS=120 in all
+#   make emulate  run the CUDA kernels on the CPU, in an emulator that sees races; needs g++ only
+#   make emulate-long  the same with many more cases, and under AddressSanitizer
+#   make mutants  break the CUDA kernels on purpose; fails if the emulator does not notice
 #   make lint     formatters, linters, types
 #   make docs     the documents as a site, into out/docs
 #   make bench    the CPU benchmarks, written to benchmarks/results
@@ -35,8 +38,9 @@ OUT ?= out
 FUZZ_SECONDS ?= 120
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-quick test-gpu test-versions test-newest test-hub fuzz lint \
-    format docs static bench gpu sanitize-gpu bench-gpu bench-service lock clean
+.PHONY: help install demo test test-quick test-gpu test-versions test-newest test-hub fuzz \
+    emulate emulate-long mutants lint format docs static bench gpu sanitize-gpu bench-gpu \
+    bench-service lock clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -124,16 +128,38 @@ test-hub: install
 fuzz: install
 	STC_FUZZ_SECONDS=$(FUZZ_SECONDS) $(BIN)/python -m pytest tests/ops/test_fuzz.py
 
+# The CUDA kernels on a CPU: tests/emulation/README.md. Then the references in Python are compared
+# with what came out.
+EMULATION := build/emulation
+BUILD_EMULATION = $(MAKE) --silent -j2 -C tests/emulation
+
+emulate: install
+	$(BUILD_EMULATION) checked
+	$(BIN)/python tests/emulation/run.py $(EMULATION)/checked/emulate $(EMULATION)/checked/out
+	STC_EMULATED_CALLS=$(EMULATION)/checked/out/calls OMP_NUM_THREADS=1 $(BIN)/python -m pytest \
+	    tests/emulation
+
+emulate-long: install
+	$(BUILD_EMULATION) checked asan
+	for flavour in checked asan; do \
+	    $(BIN)/python tests/emulation/run.py --long --seed 1000 $(EMULATION)/$$flavour/emulate \
+	        $(EMULATION)/$$flavour/out || exit 1; \
+	done
+
+mutants: install
+	$(BUILD_EMULATION) checked
+	$(BIN)/python tests/emulation/mutants.py
+
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run --Werror $$(find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu*')
+	$(BIN)/clang-format --dry-run --Werror $$(find csrc tests/emulation -name '*.h' -o -name '*.cpp' -o -name '*.cu*')
 
 format: install
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $$(find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu*')
+	$(BIN)/clang-format -i $$(find csrc tests/emulation -name '*.h' -o -name '*.cpp' -o -name '*.cu*')
 
 # A warning, such as a link to a page or heading that is not there, is an error.
 docs: install

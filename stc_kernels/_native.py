@@ -6,8 +6,10 @@ from __future__ import annotations
 import functools
 import importlib
 import json
+import re
 from pathlib import Path
 from types import ModuleType
+from typing import cast
 
 # The library has no search path to torch's own libraries; they must be in the process already.
 import torch
@@ -85,7 +87,10 @@ def why_not_on(device: str) -> str | None:
         return f"torch {torch.__version__} has no CUDA support"
     if not torch.cuda.is_available():
         return "torch sees no GPU"
-    return _why_not_driver(str(info["cuda_version"]), driver_cuda())
+    archs = [str(arch) for arch in cast("list[object]", info["cuda_archs"])]
+    return _why_not_driver(str(info["cuda_version"]), driver_cuda()) or _why_not_gpus(
+        archs, _gpus()
+    )
 
 
 def driver_cuda() -> tuple[int, int] | None:
@@ -104,6 +109,37 @@ def _why_not_driver(built_by: str, driver: tuple[int, int] | None) -> str | None
         f"the compiled library was built by CUDA {built_by}, and this driver knows CUDA {knows} "
         "at most"
     )
+
+
+def _gpus() -> list[tuple[int, int, str]]:
+    """Return compute capability (major, minor) and name of every GPU that torch sees."""
+    count = torch.cuda.device_count()
+    found = [torch.cuda.get_device_properties(index) for index in range(count)]
+    return [(gpu.major, gpu.minor, gpu.name) for gpu in found]
+
+
+def _why_not_gpus(archs: list[str], gpus: list[tuple[int, int, str]]) -> str | None:
+    """Return why one of the GPUs cannot run what was compiled for ``archs``: 80, 90a, 120+PTX."""
+    for major, minor, name in gpus:
+        if not any(_runs(arch, major, minor) for arch in archs):
+            return (
+                f"the compiled library has kernels for {','.join(archs)}, none of which runs on "
+                f"{name} (sm_{major}{minor})"
+            )
+    return None
+
+
+def _runs(arch: str, major: int, minor: int) -> bool:
+    """Whether code for an architecture runs on a GPU: of its own generation, or as PTX later."""
+    match = re.fullmatch(r"(\d+)(\d)([af]?)(\+PTX)?", arch)
+    if match is None:
+        return False
+    its_major, its_minor, only, ptx = int(match[1]), int(match[2]), match[3], match[4]
+    if only == "a":  # for this very GPU, as machine code and as PTX
+        return (major, minor) == (its_major, its_minor)
+    if major == its_major and minor >= its_minor:
+        return True
+    return ptx is not None and not only and (major, minor) >= (its_major, its_minor)
 
 
 def build_info() -> dict[str, object]:

@@ -31,7 +31,6 @@ int64_t saliency_slices(const SaliencyTopkParams& p);
 cudaError_t spatial_redundancy(const RedundancyParams& p, cudaStream_t stream);
 cudaError_t compact_tokens(const CompactionParams& p, cudaStream_t stream);
 cudaError_t bipartite_match(const MatchingParams& p, cudaStream_t stream);
-int64_t match_tiles(int64_t partners);
 cudaError_t merge_tokens(MergingParams p, cudaStream_t stream);
 cudaError_t attention_column_mean(const ColumnMeanKernelParams& p, cudaStream_t stream);
 cudaError_t sparse_query_attention(const AttentionParams& p, cudaStream_t stream);

@@ -4,13 +4,14 @@
 
 namespace stc::cuda {
 
-int64_t match_tiles(int64_t partners) { return ceil_div(partners, kMatchSide); }
-
 cudaError_t bipartite_match(const MatchingParams& p, cudaStream_t stream) {
   if (p.tokens == 0) return cudaSuccess;
+  const size_t bytes = static_cast<size_t>(p.frames * p.candidates) * sizeof(*p.match);
+  cudaError_t status = bytes == 0 ? cudaSuccess : cudaMemsetAsync(p.match, 0, bytes, stream);
+  if (status != cudaSuccess) return status;
   constexpr int64_t kSide = kMatchSide * kMatchWarps;
   const int64_t blocks = p.frames * ceil_div(p.candidates, kSide) * ceil_div(p.partners, kSide);
-  const cudaError_t status = visit(p.dtype, [&](auto* type) {
+  status = visit(p.dtype, [&](auto* type) {
     using T = ElementOf<decltype(type)>;
     constexpr int V = kVector<T>;
     return launch(

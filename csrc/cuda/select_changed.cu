@@ -54,8 +54,10 @@ cudaError_t select_changed(const CosineParams& cosine, const SelectParams& selec
                            int64_t frames, cudaStream_t stream) {
   if (frames == 0) return cudaSuccess;
   if (frames <= kTicketFrames && cosine.tokens <= kSharedKeys) {
-    const int slot = ticket_slot(stream);
-    if (slot >= 0) return in_one_launch({cosine, selection, {}, slot}, frames, stream);
+    const Ticket ticket(stream);
+    if (ticket.slot() >= 0) {
+      return in_one_launch({cosine, selection, {}, ticket.slot()}, frames, stream);
+    }
   }
   const cudaError_t status = token_cosine(cosine, stream);
   return status == cudaSuccess ? select(selection, frames, stream) : status;

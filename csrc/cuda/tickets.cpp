@@ -2,6 +2,7 @@
 #include "tickets.h"
 
 #include <memory>
+#include <mutex>
 
 namespace stc::cuda {
 
@@ -35,9 +36,49 @@ bool keep_with_graph(cudaGraph_t graph, const LaunchOrder& order) {
   return true;
 }
 
+// Of each slot the end of the launches of its stream, once slots are scarce: before, a mark behind
+// each launch would cost a microsecond for nothing.
+class Ends {
+ public:
+  bool mark(int slot, cudaStream_t stream) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    cudaEvent_t& end = ends_[slot];
+    if (end == nullptr && cudaEventCreateWithFlags(&end, cudaEventDisableTiming) != cudaSuccess) {
+      cudaGetLastError();  // the launch is as good as before
+      return false;
+    }
+    if (cudaEventRecord(end, stream) == cudaSuccess) return true;
+    cudaGetLastError();
+    cudaEventDestroy(end);  // of another device, to which the slot belonged before
+    end = nullptr;
+    return false;
+  }
+
+  bool are_reached(int slot) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    // Asking is no harm to what another stream may be recording.
+    cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;
+    if (cudaThreadExchangeStreamCaptureMode(&mode) != cudaSuccess) return false;
+    const cudaError_t status = cudaEventQuery(ends_[slot]);
+    cudaThreadExchangeStreamCaptureMode(&mode);
+    if (status == cudaSuccess) return true;
+    cudaGetLastError();  // "not ready" is no error
+    return false;
+  }
+
+ private:
+  std::mutex mutex_;
+  cudaEvent_t ends_[kTicketSlots] = {};
+};
+
+Ends& ends() {
+  static auto* const all = new Ends;
+  return *all;
+}
+
 }  // namespace
 
-int ticket_slot(cudaStream_t stream) {
+Ticket::Ticket(cudaStream_t stream) : stream_(stream) {
   LaunchOrder order = {};
   cudaStreamCaptureStatus capture = cudaStreamCaptureStatusNone;
   cudaGraph_t graph = nullptr;
@@ -45,17 +86,23 @@ int ticket_slot(cudaStream_t stream) {
   if (cudaGetDevice(&order.device) != cudaSuccess || cudaStreamGetId(stream, &id) != cudaSuccess ||
       cudaStreamGetCaptureInfo(stream, &capture, &recording, &graph) != cudaSuccess ||
       capture == cudaStreamCaptureStatusInvalidated) {
-    return -1;  // the launch that follows meets the same error and reports it
+    return;  // the launch that follows meets the same error and reports it
   }
   order.stream = id;
-  order.recorded = capture == cudaStreamCaptureStatusActive;
-  order.recording = order.recorded ? recording : 0;
-  const TicketSlots::Found found = slots().find(order);
-  if (found.fresh && order.recorded && !keep_with_graph(graph, order)) {
+  order.recorded = recorded_ = capture == cudaStreamCaptureStatusActive;
+  order.recording = recorded_ ? recording : 0;
+  const auto found = slots().find(order, [](int slot) { return ends().are_reached(slot); });
+  if (found.fresh && recorded_ && !keep_with_graph(graph, order)) {
     cudaGetLastError();  // the recording is as good as before
-    return -1;
+    return;
   }
-  return found.slot;
+  slot_ = found.slot;
+  crowded_ = found.crowded;
+}
+
+Ticket::~Ticket() {
+  if (slot_ < 0 || recorded_) return;
+  slots().launched(slot_, crowded_ && ends().mark(slot_, stream_));
 }
 
 }  // namespace stc::cuda

@@ -11,8 +11,22 @@
 
 namespace stc::cuda {
 
-// The slot, below kTicketSlots, for launches on this stream of the current device; -1 where there
-// is none, because all are taken or a recording cannot keep one: then the caller launches without.
-int ticket_slot(cudaStream_t stream);
+// A slot for one launch on this stream of the current device; lives until after the launch.
+class Ticket {
+ public:
+  explicit Ticket(cudaStream_t stream);
+  ~Ticket();
+  Ticket(const Ticket&) = delete;
+  Ticket& operator=(const Ticket&) = delete;
+
+  // Below kTicketSlots; -1 where there is none, because all are taken or a recording cannot keep
+  // one: then the caller launches without.
+  int slot() const { return slot_; }
+
+ private:
+  cudaStream_t stream_;
+  int slot_ = -1;
+  bool recorded_ = false, crowded_ = false;
+};
 
 }  // namespace stc::cuda

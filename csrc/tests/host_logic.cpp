@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // What the kernels decide on the host or share with it; run by CTest (-DSTC_BUILD_TESTS=ON).
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -81,20 +82,60 @@ void blocks_cover_a_frame() {
 
 void launches_that_may_meet_have_slots_of_their_own() {
   stc::TicketSlots slots(3);
+  const auto find = [&](const stc::LaunchOrder& order) {
+    return slots.find(order, [](int) { return false; });
+  };
   const stc::LaunchOrder stream = {0, false, 0, 7}, other_device = {1, false, 0, 7};
   const stc::LaunchOrder recording = {0, true, 5, 7}, another = {0, true, 6, 7};
-  const auto first = slots.find(stream);
+  const auto first = find(stream);
   EXPECT(first.fresh && first.slot >= 0 && first.slot < 3);
-  EXPECT(slots.find(stream).slot == first.slot && !slots.find(stream).fresh);
-  const int taken = slots.find(other_device).slot, recorded = slots.find(recording).slot;
+  EXPECT(find(stream).slot == first.slot && !find(stream).fresh);
+  const int taken = find(other_device).slot, recorded = find(recording).slot;
   EXPECT(taken != first.slot && recorded != first.slot && recorded != taken && recorded >= 0);
-  EXPECT(slots.find(another).slot == -1 && !slots.find(another).fresh);
+  EXPECT(find(another).slot == -1 && !find(another).fresh);
   slots.give_back(another);  // has none
-  EXPECT(slots.find(another).slot == -1);
+  EXPECT(find(another).slot == -1);
   slots.give_back(recording);
-  EXPECT(slots.find(another).slot == recorded);
-  EXPECT(slots.find(recording).slot == -1);
-  EXPECT(slots.find(stream).slot == first.slot);
+  EXPECT(find(another).slot == recorded);
+  EXPECT(find(recording).slot == -1);
+  EXPECT(find(stream).slot == first.slot);
+}
+
+void slots_of_idle_streams_go_to_others() {
+  stc::TicketSlots slots(3);
+  std::vector<int> ended, asked;
+  const auto find = [&](uint64_t stream, int device = 0) {
+    return slots.find({device, false, 0, stream}, [&](int slot) {
+      asked.push_back(slot);
+      return std::find(ended.begin(), ended.end(), slot) != ended.end();
+    });
+  };
+  const auto recorded = slots.find({0, true, 9, 1}, [](int) { return true; });
+  const auto one = find(1), two = find(2);
+  EXPECT(!recorded.crowded && !one.crowded && two.crowded);
+  ended = {recorded.slot, one.slot, two.slot};
+  EXPECT(find(3).slot == -1 && asked.empty());  // neither launch is under way yet
+  slots.launched(one.slot, false);
+  slots.launched(two.slot, true);
+  EXPECT(find(3, 1).slot == -1 && asked.empty());  // the memory of another device is another
+  ended = {};
+  EXPECT(find(3).slot == -1 && asked == std::vector<int>{two.slot});
+  ended = {one.slot, two.slot};
+  const auto three = find(3);
+  EXPECT(three.slot == two.slot && three.fresh);  // nobody knows when the other has ended
+  EXPECT(find(2).slot == -1);
+  slots.launched(three.slot, true);
+  EXPECT(find(2).slot == two.slot && find(1).slot == one.slot);
+  EXPECT(find(2).slot == two.slot);  // two threads on one stream
+  slots.launched(two.slot, true);
+  EXPECT(find(4).slot == -1);
+  slots.launched(two.slot, true);
+  const auto busy = slots.find({0, false, 0, 5}, [&](int slot) {  // launched while we ask
+    slots.launched(find(2).slot, true);
+    return slot == two.slot;
+  });
+  EXPECT(busy.slot == -1);
+  EXPECT(find(4).slot == two.slot);
 }
 
 void only_aligned_heads_go_to_tensor_cores() {
@@ -134,6 +175,7 @@ int main() {
   a_team_has_all_loads_of_a_row_at_once();
   blocks_cover_a_frame();
   launches_that_may_meet_have_slots_of_their_own();
+  slots_of_idle_streams_go_to_others();
   only_aligned_heads_go_to_tensor_cores();
   return failures == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
 }

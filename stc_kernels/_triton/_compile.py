@@ -6,6 +6,7 @@ from __future__ import annotations
 import re
 import subprocess
 import tempfile
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,43 @@ class Resources:
     spill_bytes: int
     shared_bytes: int
     stack_bytes: int
+
+
+@dataclass(frozen=True)
+class Accesses:
+    """The instructions of a kernel that read and write global memory: bytes each -> how many.
+
+    ``local`` counts those that go to local memory instead, which holds what found no register.
+    """
+
+    loads: dict[int, int]
+    stores: dict[int, int]
+    local: int
+
+
+_GLOBAL = re.compile(r"\b(ld|st)\.global(?:\.(?!v\d|[busf]\d)\w+)*(?:\.v(\d))?\.[busf](\d+)")
+_ASYNC = re.compile(r"\bcp\.async\.c[ag]\.shared\.global\b[^,]*,[^,]*, (0x[0-9a-f]+|\d+)")
+
+
+def global_accesses(launch: Launch, target: str) -> Accesses:
+    """Compile one launch for an NVIDIA GPU and count its accesses by width.
+
+    Parameters
+    ----------
+    launch, target
+        As in :func:`compile_launch`; ``target`` begins with ``sm_``.
+    """
+    compiled = triton.compile(
+        source_of(launch), target=TARGETS[target][0], options=dict(launch.options)
+    )
+    ptx = compiled.asm["ptx"]
+    found: dict[str, Counter[int]] = {"ld": Counter(), "st": Counter()}
+    for kind, lanes, bits in _GLOBAL.findall(ptx):
+        found[kind][int(lanes or 1) * int(bits) // 8] += 1
+    for size in _ASYNC.findall(ptx):
+        found["ld"][int(size, 0)] += 1
+    local = len(re.findall(r"\b(?:ld|st)\.local\b", ptx))
+    return Accesses(dict(found["ld"]), dict(found["st"]), local)
 
 
 def compile_launch(launch: Launch, target: str) -> Resources:

@@ -60,7 +60,8 @@ def select_in_frame(
             token = start + lane
             score = tl.load(scores + token, mask=token < tokens, other=0.0)
             # `not above` rather than `below`, so that NaN counts as changed.
-            hit = (token < tokens) & ((token < pinned) | (score <= threshold) | (score != score))
+            above = (score > threshold) & (token >= pinned)
+            hit = (token < tokens) & ~above
             changed += tl.sum(hit.to(tl.int32), 0)
         tl.store(counts + frame, changed)
         wanted = tl.minimum(changed, capacity)
@@ -132,7 +133,7 @@ def _run(
         return indices, counts.zero_()
     launch(
         _select,
-        (frames,),
+        frames,
         scores,
         indices,
         counts,

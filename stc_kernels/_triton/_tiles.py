@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tiles of attention heads, whose width need be no power of two, and their products."""
+"""Which tile a program has; those of attention heads, whose width need be no power of two."""
 
 from __future__ import annotations
 
@@ -19,6 +19,23 @@ def split_width(width: int) -> tuple[int, int]:
     main = max(_SMALLEST, 1 << max(0, width.bit_length() - 1))
     rest = width - main
     return main, max(_SMALLEST, triton.next_power_of_2(rest)) if rest > 0 else 0
+
+
+@triton.jit
+def split_program(count, block):
+    """Return which group this program is of, and which of the parts of ``block`` in ``count``."""
+    parts = tl.cdiv(count, block)
+    return tl.program_id(0) // parts, tl.program_id(0) % parts
+
+
+@triton.jit
+def load_tokens(indices, place, places, tokens):
+    """Token numbers (int64) of a list; -1 where the list ends, or names a token that is not there.
+
+    As in the CUDA kernels: the caller is to blame, but nothing is read or written out of bounds.
+    """
+    token = tl.load(indices + place, mask=place < places, other=-1).to(tl.int64)
+    return tl.where(token < tokens, token, -1)
 
 
 @triton.jit

@@ -17,7 +17,7 @@ from torch import Tensor
 from stc_kernels import _tuning
 from stc_kernels._triton import interpreted
 from stc_kernels._triton._launch import launch
-from stc_kernels._triton._tiles import dot, split_width
+from stc_kernels._triton._tiles import dot, split_program, split_width
 
 
 @triton.jit
@@ -58,11 +58,12 @@ def _row_sums(
 
     They are not put together into one logarithm, which would cost digits where logits are large.
     """
-    frame = (tl.program_id(1) // heads).to(tl.int64)
-    head = (tl.program_id(1) % heads).to(tl.int64)
+    pair, block = split_program(queries, BLOCK_QUERIES)
+    frame = (pair // heads).to(tl.int64)
+    head = (pair % heads).to(tl.int64)
     query += frame * query_frame + head * query_head
     key += frame * key_frame + (head // heads_per_group) * key_head
-    row = tl.program_id(0) * BLOCK_QUERIES + tl.arange(0, BLOCK_QUERIES)
+    row = block * BLOCK_QUERIES + tl.arange(0, BLOCK_QUERIES)
     main = tl.arange(0, MAIN)
     q = _load(query, row, queries, main, query_token, query_channel, WIDTH)
     if REST > 0:
@@ -84,7 +85,7 @@ def _row_sums(
         powers = tl.sum(tl.exp2(logits - shift[:, None]), 1)
         total = total * tl.exp2(highest - shift) + powers
         highest = higher
-    at = tl.program_id(1).to(tl.int64) * queries + row
+    at = pair.to(tl.int64) * queries + row
     tl.store(highest_logits + at, highest, mask=row < queries)
     tl.store(row_sums + at, total, mask=row < queries)
 
@@ -116,18 +117,19 @@ def _column_sums(
     BLOCK_QUERIES: tl.constexpr,
     BLOCK_KEYS: tl.constexpr,
 ):
-    frame = (tl.program_id(1) // heads).to(tl.int64)
-    head = (tl.program_id(1) % heads).to(tl.int64)
+    pair, block = split_program(tokens, BLOCK_KEYS)
+    frame = (pair // heads).to(tl.int64)
+    head = (pair % heads).to(tl.int64)
     query += frame * query_frame + head * query_head
     key += frame * key_frame + (head // heads_per_group) * key_head
-    token = tl.program_id(0) * BLOCK_KEYS + tl.arange(0, BLOCK_KEYS)
+    token = block * BLOCK_KEYS + tl.arange(0, BLOCK_KEYS)
     main = tl.arange(0, MAIN)
     k = tl.trans(_load(key, token, tokens, main, key_token, key_channel, WIDTH))
     if REST > 0:
         rest = MAIN + tl.arange(0, REST)
         k_rest = tl.trans(_load(key, token, tokens, rest, key_token, key_channel, WIDTH))
-    highest_logits += tl.program_id(1).to(tl.int64) * queries
-    row_sums += tl.program_id(1).to(tl.int64) * queries
+    highest_logits += pair.to(tl.int64) * queries
+    row_sums += pair.to(tl.int64) * queries
     total = tl.zeros([BLOCK_KEYS], tl.float32)
     for start in range(0, queries, BLOCK_QUERIES):
         row = start + tl.arange(0, BLOCK_QUERIES)
@@ -137,11 +139,12 @@ def _column_sums(
         if REST > 0:
             q_rest = _load(query, row, queries, rest, query_token, query_channel, WIDTH)
             logits = dot(q_rest, k_rest, logits, INTERPRETED)
-        # Beyond the last query the highest logit is infinite and the weight zero.
-        highest = tl.load(highest_logits + row, mask=row < queries, other=float("inf"))
+        highest = tl.load(highest_logits + row, mask=row < queries, other=0.0)
         row_sum = tl.load(row_sums + row, mask=row < queries, other=1.0)
-        total += tl.sum(tl.exp2(logits * scale - highest[:, None]) / row_sum[:, None], 0)
-    at = sums + tl.program_id(1).to(tl.int64) * tokens + token
+        given = tl.exp2(logits * scale - highest[:, None]) / row_sum[:, None]
+        # Whatever comes of the zeros beyond the last query: of an infinite key it would be NaN.
+        total += tl.sum(tl.where((row < queries)[:, None], given, 0.0), 0)
+    at = sums + pair.to(tl.int64) * tokens + token
     tl.store(at, total, mask=token < tokens)
 
 
@@ -175,10 +178,9 @@ def attention_column_mean(query: Tensor, key: Tensor, scale: float) -> Tensor:
         "REST": rest,
         "INTERPRETED": interpreted(),
     }
-    grid = (triton.cdiv(queries, parameters["BLOCK_QUERIES"]), batch * heads)
-    launch(_row_sums, grid, query, key, *partial, *given, parameters=parameters, **constants)
-    grid = (triton.cdiv(tokens, parameters["BLOCK_KEYS"]), batch * heads)
-    launch(
-        _column_sums, grid, query, key, *partial, sums, *given, parameters=parameters, **constants
-    )
+    programs = batch * heads * triton.cdiv(queries, parameters["BLOCK_QUERIES"])
+    launch(_row_sums, programs, query, key, *partial, *given, parameters=parameters, **constants)
+    programs = batch * heads * triton.cdiv(tokens, parameters["BLOCK_KEYS"])
+    more = (*partial, sums, *given)
+    launch(_column_sums, programs, query, key, *more, parameters=parameters, **constants)
     return sums.sum(1) / (heads * queries)

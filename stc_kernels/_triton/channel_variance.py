@@ -15,6 +15,7 @@ from torch import Tensor
 
 from stc_kernels import _tuning
 from stc_kernels._triton._launch import launch
+from stc_kernels._triton._tiles import split_program
 
 
 @triton.jit
@@ -44,8 +45,8 @@ def _moments(
     BLOCK_ROWS: tl.constexpr,
     BLOCK_CHANNELS: tl.constexpr,
 ):
-    part = tl.program_id(0)
-    channel = tl.program_id(1) * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS).to(tl.int64)
+    block, part = split_program(rows, rows_per_part)
+    channel = block * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS).to(tl.int64)
     first = part * rows_per_part
     last = tl.minimum(first + rows_per_part, rows)
     seen = tl.zeros([BLOCK_CHANNELS], tl.float32)
@@ -101,7 +102,7 @@ def channel_variance(tokens: Tensor) -> Tensor:
     blocks = triton.cdiv(channels, parameters["BLOCK_CHANNELS"])
     launch(
         _moments,
-        (parts, blocks),
+        parts * blocks,
         tokens,
         moments[0],
         moments[1],
@@ -114,7 +115,7 @@ def channel_variance(tokens: Tensor) -> Tensor:
     )
     launch(
         _merge_parts,
-        (blocks,),
+        blocks,
         moments[0],
         moments[1],
         variance,

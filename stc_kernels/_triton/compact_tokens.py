@@ -10,6 +10,7 @@ from torch import Tensor
 
 from stc_kernels import _tuning
 from stc_kernels._triton._launch import launch
+from stc_kernels._triton._tiles import split_program
 
 
 @triton.jit
@@ -60,8 +61,9 @@ def _pack_rows(
     BLOCK_ROWS: tl.constexpr,
     BLOCK_CHANNELS: tl.constexpr,
 ):
-    row = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
-    channel = tl.program_id(1) * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS).to(tl.int64)
+    part, block = split_program(capacity, BLOCK_ROWS)
+    row = block * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    channel = part * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS).to(tl.int64)
     index = tl.load(indices + row, mask=row < capacity, other=-1)
     inside = (channel < channels)[None, :]
     at = (index // count).to(tl.int64) * frame_stride + (index % count).to(tl.int64) * token_stride
@@ -79,12 +81,12 @@ def compact_tokens(tokens: Tensor, keep: Tensor, capacity: int) -> tuple[Tensor,
     counts = tokens.new_empty((frames,), dtype=torch.int32)
     flags = keep.contiguous().view(torch.uint8)
     parameters = _tuning.parameters("scan", tokens.device, tokens=count)
-    launch(_count_marked, (frames,), flags, counts, count, parameters=parameters)
+    launch(_count_marked, frames, flags, counts, count, parameters=parameters)
     if capacity == 0:
         return packed, indices, counts
     launch(
         _list_marked,
-        (frames,),
+        frames,
         flags,
         counts,
         indices,
@@ -94,13 +96,11 @@ def compact_tokens(tokens: Tensor, keep: Tensor, capacity: int) -> tuple[Tensor,
         parameters=parameters,
     )
     parameters = _tuning.parameters("move_rows", tokens.device, rows=capacity, channels=channels)
-    grid = (
-        triton.cdiv(capacity, parameters["BLOCK_ROWS"]),
-        triton.cdiv(channels, parameters["BLOCK_CHANNELS"]),
-    )
+    programs = triton.cdiv(capacity, parameters["BLOCK_ROWS"])
+    programs *= triton.cdiv(channels, parameters["BLOCK_CHANNELS"])
     launch(
         _pack_rows,
-        grid,
+        programs,
         tokens,
         indices,
         packed,

@@ -18,7 +18,7 @@ from stc_kernels._checks import check_index_values
 from stc_kernels._triton import interpreted
 from stc_kernels._triton._launch import launch
 from stc_kernels._triton._selection import select_highest
-from stc_kernels._triton._tiles import dot
+from stc_kernels._triton._tiles import dot, split_program
 from stc_kernels.reference.token_cosine import EPSILON
 
 
@@ -42,8 +42,9 @@ def _best_partners(
     BLOCK_PARTNERS: tl.constexpr,
     BLOCK_CHANNELS: tl.constexpr,
 ):
-    frame = tl.program_id(1).to(tl.int64)
-    number = tl.program_id(0) * BLOCK_CANDIDATES + tl.arange(0, BLOCK_CANDIDATES)
+    frame, block = split_program(candidates, BLOCK_CANDIDATES)
+    frame = frame.to(tl.int64)
+    number = block * BLOCK_CANDIDATES + tl.arange(0, BLOCK_CANDIDATES)
     candidate = first_candidate + 2 * number
     alive = candidate < tokens
     metric += frame * frame_stride
@@ -119,8 +120,9 @@ def _number_survivors(link, rows, kept, tokens, survivors, BLOCK: tl.constexpr):
 
 @triton.jit
 def _follow_links(link, rows, source_map, tokens, BLOCK: tl.constexpr):
-    frame = tl.program_id(1).to(tl.int64)
-    token = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    frame, block = split_program(tokens, BLOCK)
+    frame = frame.to(tl.int64)
+    token = block * BLOCK + tl.arange(0, BLOCK)
     inside = token < tokens
     partner = tl.load(link + frame * tokens + token, mask=inside, other=-1)
     target = tl.where(partner >= 0, partner, token)
@@ -145,7 +147,7 @@ def bipartite_match(metric: Tensor, r: int, protected: int) -> tuple[Tensor, Ten
     parameters = _tuning.parameters(kernel, metric.device, tokens=tokens, channels=channels)
     launch(
         _best_partners,
-        (triton.cdiv(candidates, parameters["BLOCK_CANDIDATES"]), batch),
+        batch * triton.cdiv(candidates, parameters["BLOCK_CANDIDATES"]),
         metric,
         best,
         partners,
@@ -166,7 +168,7 @@ def bipartite_match(metric: Tensor, r: int, protected: int) -> tuple[Tensor, Ten
     if r > 0:
         launch(
             _mark_leaves,
-            (batch,),
+            batch,
             select_highest(best, r),
             partners,
             link,
@@ -176,9 +178,9 @@ def bipartite_match(metric: Tensor, r: int, protected: int) -> tuple[Tensor, Ten
             candidates,
             parameters=scan,
         )
-    launch(_number_survivors, (batch,), link, rows, kept, tokens, tokens - r, parameters=scan)
+    launch(_number_survivors, batch, link, rows, kept, tokens, tokens - r, parameters=scan)
     blocks = triton.cdiv(tokens, scan["BLOCK"])
-    launch(_follow_links, (blocks, batch), link, rows, source_map, tokens, parameters=scan)
+    launch(_follow_links, batch * blocks, link, rows, source_map, tokens, parameters=scan)
     return source_map, kept, similarity
 
 
@@ -202,9 +204,11 @@ def _merge_rows(
     BLOCK_CHANNELS: tl.constexpr,
 ):
     """A program makes one row, by looking through the map for its tokens."""
-    row = tl.program_id(0)
-    frame = tl.program_id(2).to(tl.int64)
-    channel = tl.program_id(1) * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS).to(tl.int64)
+    group, row = split_program(count, 1)
+    blocks = tl.maximum(tl.cdiv(channels, BLOCK_CHANNELS), 1)
+    frame = (group // blocks).to(tl.int64)
+    block = group % blocks
+    channel = block * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS).to(tl.int64)
     inside = channel < channels
     tokens += frame * frame_stride
     total = tl.zeros([], tl.float32)
@@ -226,7 +230,7 @@ def _merge_rows(
     mean = tl.where(total == 0.0, 0.0, summed / total)
     out = frame * count + row
     tl.store(merged + out * channels + channel, mean.to(merged.dtype.element_ty), mask=inside)
-    if tl.program_id(1) == 0:
+    if block == 0:
         tl.store(totals + out, total)
 
 
@@ -245,7 +249,7 @@ def merge_tokens(
     blocks = max(1, triton.cdiv(channels, parameters["BLOCK_CHANNELS"]))
     launch(
         _merge_rows,
-        (count, blocks, batch),
+        batch * blocks * count,
         tokens,
         source_map.contiguous(),
         totals if sizes is None else sizes,

@@ -16,6 +16,7 @@ from stc_kernels import _tuning
 from stc_kernels._checks import check_index_values
 from stc_kernels._triton._launch import launch
 from stc_kernels._triton._normalise import layer_norm_rows
+from stc_kernels._triton._tiles import load_tokens, split_program
 
 
 @triton.jit
@@ -25,6 +26,7 @@ def _move_rows(
     target,
     rows,
     count,
+    tokens,
     channels,
     source_frame,
     source_token,
@@ -36,11 +38,12 @@ def _move_rows(
     BLOCK_ROWS: tl.constexpr,
     BLOCK_CHANNELS: tl.constexpr,
 ):
-    row = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
-    channel = tl.program_id(1) * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS).to(tl.int64)
+    part, block = split_program(rows, BLOCK_ROWS)
+    row = block * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    channel = part * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS).to(tl.int64)
     frame = (row // count).to(tl.int64)
     place = (row % count).to(tl.int64)
-    token = tl.load(indices + row, mask=row < rows, other=-1).to(tl.int64)
+    token = load_tokens(indices, row, rows, tokens)
     if SCATTER:
         read_token = place
         write_token = token
@@ -62,18 +65,17 @@ def _move(source: Tensor, indices: Tensor, target: Tensor, scatter: bool) -> Non
     if rows == 0:
         return
     parameters = _tuning.parameters("move_rows", source.device, rows=rows, channels=channels)
-    grid = (
-        triton.cdiv(rows, parameters["BLOCK_ROWS"]),
-        triton.cdiv(channels, parameters["BLOCK_CHANNELS"]),
-    )
+    programs = triton.cdiv(rows, parameters["BLOCK_ROWS"])
+    programs *= triton.cdiv(channels, parameters["BLOCK_CHANNELS"])
     launch(
         _move_rows,
-        grid,
+        programs,
         source,
         indices.contiguous(),
         target,
         rows,
         indices.shape[1],
+        (target if scatter else source).shape[1],
         channels,
         *source.stride(),
         *target.stride(),
@@ -106,6 +108,7 @@ def _gather_layer_norm(
     out,
     rows,
     count,
+    tokens,
     channels,
     x_frame,
     x_token,
@@ -119,7 +122,7 @@ def _gather_layer_norm(
     row = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     channel = tl.arange(0, BLOCK_CHANNELS).to(tl.int64)
     frame = (row // count).to(tl.int64)
-    token = tl.load(indices + row, mask=row < rows, other=-1).to(tl.int64)
+    token = load_tokens(indices, row, rows, tokens)
     inside = (token >= 0)[:, None] & (channel < channels)[None, :]
     read_at = x + (frame * x_frame + token * x_token)[:, None] + channel[None, :] * x_channel
     values = tl.load(read_at, mask=inside, other=0.0).to(tl.float32)
@@ -142,7 +145,7 @@ def gather_layer_norm(
     parameters = _tuning.parameters("layer_norm", x.device, rows=rows, channels=channels)
     launch(
         _gather_layer_norm,
-        (triton.cdiv(rows, parameters["BLOCK_ROWS"]),),
+        triton.cdiv(rows, parameters["BLOCK_ROWS"]),
         x,
         indices.contiguous(),
         x if weight is None else weight.contiguous(),
@@ -150,6 +153,7 @@ def gather_layer_norm(
         out,
         rows,
         indices.shape[1],
+        x.shape[1],
         channels,
         *x.stride(),
         eps,
@@ -232,7 +236,7 @@ def scatter_residual(base: Tensor, update: Tensor, indices: Tensor, rows: Tensor
     parameters = _tuning.parameters("scatter_residual", base.device, rows=total, channels=channels)
     launch(
         _scatter_residual,
-        (triton.cdiv(total, parameters["BLOCK_ROWS"]),),
+        triton.cdiv(total, parameters["BLOCK_ROWS"]),
         base,
         update,
         indices.contiguous(),

@@ -20,6 +20,7 @@ from torch import Tensor
 from stc_kernels import _tuning
 from stc_kernels._triton._launch import launch
 from stc_kernels._triton._selection import select_in_frame
+from stc_kernels._triton._tiles import split_program
 
 #: Norms are at least this.
 _EPSILON = tl.constexpr(1e-12)
@@ -65,8 +66,8 @@ def _partial_anchors(
     BLOCK_CHANNELS: tl.constexpr,
 ):
     """Inverse norm of each token, and the sum of a part's unit tokens; nobody has arrived yet."""
-    part = tl.program_id(0)
-    frame = tl.program_id(1).to(tl.int64)
+    frame, part = split_program(count, BLOCK_TOKENS)
+    frame = frame.to(tl.int64)
     tl.store(arrivals + frame, 0, mask=part == 0)
     token = part * BLOCK_TOKENS + tl.arange(0, BLOCK_TOKENS)
     alive = token < count
@@ -98,8 +99,9 @@ def _mean_anchors(
     BLOCK_CHANNELS: tl.constexpr,
 ):
     """Mean of the unit tokens of each frame."""
-    frame = tl.program_id(1).to(tl.int64)
-    channel = tl.program_id(0) * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS).to(tl.int64)
+    frame, block = split_program(channels, BLOCK_CHANNELS)
+    frame = frame.to(tl.int64)
+    channel = block * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS).to(tl.int64)
     total = tl.zeros([BLOCK_CHANNELS], tl.float32)
     for start in range(0, parts, BLOCK_TOKENS):
         part = start + tl.arange(0, BLOCK_TOKENS)
@@ -147,8 +149,9 @@ def _score_and_select(
     BLOCK: tl.constexpr,
 ):
     """Scores of a part's tokens; the last part of a frame to arrive selects among all."""
-    frame = tl.program_id(1).to(tl.int64)
-    token = tl.program_id(0) * BLOCK_TOKENS + tl.arange(0, BLOCK_TOKENS)
+    frame, part = split_program(count, BLOCK_TOKENS)
+    frame = frame.to(tl.int64)
+    token = part * BLOCK_TOKENS + tl.arange(0, BLOCK_TOKENS)
     alive = token < count
     token_at = tokens + frame * frame_stride + token.to(tl.int64) * token_stride
     anchors += frame * channels
@@ -231,7 +234,7 @@ def saliency_topk(
     anchors = _anchors(tokens, mask, channels is not None, inverse_norms, arrivals, parameters)
     launch(
         _score_and_select,
-        (parts, frames),
+        frames * parts,
         tokens,
         mask,
         tokens if memory is None else memory.contiguous(),
@@ -270,7 +273,7 @@ def _anchors(
     anchors = inverse_norms.new_empty((frames, width))
     launch(
         _partial_anchors,
-        (parts, frames),
+        frames * parts,
         tokens,
         mask,
         inverse_norms,
@@ -285,7 +288,7 @@ def _anchors(
     )
     launch(
         _mean_anchors,
-        (triton.cdiv(width, parameters["BLOCK_CHANNELS"]), frames),
+        frames * triton.cdiv(width, parameters["BLOCK_CHANNELS"]),
         partials,
         anchors,
         count,

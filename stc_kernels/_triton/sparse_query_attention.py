@@ -16,7 +16,7 @@ from torch import Tensor
 from stc_kernels import _tuning
 from stc_kernels._triton import interpreted
 from stc_kernels._triton._launch import launch
-from stc_kernels._triton._tiles import dot, split_width
+from stc_kernels._triton._tiles import dot, split_program, split_width
 
 
 @triton.jit
@@ -59,10 +59,11 @@ def _attention(
     for a head of 72 channels it would load single elements.
     """
     LOG2E: tl.constexpr = 1.4426950408889634
-    frame = (tl.program_id(1) // heads).to(tl.int64)
-    head = (tl.program_id(1) % heads).to(tl.int64)
+    pair, block = split_program(queries, BLOCK_QUERIES)
+    frame = (pair // heads).to(tl.int64)
+    head = (pair % heads).to(tl.int64)
     group = head // heads_per_group
-    row = tl.program_id(0) * BLOCK_QUERIES + tl.arange(0, BLOCK_QUERIES)
+    row = block * BLOCK_QUERIES + tl.arange(0, BLOCK_QUERIES)
     lane = tl.arange(0, BLOCK_KEYS)
     main = tl.arange(0, MAIN)
     query += frame * query_frame + head * query_head
@@ -165,7 +166,7 @@ def sparse_query_attention(
     )
     launch(
         _attention,
-        (triton.cdiv(queries, parameters["BLOCK_QUERIES"]), batch * heads),
+        batch * heads * triton.cdiv(queries, parameters["BLOCK_QUERIES"]),
         query,
         key,
         value,

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from stc_kernels import _tuning
 from stc_kernels._triton._launch import launch
+from stc_kernels._triton._tiles import split_program
 from stc_kernels.reference.token_cosine import EPSILON
 
 
@@ -35,10 +36,12 @@ def _spatial_redundancy(
     BLOCK_WIDTH: tl.constexpr,
     BLOCK_CHANNELS: tl.constexpr,
 ):
-    frame = tl.program_id(2).to(tl.int64)
+    group, across = split_program(width, BLOCK_WIDTH)
+    down = tl.cdiv(height, BLOCK_HEIGHT)
+    frame = (group // down).to(tl.int64)
     place = tl.arange(0, BLOCK_HEIGHT * BLOCK_WIDTH)
-    row = tl.program_id(1) * BLOCK_HEIGHT + place // BLOCK_WIDTH
-    column = tl.program_id(0) * BLOCK_WIDTH + place % BLOCK_WIDTH
+    row = group % down * BLOCK_HEIGHT + place // BLOCK_WIDTH
+    column = across * BLOCK_WIDTH + place % BLOCK_WIDTH
     inside = (row < height) & (column < width)
     tokens += frame * frame_stride
     alive += frame * height * width
@@ -84,14 +87,11 @@ def spatial_redundancy(tokens: Tensor, alive: Tensor | None) -> Tensor:
     parameters = _tuning.parameters(
         "spatial_redundancy", tokens.device, tokens=out.numel(), channels=channels
     )
-    grid = (
-        triton.cdiv(width, parameters["BLOCK_WIDTH"]),
-        triton.cdiv(height, parameters["BLOCK_HEIGHT"]),
-        frames,
-    )
+    across = triton.cdiv(width, parameters["BLOCK_WIDTH"])
+    down = triton.cdiv(height, parameters["BLOCK_HEIGHT"])
     launch(
         _spatial_redundancy,
-        grid,
+        frames * down * across,
         tokens,
         tokens if alive is None else alive.contiguous().view(torch.uint8),
         out,

@@ -64,7 +64,7 @@ def token_cosine(current: Tensor, reference: Tensor) -> Tensor:
     parameters = _tuning.parameters("token_cosine", current.device, rows=rows, channels=channels)
     launch(
         _token_cosine,
-        (triton.cdiv(rows, parameters["BLOCK_ROWS"]),),
+        triton.cdiv(rows, parameters["BLOCK_ROWS"]),
         current,
         reference,
         similarity,

@@ -12,6 +12,7 @@ from stc_kernels import _tuning
 from stc_kernels._checks import check_index_values
 from stc_kernels._triton._launch import launch
 from stc_kernels._triton._normalise import layer_norm_rows
+from stc_kernels._triton._tiles import load_tokens, split_program
 
 
 @triton.jit
@@ -79,7 +80,7 @@ def add_layer_norm(
     parameters = _tuning.parameters("layer_norm", base.device, rows=rows, channels=channels)
     launch(
         _add_layer_norm,
-        (triton.cdiv(rows, parameters["BLOCK_ROWS"]),),
+        triton.cdiv(rows, parameters["BLOCK_ROWS"]),
         base,
         update,
         base if weight is None else weight.contiguous(),
@@ -118,8 +119,9 @@ def _bias_gelu(
     BLOCK_ROWS: tl.constexpr,
     BLOCK_CHANNELS: tl.constexpr,
 ):
-    row = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
-    channel = tl.program_id(1) * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS).to(tl.int64)
+    part, block = split_program(rows, BLOCK_ROWS)
+    row = block * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    channel = part * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS).to(tl.int64)
     frame = (row // count).to(tl.int64)
     token = (row % count).to(tl.int64)
     inside = (row < rows)[:, None] & (channel < channels)[None, :]
@@ -146,13 +148,11 @@ def bias_gelu(x: Tensor, bias: Tensor | None, approximate: str) -> Tensor:
         return out
     rows = batch * count
     parameters = _tuning.parameters("bias_gelu", x.device, rows=rows, channels=channels)
-    grid = (
-        triton.cdiv(rows, parameters["BLOCK_ROWS"]),
-        triton.cdiv(channels, parameters["BLOCK_CHANNELS"]),
-    )
+    programs = triton.cdiv(rows, parameters["BLOCK_ROWS"])
+    programs *= triton.cdiv(channels, parameters["BLOCK_CHANNELS"])
     launch(
         _bias_gelu,
-        grid,
+        programs,
         x,
         x if bias is None else bias.contiguous(),
         out,
@@ -187,6 +187,7 @@ def _scatter_key_value(
     value_bias,
     rows,
     count,
+    tokens,
     channels,
     key_cache_frame,
     key_cache_token,
@@ -205,11 +206,12 @@ def _scatter_key_value(
     BLOCK_ROWS: tl.constexpr,
     BLOCK_CHANNELS: tl.constexpr,
 ):
-    row = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
-    channel = tl.program_id(1) * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS).to(tl.int64)
+    part, block = split_program(rows, BLOCK_ROWS)
+    row = block * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    channel = part * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS).to(tl.int64)
     frame = (row // count).to(tl.int64)[:, None]
     place = (row % count).to(tl.int64)[:, None]
-    token = tl.load(indices + row, mask=row < rows, other=-1).to(tl.int64)[:, None]
+    token = load_tokens(indices, row, rows, tokens)[:, None]
     inside = (token >= 0) & (channel < channels)[None, :]
     column = channel[None, :]
     k_at = key + frame * key_frame + place * key_token + column * key_channel
@@ -239,13 +241,11 @@ def scatter_key_value_(
     if rows == 0:
         return
     parameters = _tuning.parameters("move_rows", key.device, rows=rows, channels=channels)
-    grid = (
-        triton.cdiv(rows, parameters["BLOCK_ROWS"]),
-        triton.cdiv(channels, parameters["BLOCK_CHANNELS"]),
-    )
+    programs = triton.cdiv(rows, parameters["BLOCK_ROWS"])
+    programs *= triton.cdiv(channels, parameters["BLOCK_CHANNELS"])
     launch(
         _scatter_key_value,
-        grid,
+        programs,
         key_cache,
         value_cache,
         indices.contiguous(),
@@ -255,6 +255,7 @@ def scatter_key_value_(
         value if value_bias is None else value_bias.contiguous(),
         rows,
         indices.shape[1],
+        key_cache.shape[1],
         channels,
         *key_cache.stride(),
         *value_cache.stride(),

@@ -58,6 +58,17 @@ def test_a_nan_stays_in_its_frame(backend):
     assert received[1].isnan().all()
 
 
+@pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")  # zeros * inf
+@pytest.mark.parametrize("queries", [3, 70])
+def test_an_infinite_key_that_no_query_wants_receives_nothing(backend, dtype, queries):
+    """Not the NaN of the zeros that fill up the last tile of queries."""
+    query, key = -torch.ones(1, queries, 1, 8), torch.ones(1, 5, 1, 8)
+    key[0, 2, 0, 3] = float("inf")
+    expected = torch.tensor([[0.25, 0.25, 0.0, 0.25, 0.25]])
+    received = attention_column_mean(query.to(dtype), key.to(dtype))
+    torch.testing.assert_close(received, expected)
+
+
 def test_empty_inputs(backend):
     assert attention_column_mean(torch.ones(2, 3, 1, 4), torch.ones(2, 0, 1, 4)).shape == (2, 0)
     assert attention_column_mean(torch.ones(0, 3, 1, 4), torch.ones(0, 5, 1, 4)).shape == (0, 5)

@@ -104,6 +104,17 @@ def test_large_and_tiny_values_stay_exact(backend):
     torch.testing.assert_close(similarity, torch.ones(1, 3), atol=1e-3, rtol=0)
 
 
+def test_of_a_nan_threshold_the_raw_operator_finds_everything(backend, generator):
+    """The function refuses it; below the operator every backend makes the same of it."""
+    x, y = torch.randn((2, 2, 9, 4), generator=generator)
+    operator = torch.ops.stc_kernels.select_changed_below
+    for capacity in (3, 9):
+        indices, counts, _ = operator(x, y, float("nan"), capacity, 1, backend=backend)
+        expected = operator(x, y, 2.0, capacity, 1, backend=backend)
+        assert counts.tolist() == [9, 9]
+        assert torch.equal(indices, expected[0])
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_nan_counts_as_changed_most(backend, dtype, bad):
     current = torch.ones(1, 6, 8)

@@ -3,8 +3,11 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
+import random
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -150,6 +153,66 @@ def test_few_launches(op):
     assert len(launches) == LAUNCHES.get(op, 1), [launch.kernel.__name__ for launch in launches]
 
 
+@pytest.mark.parametrize("op", _triton.OPS)
+def test_a_grid_has_one_axis_for_any_number_of_frames(op):
+    """The second and third axis of a grid end at 65,535."""
+    geometry = _examples.Geometry(tokens=8, channels=16, k=4, heads=2, batch=70_000)
+    arguments = _examples.arguments(op, geometry, torch.bfloat16, "meta")
+    with record() as launches:
+        _triton.implementation(op)(*arguments)
+    assert max(launch.programs for launch in launches) >= 2**16 or op in FEW_PROGRAMS
+    for launch in launches:
+        assert type(launch.programs) is int
+        assert not re.search(r"program_id\([12]\)", inspect.getsource(launch.kernel.fn))
+
+
+#: a program has many rows
+FEW_PROGRAMS = ("token_cosine", "channel_variance")
+
+
+def test_more_programs_than_a_launch_can_have_are_refused():
+    x = torch.empty((2**16, 2**16, 1), device="meta")
+    parameters = {"BLOCK_ROWS": 1, "BLOCK_CHANNELS": 16}
+    refused = pytest.raises(ValueError, match="_token_cosine: a launch has at most 2147483647")
+    with record(), _tuning.forced("token_cosine", parameters), refused:
+        _triton.implementation("token_cosine")(x, x)
+
+
+class TestIndicesBeyondTheTokens:
+    """On a GPU nobody looks at the values of indices; what is behind the tokens stays as it is."""
+
+    @pytest.fixture(autouse=True)
+    def as_on_a_gpu(self, monkeypatch):
+        from stc_kernels._triton import rows, transformer_block
+
+        for module in (rows, transformer_block):
+            monkeypatch.setattr(module, "check_index_values", lambda *_: None)
+
+    def frames(self) -> torch.Tensor:
+        """Four tokens, and what lies behind them."""
+        return torch.full((1, 9, 8), 7.0)
+
+    indices = torch.tensor([[1, 4, 8, -1, 2**31 - 1]], dtype=torch.int32)
+
+    @pytest.mark.parametrize("op", ["gather_rows", "gather_layer_norm"])
+    def test_read(self, op):
+        x = self.frames()
+        more = (None, torch.ones(8), 1e-5) if op == "gather_layer_norm" else ()
+        rows = _triton.implementation(op)(x[:, :4], self.indices, *more)
+        assert rows[0, 0].all()
+        assert not rows[0, 1:].any()
+
+    def test_written(self):
+        x, keys, values = self.frames(), self.frames(), self.frames()
+        rows = torch.zeros((1, 5, 8))
+        _triton.implementation("scatter_rows_")(x[:, :4], self.indices, rows)
+        caches = keys[:, :4], values[:, :4]
+        _triton.implementation("scatter_key_value_")(*caches, self.indices, rows, rows, None, None)
+        for tensor in (x, keys, values):
+            assert not tensor[0, 1].any()
+            assert (tensor[0, [0, *range(2, 9)]] == 7.0).all()
+
+
 def test_forced_parameters_reach_the_launch():
     geometry = _examples.TOWERS["siglip-so400m"]
     arguments = _examples.arguments("token_cosine", geometry, torch.bfloat16, "meta")
@@ -206,3 +269,94 @@ print(len(launches))
     done = run(code, TRITON_INTERPRET="0")
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "2"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the interpreter is not in use")
+@pytest.mark.parametrize("op", _triton.OPS)
+def test_the_order_of_programs_does_not_matter(op, monkeypatch):
+    """Programs of a launch may run in any order: none may read what another one writes."""
+    from triton.runtime.interpreter import interpreter_builder as builder
+
+    in_order = builder.set_grid_idx
+    shuffle = random.Random(0)
+    orders: dict[int, list[int]] = {}
+
+    def out_of_order(x: int, y: int, z: int) -> None:
+        if x == 0:
+            orders[0] = shuffle.sample(range(builder.grid_dim[0]), builder.grid_dim[0])
+        in_order(orders[0][x], y, z)
+
+    geometry = _examples.Geometry(tokens=36, channels=16, k=9, heads=2, batch=3)
+
+    def results() -> list[torch.Tensor]:
+        arguments = _examples.arguments(op, geometry, torch.float32, "cpu")
+        made = _triton.implementation(op)(*arguments)
+        tensors = [made] if isinstance(made, torch.Tensor) else list(made or [])
+        return [*tensors, *(value for value in arguments if isinstance(value, torch.Tensor))]
+
+    torch.manual_seed(0)
+    expected = results()
+    monkeypatch.setattr(builder, "set_grid_idx", out_of_order)
+    torch.manual_seed(0)
+    for got, want in zip(results(), expected, strict=True):
+        assert torch.equal(got, want)
+    assert orders
+
+
+#: kernel -> instructions that read and write 16 bytes each, for bfloat16 on sm_90 with the
+#: heuristic's parameters. They move the channels of tokens; what is narrower are indices, scores,
+#: flags, and the last 8 channels of heads of 72.
+WIDE = {
+    "_token_cosine": (4, 0),
+    "_select": (0, 0),
+    "_move_rows": (1, 1),
+    "_gather_layer_norm": (6, 2),
+    "_scatter_residual": (3, 1),
+    "_attention": (10, 2),
+    "_add_layer_norm": (8, 4),
+    "_bias_gelu": (2, 1),
+    "_scatter_key_value": (4, 2),
+    "_moments": (2, 0),
+    "_merge_parts": (0, 0),
+    "_partial_anchors": (4, 1),
+    "_mean_anchors": (4, 1),
+    "_score_and_select": (5, 0),
+    "_spatial_redundancy": (8, 0),
+    "_count_marked": (0, 0),
+    "_list_marked": (0, 0),
+    "_pack_rows": (1, 1),
+    "_best_partners": (16, 0),
+    "_mark_leaves": (0, 0),
+    "_number_survivors": (0, 0),
+    "_follow_links": (0, 0),
+    "_merge_rows": (1, 1),
+    "_row_sums": (6, 0),
+    "_column_sums": (6, 0),
+}
+
+
+@pytest.mark.slow
+def test_tokens_are_moved_16_bytes_at_a_time_and_nothing_spills():
+    """As the compiler has it for sm_90: a slow kernel is noticed without a GPU."""
+    code = """
+import dataclasses, json, torch
+from stc_kernels import _examples, _triton
+from stc_kernels._triton._compile import global_accesses
+from stc_kernels._triton._launch import record
+for op in _triton.OPS:
+    geometry = next(iter(_examples.geometries(op).values()))
+    with record() as launches:
+        _triton.implementation(op)(*_examples.arguments(op, geometry, torch.bfloat16, "meta"))
+    for launch in launches:
+        found = dataclasses.asdict(global_accesses(launch, "sm_90"))
+        print(json.dumps([launch.kernel.__name__, found]))
+"""
+    done = run(code, TRITON_INTERPRET="0")
+    assert done.returncode == 0, done.stderr
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    assert {kernel for kernel, _ in found} == set(WIDE)
+    for kernel, accesses in found:
+        wide = accesses["loads"].get("16", 0), accesses["stores"].get("16", 0)
+        assert wide == WIDE[kernel], (kernel, accesses)
+        assert accesses["local"] == 0, kernel

@@ -140,12 +140,53 @@ def test_a_driver_of_an_older_cuda(library, fresh, monkeypatch, driver, runs):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Model T")
     monkeypatch.setattr(torch.backends.cuda, "is_built", lambda: True)
     monkeypatch.setattr(_native, "driver_cuda", lambda: driver)
+    monkeypatch.setattr(_native, "_gpus", lambda: [])
     problems = {found.problem: found.remedy for found in findings()}
     wrong = [text for text in problems if "was built by CUDA" in text]
     assert len(wrong) == (0 if runs else 1)
     for text in wrong:
         assert "built by CUDA 13.0.88, and this driver knows CUDA 12.8 at most" in text
         assert "update the driver" in problems[text]
+
+
+@pytest.mark.parametrize(
+    ("archs", "gpu", "runs"),
+    [
+        ("80", (8, 0), True),
+        ("80", (8, 6), True),
+        ("86", (8, 0), False),
+        ("80", (7, 5), False),
+        ("80", (9, 0), False),
+        ("80+PTX", (9, 0), True),
+        ("80,86,89,90,100,120+PTX", (11, 0), False),
+        ("80,86,89,90,100,120+PTX", (12, 1), True),
+        ("80,86,89,90,100,120+PTX", (13, 0), True),
+        ("90a+PTX", (9, 0), True),
+        ("90a+PTX", (10, 0), False),
+        ("100f", (10, 3), True),
+        ("100f+PTX", (12, 0), False),
+    ],
+)
+def test_a_gpu_that_nothing_was_compiled_for(archs, gpu, runs):
+    reason = _native._why_not_gpus(archs.split(","), [(*gpu, "Model T")])
+    assert (reason is None) == runs
+    if reason is not None:
+        assert f"{archs}, none of which runs on Model T (sm_{gpu[0]}{gpu[1]})" in reason
+        assert "STC_KERNELS_CUDA_ARCHS" in remedy_of(reason)
+
+
+def test_a_gpu_that_is_too_old_is_a_finding(library, fresh, monkeypatch):
+    info = {**_native.build_info(), "cuda_archs": ["80", "90+PTX"], "cuda_version": "13.0.88"}
+    monkeypatch.setattr(_native, "build_info", lambda: info)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Model T")
+    monkeypatch.setattr(torch.backends.cuda, "is_built", lambda: True)
+    monkeypatch.setattr(_native, "driver_cuda", lambda: (13, 0))
+    monkeypatch.setattr(_native, "_gpus", lambda: [(8, 0, "Model S"), (7, 5, "Model T")])
+    problems = {found.problem: found.remedy for found in findings()}
+    (wrong,) = [text for text in problems if "Model T" in text]
+    assert "kernels for 80,90+PTX, none of which runs on Model T (sm_75)" in wrong
+    assert "STC_KERNELS_CUDA_ARCHS" in problems[wrong]
 
 
 def test_every_documented_message_has_a_remedy():

@@ -60,8 +60,9 @@ void OnDevice::launched(cudaError_t status) const {
   // Also what an earlier launch left behind, which would otherwise be blamed on a later one.
   const cudaError_t pending = cudaGetLastError();
   if (status == cudaSuccess) status = pending;
-  STD_TORCH_CHECK(status == cudaSuccess, "`", op_,
-                  "`: the CUDA kernel was not launched: ", cudaGetErrorName(status), ", ",
+  // Worded other than what is wrong with an argument, which becomes a ValueError in Python.
+  STD_TORCH_CHECK(status == cudaSuccess, "the CUDA kernel of `", op_,
+                  "` was not launched: ", cudaGetErrorName(status), ", ",
                   cudaGetErrorString(status));
 }
 

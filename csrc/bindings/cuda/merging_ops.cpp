@@ -26,15 +26,12 @@ std::tuple<Tensor, Tensor, Tensor> bipartite_match(const Tensor& metric, int64_t
   const Tensor kept = empty_like_device(metric, {p.frames, p.tokens - r}, ScalarType::Int);
   const Tensor similarity = empty_like_device(metric, {p.frames, p.tokens}, ScalarType::Float);
   const int64_t candidates = p.frames * p.candidates;
-  const int64_t of_tiles = candidates * stc::cuda::match_tiles(p.partners);
-  const Tensor floats = empty_like_device(metric, {of_tiles + candidates}, ScalarType::Float);
-  const Tensor ints =
-      empty_like_device(metric, {of_tiles + candidates + p.frames * r}, ScalarType::Int);
-  p.tile_best = static_cast<float*>(floats.mutable_data_ptr());
-  p.best = p.tile_best + of_tiles;
-  p.tile_partner = static_cast<int32_t*>(ints.mutable_data_ptr());
-  p.partner = p.tile_partner + of_tiles;
-  p.leaves = p.partner + candidates;
+  const Tensor match = empty_like_device(metric, {candidates}, ScalarType::Long);
+  const Tensor best = empty_like_device(metric, {candidates}, ScalarType::Float);
+  const Tensor leaves = empty_like_device(metric, {p.frames * r}, ScalarType::Int);
+  p.match = static_cast<unsigned long long*>(match.mutable_data_ptr());
+  p.best = static_cast<float*>(best.mutable_data_ptr());
+  p.leaves = static_cast<int32_t*>(leaves.mutable_data_ptr());
   p.source_map = static_cast<int32_t*>(source_map.mutable_data_ptr());
   p.kept = static_cast<int32_t*>(kept.mutable_data_ptr());
   p.similarity = static_cast<float*>(similarity.mutable_data_ptr());

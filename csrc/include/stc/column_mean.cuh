@@ -69,12 +69,10 @@ struct RowTotal {
 STC_DEVICE float received(float logit, const RowSum& of_query) {
   return exp2f(logit - of_query.highest) / of_query.sum;
 }
-// A query that is not there gives nothing.
-STC_DEVICE RowSum no_query() { return {INFINITY, 1.0f}; }
-
+// Not of the zeros behind the last query: with an infinite key they make a NaN.
 STC_DEVICE RowSum row_sum_of(const ColumnMeanKernelParams& p, const ColumnTile& at, int64_t query) {
   const int64_t first = (at.batch * p.heads + at.head) * p.queries;
-  return query < p.queries ? p.row_sums[first + query] : no_query();
+  return query < p.queries ? p.row_sums[first + query] : RowSum{};
 }
 
 template <ColumnMeanPass kPass>
@@ -143,7 +141,7 @@ __global__ void __launch_bounds__(4 * kWarp) mma_sums_kernel(const ColumnMeanKer
         const float scaled = logit[i / 2][2 * half + i % 2] * p.scale;
         if constexpr (kPass == ColumnMeanPass::kQueries) {
           of_row[i] = first + column < at.other_count ? scaled : -INFINITY;
-        } else {
+        } else if (first + column < at.other_count) {
           total[half].sum += received(scaled, of_tile[turn * kTile + column]);
         }
       }
@@ -204,13 +202,13 @@ __global__ void __launch_bounds__(kPlainThreads, 1)
       }
     }
     const bool inside = first + lane < at.other_count;
-    RowSum of_query = no_query();
+    RowSum of_query = {};
     if constexpr (kPass == ColumnMeanPass::kKeys) of_query = row_sum_of(p, at, first + lane);
 #pragma unroll
     for (int r = 0; r < kPlainRows; ++r) {
       const float scaled = logit[r] * p.scale;
       if constexpr (kPass == ColumnMeanPass::kKeys) {
-        total[r].sum += received(scaled, of_query);
+        if (inside) total[r].sum += received(scaled, of_query);
       } else {
         const float of_row[1] = {inside ? scaled : -INFINITY};
         total[r].add_logits(of_row);

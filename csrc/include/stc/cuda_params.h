@@ -119,15 +119,13 @@ struct MatchingParams {
   int64_t candidates;
   int64_t first_partner;
   int64_t partners;
-  int64_t r;              // pairs to merge
-  float* tile_best;       // scratch (frames, match_tiles(partners), candidates)
-  int32_t* tile_partner;  // the same
-  float* best;            // scratch (frames, candidates)
-  int32_t* partner;       // scratch (frames, candidates)
-  int32_t* leaves;        // scratch (frames, r), numbers of candidates
-  int32_t* source_map;    // (frames, tokens)
-  int32_t* kept;          // (frames, tokens - r)
-  float* similarity;      // (frames, tokens)
+  int64_t r;                  // pairs to merge
+  unsigned long long* match;  // scratch (frames, candidates), see match_of
+  float* best;                // scratch (frames, candidates)
+  int32_t* leaves;            // scratch (frames, r), numbers of candidates
+  int32_t* source_map;        // (frames, tokens)
+  int32_t* kept;              // (frames, tokens - r)
+  float* similarity;          // (frames, tokens)
 };
 
 struct MergingParams {

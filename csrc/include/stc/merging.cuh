@@ -2,7 +2,8 @@
 // Matching of tokens in two launches: cosines of tiles of candidates and partners, of which each
 // candidate's best partner is all that is kept; then, one block per frame, the pairs to merge and
 // the rows of the result. Merging is one launch more, in which a row collects its tokens in order.
-// Nothing is added atomically, so the result is the same bit for bit.
+// Nothing is added atomically, and a maximum does not depend on the order, so the result is the
+// same bit for bit.
 #pragma once
 
 #include "stc/cuda_params.h"
@@ -23,6 +24,13 @@ STC_DEVICE int64_t candidate_of(const MatchingParams& p, int64_t number) {
 }
 STC_DEVICE int64_t partner_of(const MatchingParams& p, int64_t number) {
   return p.first_partner + 2 * number;
+}
+
+// A cosine and a partner as one number, more than 0: of several the largest is that of the highest
+// cosine and, among equals, of the first partner.
+STC_DEVICE unsigned long long match_of(float cosine, int64_t partner) {
+  return static_cast<unsigned long long>(ordered_bits(cosine)) << 32 |
+         ~static_cast<uint32_t>(partner);
 }
 
 // Warp: one tile. Rows beyond the last repeat it, so that equal tokens go through the same
@@ -88,34 +96,27 @@ __global__ void __launch_bounds__(kMatchThreads) match_tiles_kernel(const Matchi
         partner = partner_of(p, right_tile * S + j);
       }
     }
-    if (left + i < p.candidates && threadIdx.x % kWarp == 0) {
-      const int64_t at = (in_frame.frame * tiles_of(p.partners) + right_tile) * p.candidates;
-      p.tile_best[at + left + i] = best;
-      p.tile_partner[at + left + i] = static_cast<int32_t>(partner);
+    if (left + i < p.candidates && best > -INFINITY && threadIdx.x % kWarp == 0) {
+      atomicMax(&p.match[in_frame.frame * p.candidates + left + i], match_of(best, partner));
     }
   }
 }
 
-// Each candidate's best partner; the tiles in order, so that the lowest of equals stays.
-STC_DEVICE void best_partners(const MatchingParams& p, int64_t frame) {
+STC_DEVICE int64_t partner_in(const MatchingParams& p, unsigned long long match) {
+  return match == 0 ? p.first_partner : static_cast<int64_t>(~static_cast<uint32_t>(match));
+}
+
+// The similarity of each candidate to its best partner; 0 in `match` is a candidate without.
+STC_DEVICE void best_cosines(const MatchingParams& p, int64_t frame) {
   float* similarity = p.similarity + frame * p.tokens;
   for (int64_t token = threadIdx.x; token < p.tokens; token += kSelectThreads) {
     similarity[token] = -INFINITY;
   }
   __syncthreads();
-  const int64_t tiles = tiles_of(p.partners);
   for (int64_t i = threadIdx.x; i < p.candidates; i += kSelectThreads) {
-    const int64_t first = frame * tiles * p.candidates + i;
-    float best = -INFINITY;
-    int32_t partner = static_cast<int32_t>(p.first_partner);
-#pragma unroll 8
-    for (int64_t tile = 0; tile < tiles; ++tile) {
-      const float other = p.tile_best[first + tile * p.candidates];
-      const int32_t place = p.tile_partner[first + tile * p.candidates];
-      if (other > best) best = other, partner = place;
-    }
+    const unsigned long long match = p.match[frame * p.candidates + i];
+    const float best = match == 0 ? -INFINITY : ordered_float(static_cast<uint32_t>(match >> 32));
     p.best[frame * p.candidates + i] = best;
-    p.partner[frame * p.candidates + i] = partner;
     similarity[candidate_of(p, i)] = best;
   }
 }
@@ -150,7 +151,7 @@ static __global__ void __launch_bounds__(kSelectThreads, 1)
   const int64_t frame = blockIdx.x;
   int32_t* map = p.source_map + frame * p.tokens;
   int32_t* leaves = p.leaves + frame * p.r;
-  best_partners(p, frame);
+  best_cosines(p, frame);
   for (int64_t token = threadIdx.x; token < p.tokens; token += kSelectThreads) map[token] = 0;
   __syncthreads();
   if (p.r > 0) {
@@ -165,7 +166,8 @@ static __global__ void __launch_bounds__(kSelectThreads, 1)
   number_survivors(p, map, p.kept + frame * (p.tokens - p.r));
   // Partners never leave, so theirs are rows.
   for (int64_t i = threadIdx.x; i < p.r; i += kSelectThreads) {
-    map[candidate_of(p, leaves[i])] = map[p.partner[frame * p.candidates + leaves[i]]];
+    const unsigned long long match = p.match[frame * p.candidates + leaves[i]];
+    map[candidate_of(p, leaves[i])] = map[partner_in(p, match)];
   }
 }
 

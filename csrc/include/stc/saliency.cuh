@@ -251,8 +251,8 @@ __global__ void __launch_bounds__(kSelectThreads, 1) score_kernel(const Saliency
   leave_shares<T, V>(Slice<T, V>(p, block));
   if (!is_last_block(p.arrivals + block.frame, static_cast<uint32_t>(p.slices))) return;
   add_shares(p, block.frame);
-  __syncthreads();
   if (p.k == 0) return;
+  // Each thread counts with the scores that it has added up; before others read them is a barrier.
   const Keys<false> keys = {p.scores + block.frame * p.tokens_per_frame, nullptr, 0, true};
   const Cut cut = find_cut(keys, p.tokens_per_frame, p.k);
   list_chosen(keys, p.tokens_per_frame, cut, p.indices + block.frame * p.k);

@@ -34,13 +34,12 @@ struct Keys {
     if constexpr (kShared) return shared[token];
     return make(token, scores[token]);
   }
-  // All threads of the block must call it. Not from the L1 cache, which may hold what was there
-  // before another block of the same launch wrote the scores.
+  // Each thread makes those that it counts with; a barrier comes before others read them. Not from
+  // the L1 cache, which may hold what was there before another block of this launch wrote it.
   STC_DEVICE void share(int64_t tokens) const {
     for (int64_t token = threadIdx.x; token < tokens; token += kSelectThreads) {
       shared[token] = make(token, __ldcg(scores + token));
     }
-    __syncthreads();
   }
 };
 
@@ -173,8 +172,10 @@ STC_DEVICE void select_in_frame(const SelectParams& p, int64_t frame, uint32_t* 
   int32_t* indices = p.indices + frame * p.capacity;
   if constexpr (kShared) keys.share(p.tokens);
   int64_t listed = p.capacity < p.tokens ? p.capacity : p.tokens;
-  // Pinned tokens, NaN and what is not above the threshold come first in the order of the keys.
-  Cut cut = {selection_key(p.threshold, p.highest), p.tokens};
+  // Pinned tokens, NaN and what is not above the threshold come first in the order of the keys; of
+  // a threshold that is NaN everything is.
+  const bool all_below = p.threshold != p.threshold;
+  Cut cut = {all_below ? 0xffffffffu : selection_key(p.threshold, p.highest), p.tokens};
   bool all_fit = false;
   if (p.below) {
     const int64_t changed = count_keys(keys, p.tokens, cut.key);

@@ -24,6 +24,14 @@ STC_ANYWHERE uint32_t ordered_bits(float x) {
   return (bits & 0x80000000u) ? ~bits : bits | 0x80000000u;
 }
 
+// The float that has these bits.
+STC_ANYWHERE float ordered_float(uint32_t bits) {
+  bits = (bits & 0x80000000u) ? bits & 0x7fffffffu : ~bits;
+  float x;
+  __builtin_memcpy(&x, &bits, sizeof(x));
+  return x;
+}
+
 // Smaller key = chosen earlier. A number never has a key of 0, 1 or 0xffffffff.
 STC_ANYWHERE uint32_t selection_key(float score, bool highest) {
   if (score != score) return highest ? 0xffffffffu : 1u;

@@ -30,6 +30,10 @@ REMEDIES: dict[str, str] = {
     "cannot compile for": f"set CXX to a C++ compiler that this nvcc takes, {_AGAIN}",
     "built without CUDA kernels": "install stc-kernels again with STC_KERNELS_BUILD=cuda",
     "was built by CUDA": f"update the driver, or set CUDA_HOME to an older toolkit, {_AGAIN}",
+    "none of which runs on": (
+        "install stc-kernels again with STC_KERNELS_CUDA_ARCHS naming this GPU, from sm_80 on, or "
+        "hide it: CUDA_VISIBLE_DEVICES"
+    ),
     "has no CUDA support": "install a build of torch for CUDA: pip install torch",
     "`triton` is not installed": "pip install 'stc-kernels[triton]'",
     "is too old (3.6 is the oldest": "pip install --upgrade triton",
