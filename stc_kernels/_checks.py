@@ -43,8 +43,8 @@ def check_dense(op: str, name: str, tensor: Any) -> None:
     """Raise unless an argument is a tensor whose elements lie at strides."""
     if not isinstance(tensor, Tensor):
         raise TypeError(f"`{op}`: {name} must be a tensor, got {_kind(tensor)}")
-    if tensor.layout is not torch.strided:
-        layout = str(tensor.layout).removeprefix("torch.")
+    if tensor.layout is not torch.strided or tensor.is_nested:
+        layout = "nested" if tensor.is_nested else str(tensor.layout).removeprefix("torch.")
         raise TypeError(f"`{op}`: {name} must be a dense tensor, got one of layout {layout}")
 
 
@@ -149,6 +149,9 @@ def check_index_values(op: str, indices: Tensor, tokens: int) -> None:
     """Raise on an index outside [-1, tokens), where that costs no device synchronisation."""
     if not indices.is_cpu or indices.numel() == 0:
         return
+    for axis in range(indices.dim()):
+        if indices.stride(axis) == 0:  # an expanded one says the same again and again
+            indices = indices.narrow(axis, 0, 1)
     low, high = (int(value) for value in torch.aminmax(indices))
     if low < -1 or high >= tokens:
         wrong = low if low < -1 else high

@@ -14,8 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-#: elements of a tensor, sizes of 0 counted as 1: more than any memory holds
+#: elements of a tensor: more than any memory holds
 MOST_ELEMENTS = 2**40
+#: the same where it is empty and needs no memory, sizes of 0 counted as 1
+MOST_OF_EMPTY = 2**31
 #: steps after which the search for a shared element gives up and calls it shared
 _MOST_STEPS = 10_000
 
@@ -23,10 +25,11 @@ _MOST_STEPS = 10_000
 def check_storage(op: str, name: str, tensor: Tensor) -> None:
     """Raise unless all that the shape and strides of a tensor reach lies within its storage."""
     shape = tensor.shape
-    if math.prod(size or 1 for size in shape) > MOST_ELEMENTS:
+    most = MOST_OF_EMPTY if 0 in shape else MOST_ELEMENTS
+    if math.prod(size or 1 for size in shape) > most:
         raise ValueError(
-            f"`{op}`: {name} must have at most 2**40 elements, sizes of 0 counted as 1, "
-            f"got shape {tuple(shape)}"
+            f"`{op}`: {name} must have at most 2**40 elements, or 2**31 with sizes of 0 counted "
+            f"as 1, got shape {tuple(shape)}"
         )
     if 0 in shape or tensor.is_meta:
         return

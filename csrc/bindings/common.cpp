@@ -30,13 +30,13 @@ void check_memory(const char* op, const char* name, const Tensor& t) {
   for (int64_t i = 0, dim = t.dim(); i < dim; ++i) {
     const int64_t size = t.size(i);
     elements = work({elements, std::max<int64_t>(1, size)});
-    STD_TORCH_CHECK(elements <= kMostElements, "`", op, "`: ", name,
-                    " must have at most 2**40 elements, sizes of 0 counted as 1");
     empty |= size == 0;
     int64_t reach = 0;
     bounded = bounded && !__builtin_mul_overflow(size - 1, t.stride(i), &reach) &&
               !__builtin_add_overflow(last, reach, &last);
   }
+  STD_TORCH_CHECK(elements <= (empty ? kMostOfEmpty : kMostElements), "`", op, "`: ", name,
+                  " must have at most 2**40 elements, or 2**31 with sizes of 0 counted as 1");
   if (empty) return;
   int32_t dtype = 0;
   int64_t bytes = 0;
@@ -129,6 +129,8 @@ float* scratch_floats(int64_t count) {
 Tensor select_indices(const Tensor& scores, const Selection& how) {
   const int64_t rows = scores.size(0), tokens = scores.size(1);
   const Tensor indices = empty_like_device(scores, {rows, how.capacity}, ScalarType::Int);
+  // There may be any number of rows where none needs memory.
+  if (how.capacity == 0 && how.counts == nullptr) return indices;
   const Tensor keys = empty_like_device(scores, {rows, tokens}, ScalarType::Int);
   SelectParams p = {};
   p.scores = static_cast<const float*>(scores.const_data_ptr());

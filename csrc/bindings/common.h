@@ -46,9 +46,11 @@ inline DType dtype_of(const char* op, const char* name, const Tensor& t) {
 
 inline int64_t size_of(DType dtype) { return dtype == DType::kFloat32 ? 4 : 2; }
 
-// Elements of a tensor, sizes of 0 counted as 1: more than any memory holds, and so few that no
-// product of the sizes of one tensor overflows, nor such a product times a few thousand.
+// Elements of a tensor: more than any memory holds, and so few that no product of the sizes of one
+// tensor overflows, nor such a product times a few thousand. Of an empty one, which needs no memory
+// whatever its other sizes are, the sizes of 0 count as 1: so many rows can still be counted through.
 constexpr int64_t kMostElements = int64_t{1} << 40;
+constexpr int64_t kMostOfEmpty = int64_t{1} << 31;
 
 // The product of sizes of different tensors, at most kMostElements.
 int64_t product(const char* op, std::initializer_list<int64_t> sizes);
