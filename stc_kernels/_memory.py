@@ -70,10 +70,6 @@ def check_written(op: str, names: Sequence[str], values: Sequence[Any], written:
                 f"`{op}`: {name} was made under torch.inference_mode() and can only be written "
                 "to there"
             )
-        if target.is_neg():
-            raise ValueError(
-                f"`{op}`: {name} must not be a lazy negation: call resolve_neg() first"
-            )
         for other in range(place + 1, len(values)):
             value = values[other]
             # Most begin behind the target or end before it, and nothing else is asked of them.

@@ -127,8 +127,6 @@ def _checked(operator: _Operator, chosen: str, args: tuple[Any, ...]) -> tuple[A
     for name, value in zip(operator.parameters, args, strict=True):
         if isinstance(value, Tensor):
             check_storage(operator.name, name, value)
-    # The elements of a lazy negation stand in memory without their sign.
-    args = tuple(value.resolve_neg() if isinstance(value, Tensor) else value for value in args)
     if operator.indices is None or operator.limit is None:
         return args
     indices, limit = args[operator.indices], operator.limit(*args)

@@ -110,7 +110,7 @@ def _indices(rng: random.Random, t: Tensor, _: list[Any]) -> Tensor:
 
 
 def _short(rng: random.Random, t: Tensor, _: list[Any]) -> Tensor:
-    t = t.clone()
+    t = t.resolve_neg().clone()
     t.untyped_storage().resize_(rng.randrange(t.nbytes))
     return t
 
@@ -175,7 +175,7 @@ _TENSORS: dict[str, Callable[[random.Random, Tensor, list[Any]], Any]] = {
     "nested": lambda rng, t, _: torch.nested.nested_tensor([t, t]),
     "subclass": lambda rng, t, _: t.as_subclass(Subclass),
     "parameter": lambda rng, t, _: torch.nn.Parameter(t, requires_grad=rng.random() < 0.5),
-    "negated": lambda rng, t, _: torch._neg_view(t),
+    "negated": lambda rng, t, _: torch._neg_view(t) if t.is_floating_point() else t,
     "transposed": lambda rng, t, _: t.transpose(0, -1),
     "channels first": lambda rng, t, _: t.transpose(-1, -2).contiguous().transpose(-1, -2),
     "every other": lambda rng, t, _: torch.cat([t, t], -1)[..., ::2],
