@@ -5,6 +5,8 @@
 #   make test-quick   the same without those marked slow
 #   make test-newest  the adapters against the newest releases of what they lean on
 #   make fuzz     random calls of every operator against the reference, FUZZ_SECONDS=120 in all
+#   make fuzz-hostile   hostile calls of every operator: HOSTILE_CALLS=10000, none may crash, with
+#                 the library as it is and with one built with sanitizers
 #   make lint     formatters, linters, types
 #   make bench    the CPU benchmarks, written to benchmarks/results
 #   make static   compile every GPU kernel for every architecture; needs no GPU
@@ -32,10 +34,12 @@ TAG = py$(shell $(firstword $(wildcard $(BIN)/python) $(PYTHON)) -c \
 LOCK = requirements/$(TAG).txt
 OUT ?= out
 FUZZ_SECONDS ?= 120
+HOSTILE_CALLS ?= 10000
+HOSTILE_SECONDS ?= 3600
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-quick test-gpu test-versions test-newest test-hub fuzz lint \
-    format static bench gpu sanitize-gpu bench-gpu bench-service lock clean
+.PHONY: help install demo test test-quick test-gpu test-versions test-newest test-hub fuzz \
+    fuzz-hostile lint format static bench gpu sanitize-gpu bench-gpu bench-service lock clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -122,6 +126,17 @@ test-hub: install
 # On the CPU and, where there is one, on the GPU.
 fuzz: install
 	STC_FUZZ_SECONDS=$(FUZZ_SECONDS) $(BIN)/python -m pytest tests/ops/test_fuzz.py
+
+# The second build has its own folder; the runtime of its sanitizers is loaded by hostile.py.
+SANITIZED := build/sanitize
+HOSTILE = $(BIN)/python tests/ops/hostile.py --calls $(HOSTILE_CALLS) --seconds $(HOSTILE_SECONDS)
+
+fuzz-hostile: install
+	$(BIN)/cmake -S . -B $(SANITIZED) -G Ninja -DSTC_SANITIZE=ON -DPython3_EXECUTABLE=$(abspath $(BIN)/python) \
+	    -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) -DSTC_OUTPUT_DIR=$(abspath $(SANITIZED)/lib)
+	$(BIN)/cmake --build $(SANITIZED)
+	$(HOSTILE)
+	$(HOSTILE) --library $(SANITIZED)/lib
 
 lint: install
 	$(BIN)/ruff check .

@@ -17,8 +17,8 @@ from __future__ import annotations
 import argparse
 import collections
 import os
+import queue
 import resource
-import selectors
 import signal
 import subprocess
 import sys
@@ -26,6 +26,7 @@ import threading
 import time
 import warnings
 from pathlib import Path
+from typing import IO
 
 #: seconds after which a call counts as one that never ends
 PATIENCE = 120
@@ -94,15 +95,19 @@ def run_worker(
         assert worker.stdout is not None
         assert worker.stderr is not None
         said: collections.deque[str] = collections.deque(maxlen=200)
-        reader = threading.Thread(target=lambda: said.extend(worker.stderr), daemon=True)
-        reader.start()
-        selector = selectors.DefaultSelector()
-        selector.register(worker.stdout, selectors.EVENT_READ)
+        lines: queue.SimpleQueue[str] = queue.SimpleQueue()
+        readers = [
+            threading.Thread(target=said.extend, args=(worker.stderr,), daemon=True),
+            threading.Thread(target=_read, args=(worker.stdout, lines), daemon=True),
+        ]
+        for reader in readers:
+            reader.start()
         while True:
-            if not selector.select(PATIENCE):
+            try:
+                line = lines.get(timeout=PATIENCE)
+            except queue.Empty:
                 worker.kill()
                 return last, f"did not end within {PATIENCE} s"
-            line = worker.stdout.readline()
             if not line:
                 break
             word, _, rest = line.rstrip("\n").partition(" ")
@@ -117,11 +122,18 @@ def run_worker(
             else:
                 outcomes[rest] += 1
         code = worker.wait()
-        reader.join(5)
+        readers[0].join(5)
     if code == 0:
         return end - 1, None
     name = signal.Signals(-code).name if code < 0 else f"exit status {code}"
     return last, f"crashed ({name})\n" + "".join(list(said)[-12:])
+
+
+def _read(stream: IO[str], lines: queue.SimpleQueue[str]) -> None:
+    """Pass lines on, and an empty one at the end."""
+    for line in stream:
+        lines.put(line)
+    lines.put("")
 
 
 def environment(library: str | None) -> dict[str, str]:
