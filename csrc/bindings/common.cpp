@@ -64,8 +64,8 @@ std::vector<int32_t> narrowed(const char* op, const Tensor& indices, int64_t tok
     for (int64_t k = 0; k < picked; ++k) {
       // What does not fit is outside [-1, tokens), and so is what it becomes.
       const T index = data[b * row + k * column];
-      const int32_t kept = static_cast<int32_t>(
-          std::min<int64_t>(INT32_MAX, std::max<int64_t>(INT32_MIN, index)));
+      const int32_t kept =
+          static_cast<int32_t>(std::min<int64_t>(INT32_MAX, std::max<int64_t>(INT32_MIN, index)));
       low = std::min(low, kept);
       high = std::max(high, kept);
       *to++ = kept;

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // What the bindings share: views of tensors, checks, and threading. Python decides what is refused
-// and says so best; here everything that would read or write out of bounds is checked again, because
-// the operators can be called without it, and because other threads may write to what is read.
+// and says so best; here everything that would read or write out of bounds is checked again,
+// because the operators can be called without it, and because other threads may write to what is
+// read.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
@@ -48,7 +49,8 @@ inline int64_t size_of(DType dtype) { return dtype == DType::kFloat32 ? 4 : 2; }
 
 // Elements of a tensor: more than any memory holds, and so few that no product of the sizes of one
 // tensor overflows, nor such a product times a few thousand. Of an empty one, which needs no memory
-// whatever its other sizes are, the sizes of 0 count as 1: so many rows can still be counted through.
+// whatever its other sizes are, the sizes of 0 count as 1: so many rows can still be counted
+// through.
 constexpr int64_t kMostElements = int64_t{1} << 40;
 constexpr int64_t kMostOfEmpty = int64_t{1} << 31;
 

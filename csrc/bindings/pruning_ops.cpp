@@ -7,8 +7,8 @@ namespace stc::bindings {
 
 namespace {
 
-// A contiguous bool mask of the given number of elements. Its bytes may be other than 0 and 1, which
-// no C++ bool may be: any but 0 counts as true.
+// A contiguous bool mask of the given number of elements. Its bytes may be other than 0 and 1,
+// which no C++ bool may be: any but 0 counts as true.
 Tensor packed_mask(const char* op, const char* name, const Tensor& mask, int64_t elements) {
   STD_TORCH_CHECK(mask.scalar_type() == ScalarType::Bool, "`", op, "`: ", name,
                   " must be a bool mask");

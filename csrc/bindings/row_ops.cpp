@@ -40,7 +40,8 @@ Tensor gather_rows(const Tensor& x, const Tensor& indices) {
   p.channels = x.size(2);
   const Tensor out = empty_like_device(x, {x.size(0), p.picked, p.channels}, x.scalar_type());
   p.out = out.mutable_data_ptr();
-  parallel(static_cast<int64_t>(at.size()), p.channels, [&](int64_t b, int64_t e) { kernels().gather_rows(p, b, e); });
+  parallel(static_cast<int64_t>(at.size()), p.channels,
+           [&](int64_t b, int64_t e) { kernels().gather_rows(p, b, e); });
   return out;
 }
 
@@ -55,14 +56,16 @@ void scatter_rows(Tensor x, const Tensor& indices, const Tensor& rows) {
   p.indices = at.data();
   p.picked = indices.size(1);
   p.channels = x.size(2);
-  parallel(static_cast<int64_t>(at.size()), p.channels, [&](int64_t b, int64_t e) { kernels().scatter_rows(p, b, e); });
+  parallel(static_cast<int64_t>(at.size()), p.channels,
+           [&](int64_t b, int64_t e) { kernels().scatter_rows(p, b, e); });
   mark_as_written(x);
 }
 
 Tensor gather_layer_norm(const Tensor& x, const Tensor& indices, std::optional<Tensor> weight,
                          std::optional<Tensor> bias, double eps) {
   check_dim("gather_layer_norm", "x", x, 3);
-  const std::vector<int32_t> at = checked_indices("gather_layer_norm", indices, x.size(0), x.size(1));
+  const std::vector<int32_t> at =
+      checked_indices("gather_layer_norm", indices, x.size(0), x.size(1));
   LayerNormParams p = {};
   p.dtype = dtype_of("gather_layer_norm", "x", x);
   p.source = view_of(x);

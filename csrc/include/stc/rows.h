@@ -8,8 +8,8 @@
 namespace stc::STC_ISA {
 
 // The element type matters only by its size; Unit is uint16_t or uint32_t. Rows without channels
-// may have no memory, and nothing may be copied from or to a null pointer, not even nothing. The two
-// may overlap where somebody calls the operator without the checks of Python.
+// may have no memory, and nothing may be copied from or to a null pointer, not even nothing. The
+// two may overlap where somebody calls the operator without the checks of Python.
 template <typename Unit>
 STC_INLINE void copy_row(Unit* to, int64_t to_stride, const Unit* from, int64_t from_stride,
                          int64_t n) {
