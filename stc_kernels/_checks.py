@@ -46,8 +46,6 @@ def check_dense(op: str, name: str, tensor: Any) -> None:
     if tensor.layout is not torch.strided or tensor.is_nested:
         layout = "nested" if tensor.is_nested else str(tensor.layout).removeprefix("torch.")
         raise TypeError(f"`{op}`: {name} must be a dense tensor, got one of layout {layout}")
-    if tensor.is_neg():
-        raise ValueError(f"`{op}`: {name} must not be a lazy negation: call resolve_neg() first")
 
 
 def check_float(op: str, name: str, tensor: Tensor, *ranks: int) -> None:

@@ -75,7 +75,7 @@ def register(
     LIBRARY.impl(op, dispatch, "CompositeExplicitAutograd")
     public = f"{NAMESPACE}::{op}"
     torch.library.register_fake(public, dispatch_fake, lib=LIBRARY)
-    torch.library.register_fake(f"{NAMESPACE}::{native_name(op)}", fake, lib=LIBRARY)
+    torch.library.register_fake(f"{NAMESPACE}::{native_name(op)}", dispatch_fake, lib=LIBRARY)
     if not op.endswith("_"):  # torch refuses autograd formulas for mutating operators
         torch.library.register_autograd(public, _raise_in_backward(op), lib=LIBRARY)
     register_implementation(op, "reference", reference)
@@ -90,19 +90,24 @@ def call(op: str, *args: Any, backend: str | None = None) -> Any:
     """
     operator = _OPERATORS[op]
     operator.check(*args)
-    if torch.compiler.is_compiling() or not _is_plain(args):
+    if torch.compiler.is_compiling() or not _is_plain(operator, args):
         return _overload(op)(*args, backend=backend)
     return _run(operator, args, backend)
 
 
-def _is_plain(args: tuple[Any, ...]) -> bool:
+def _is_plain(operator: _Operator, args: tuple[Any, ...]) -> bool:
     """Whether no argument needs the dispatcher.
 
     It unwraps subclasses, and has the formula that makes a later backward raise.
     """
     gradients = torch.is_grad_enabled()
-    for value in args:
+    for name, value in zip(operator.parameters, args, strict=True):
         if type(value) in _PLAIN:
+            if value.is_neg():  # its elements stand in memory without their sign
+                raise ValueError(
+                    f"`{operator.name}`: {name} must not be a lazy negation: call resolve_neg() "
+                    "first"
+                )
             if gradients and value.requires_grad:
                 return False
         elif isinstance(value, Tensor):
