@@ -17,10 +17,10 @@ TOKEN_LIMIT = 2**31
 
 def integer(op: str, name: str, value: Any) -> int:
     """Return what Python takes for an integer as one; raise on anything else."""
-    if isinstance(value, (int, torch.SymInt)):
+    if isinstance(value, (int, torch.SymInt)) and not isinstance(value, bool):
         return value  # type: ignore[return-value]
     try:
-        return operator.index(value)
+        return int(operator.index(value))  # no bool, which torch does not take for a size
     except (TypeError, RuntimeError):
         raise TypeError(f"`{op}`: {name} must be an integer, got {_kind(value)}") from None
 

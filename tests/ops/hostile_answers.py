@@ -98,6 +98,9 @@ def _unequal(call: Call, right: Tensor, got: Tensor) -> str | None:
     wild = any("numbers" in what or "shared" in what for what in call.spoilt)
     if right.is_meta or wild or not right.is_floating_point():
         return None
+    # The mean of a few unit vectors may vanish: then rounding decides which way it points.
+    if call.op == "saliency_topk" and call.arguments[0].shape[1] < 33:
+        return None
     if any(isinstance(v, float) and not abs(v) < 1e4 for v in call.arguments):
         return None
     limit = _TOLERANCE[right.dtype]

@@ -227,6 +227,14 @@ def test_rows_without_channels(backend, channels):
     assert merge_tokens(x, zeros(2, 5, dtype=torch.int32) - 1, 3)[1].eq(0).all()
 
 
+def test_no_channels_have_no_variance(backend):
+    assert stc_kernels.channel_variance(zeros(1, 5, 0)).shape == (0,)
+
+
+def test_a_bool_counts_as_the_integer_that_it_is(backend):
+    assert compact_tokens(zeros(1, 5, 4), zeros(1, 5) > -1, True)[0].shape == (1, 4)
+
+
 def test_a_subclass_goes_through_the_dispatcher(backend):
     class Some(Tensor):
         pass
