@@ -71,7 +71,8 @@ def make(seed: int) -> Call:
     ways = ["public"] * 12 + ["dispatcher"] * 3 + ["library"] * 3 + ["threads"] + ["fork"]
     way = rng.choice(ways)
     if any("negated" in what for what in spoilt):
-        way = "public"  # the dispatcher resolves it, and torch fails half-way where None is returned
+        # The dispatcher resolves it, and torch fails half-way where an operator returns nothing.
+        way = "public"
     return Call(op, arguments, spoilt, way)
 
 
