@@ -8,6 +8,8 @@
 #   make emulate  run the CUDA kernels on the CPU, in an emulator that sees races; needs g++ only
 #   make emulate-long  the same with many more cases, and under AddressSanitizer
 #   make mutants  break the CUDA kernels on purpose; fails if the emulator does not notice
+#   make fuzz-hostile   hostile calls of every operator: HOSTILE_CALLS=10000, none may crash, with
+#                 the library as it is and with one built with sanitizers
 #   make lint     formatters, linters, types
 #   make docs     the documents as a site, into out/docs
 #   make bench    the CPU benchmarks, written to benchmarks/results
@@ -36,11 +38,13 @@ TAG = py$(shell $(firstword $(wildcard $(BIN)/python) $(PYTHON)) -c \
 LOCK = requirements/$(TAG).txt
 OUT ?= out
 FUZZ_SECONDS ?= 120
+HOSTILE_CALLS ?= 10000
+HOSTILE_SECONDS ?= 3600
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test test-quick test-gpu test-versions test-newest test-hub fuzz \
-    emulate emulate-long mutants lint format docs static bench gpu sanitize-gpu bench-gpu \
-    bench-service lock clean
+    fuzz-hostile emulate emulate-long mutants lint format docs static bench gpu sanitize-gpu \
+    bench-gpu bench-service lock clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -149,6 +153,17 @@ emulate-long: install
 mutants: install
 	$(BUILD_EMULATION) checked
 	$(BIN)/python tests/emulation/mutants.py
+
+# The second build has its own folder; the runtime of its sanitizers is loaded by hostile.py.
+SANITIZED := build/sanitize
+HOSTILE = $(BIN)/python tests/ops/hostile.py --calls $(HOSTILE_CALLS) --seconds $(HOSTILE_SECONDS)
+
+fuzz-hostile: install
+	$(BIN)/cmake -S . -B $(SANITIZED) -G Ninja -DSTC_SANITIZE=ON -DPython3_EXECUTABLE=$(abspath $(BIN)/python) \
+	    -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) -DSTC_OUTPUT_DIR=$(abspath $(SANITIZED)/lib)
+	$(BIN)/cmake --build $(SANITIZED)
+	$(HOSTILE)
+	$(HOSTILE) --library $(SANITIZED)/lib
 
 lint: install
 	$(BIN)/ruff check .

@@ -128,7 +128,8 @@ def explicit_choice(argument: str | None) -> str | None:
         return check_backend_name(argument, "backend argument")
     if (chosen := _chosen.get()) is not None:
         return chosen
-    if variable := os.environ.get(ENVIRONMENT_VARIABLE):
+    # Not get(), whose way to say that there is none takes as long as all else here.
+    if ENVIRONMENT_VARIABLE in os.environ and (variable := os.environ[ENVIRONMENT_VARIABLE]):
         return check_backend_name(variable, ENVIRONMENT_VARIABLE)
     return None
 
@@ -235,11 +236,6 @@ def choose(
     if used != preferred and backends.unavailable[preferred] != _not_compiled(device):
         _warn_not_preferred(device, preferred, used, backends.unavailable[preferred])
     return used
-
-
-def implementation(op: str, first: torch.Tensor, argument: str | None = None) -> Callable[..., Any]:
-    """Return the function that runs ``op`` on a call's first argument, by the current choice."""
-    return function_of(op, choose(op, first.device.type, argument, first))
 
 
 def function_of(op: str, backend: str) -> Callable[..., Any]:

@@ -69,6 +69,16 @@ OPS: tuple[str, ...] = tuple(SCHEMAS)
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 
 
+def parameter_names(op: str) -> tuple[str, ...]:
+    """Return the names of an operator's arguments, in order."""
+    return tuple(part.split()[-1] for part in SCHEMAS[op][0].split(", "))
+
+
+def written_arguments(op: str) -> int:
+    """Return how many of an operator's first arguments it writes to."""
+    return SCHEMAS[op][0].count("!)")
+
+
 def native_name(op: str) -> str:
     """Return the name under which the compiled library implements ``op``."""
     return f"{op.rstrip('_')}_native"

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the bindings share: views of tensors, checks, and threading. Python has checked shapes and
-// types already; here only what would read or write out of bounds is checked again.
+// What the bindings share: views of tensors, checks, and threading. Python decides what is refused
+// and says so best; here everything that would read or write out of bounds is checked again,
+// because the operators can be called without it, and because other threads may write to what is
+// read.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
@@ -45,9 +47,39 @@ inline DType dtype_of(const char* op, const char* name, const Tensor& t) {
 
 inline int64_t size_of(DType dtype) { return dtype == DType::kFloat32 ? 4 : 2; }
 
+// Elements of a tensor: more than any memory holds, and so few that no product of the sizes of one
+// tensor overflows, nor such a product times a few thousand. Of an empty one, which needs no memory
+// whatever its other sizes are, the sizes of 0 count as 1: so many rows can still be counted
+// through.
+constexpr int64_t kMostElements = int64_t{1} << 40;
+constexpr int64_t kMostOfEmpty = int64_t{1} << 31;
+
+// The product of sizes of different tensors, at most kMostElements.
+int64_t product(const char* op, std::initializer_list<int64_t> sizes);
+
+// The same where it only says how much work there is: the largest integer stands for all above.
+int64_t work(std::initializer_list<int64_t> sizes);
+
+// Raises unless all that the sizes and strides of a tensor reach lies, aligned, within its storage.
+void check_memory(const char* op, const char* name, const Tensor& t);
+
+// Raises unless a tensor has so many dimensions, and memory for what they hold.
 inline void check_dim(const char* op, const char* name, const Tensor& t, int64_t dim) {
   STD_TORCH_CHECK(t.dim() == dim, "`", op, "`: ", name, " must have ", dim, " dimensions, got ",
                   t.dim());
+  check_memory(op, name, t);
+}
+
+// Places of tokens are int32 in every result.
+inline void check_tokens(const char* op, int64_t tokens) {
+  STD_TORCH_CHECK(tokens <= INT32_MAX, "`", op, "`: tokens must be fewer than 2**31, got ", tokens);
+}
+
+// Raises unless `value` is between `low` and `high`.
+inline void check_range(const char* op, const char* name, int64_t value, int64_t low,
+                        int64_t high) {
+  STD_TORCH_CHECK(low <= value && value <= high, "`", op, "`: ", name, " must be between ", low,
+                  " and ", high, ", got ", value);
 }
 
 inline void check_size(const char* op, const char* name, const Tensor& t, int64_t dim,
@@ -78,6 +110,7 @@ inline void check_companion(const char* op, const char* name, const Tensor& t, c
   const int64_t d = t.dim();
   STD_TORCH_CHECK(d == 2 || d == 3, "`", op, "`: ", name, " must have 2 or 3 dimensions, got ", d);
   for (int64_t i = 0; i < d; ++i) check_size(op, name, t, i, like.size(i + 3 - d));
+  check_memory(op, name, t);
 }
 
 inline Tensor empty_like_device(const Tensor& like, std::initializer_list<int64_t> sizes,
@@ -108,6 +141,11 @@ std::pair<CosineParams, Tensor> cosine_params(const char* op, const Tensor& curr
 // (batch, picked, channels) rows that go where `indices` (batch, picked) say, as x has them.
 void check_rows(const char* op, const char* name, const Tensor& rows, const Tensor& x,
                 const Tensor& indices);
+
+// A copy of (batch, picked) indices, int32 or int64, every one in [-1, tokens). What is checked is
+// the copy: the caller's tensor may be written to meanwhile, by this very operator or by others.
+std::vector<int32_t> checked_indices(const char* op, const Tensor& indices, int64_t batch,
+                                     int64_t tokens);
 
 inline const int32_t* int_data(const Tensor& t) {
   return static_cast<const int32_t*>(t.const_data_ptr());

@@ -7,13 +7,19 @@ namespace stc::bindings {
 
 namespace {
 
-// A contiguous bool mask of the given number of elements.
+// A contiguous bool mask of the given number of elements. Its bytes may be other than 0 and 1,
+// which no C++ bool may be: any but 0 counts as true.
 Tensor packed_mask(const char* op, const char* name, const Tensor& mask, int64_t elements) {
   STD_TORCH_CHECK(mask.scalar_type() == ScalarType::Bool, "`", op, "`: ", name,
                   " must be a bool mask");
   STD_TORCH_CHECK(mask.numel() == elements, "`", op, "`: ", name, " must have ", elements,
                   " elements, got ", mask.numel());
+  check_memory(op, name, mask);
   return mask.is_contiguous() ? mask : torch::stable::contiguous(mask);
+}
+
+const uint8_t* bytes(const Tensor& mask) {
+  return static_cast<const uint8_t*>(mask.const_data_ptr());
 }
 
 HeadView head_view(const Tensor& t) {
@@ -29,23 +35,22 @@ struct Members {
   std::vector<int32_t> list;
 };
 
-Members members_of(const Tensor& source_map, int64_t rows) {
-  const int64_t batch = source_map.size(0), tokens = source_map.size(1);
-  const int32_t* row_of = static_cast<const int32_t*>(source_map.const_data_ptr());
+// `row_of` (batch, tokens) are in [-1, rows), and rows are at most as many as the tokens.
+Members members_of(const std::vector<int32_t>& row_of, int64_t batch, int64_t tokens,
+                   int64_t rows) {
   Members members;
   members.start.assign(static_cast<size_t>(batch * rows + 1), 0);
   members.list.resize(static_cast<size_t>(batch * tokens));
   for (int64_t i = 0; i < batch * tokens; ++i) {
-    const int64_t row = row_of[i];
-    STD_TORCH_CHECK(row >= -1 && row < rows, "`merge_tokens`: indices must be between 0 and ",
-                    rows - 1, " (tokens), or -1, got ", row);
+    const int64_t row = row_of[static_cast<size_t>(i)];
     if (row >= 0) ++members.start[static_cast<size_t>(i / tokens * rows + row + 1)];
   }
   for (size_t i = 1; i < members.start.size(); ++i) members.start[i] += members.start[i - 1];
   std::vector<int64_t> next(members.start.begin(), members.start.end() - 1);
   for (int64_t i = 0; i < batch * tokens; ++i) {
-    if (row_of[i] < 0) continue;
-    int64_t& at = next[static_cast<size_t>(i / tokens * rows + row_of[i])];
+    const int64_t row = row_of[static_cast<size_t>(i)];
+    if (row < 0) continue;
+    int64_t& at = next[static_cast<size_t>(i / tokens * rows + row)];
     members.list[static_cast<size_t>(at++)] = static_cast<int32_t>(i % tokens);
   }
   return members;
@@ -68,7 +73,7 @@ Tensor spatial_redundancy(const Tensor& tokens, std::optional<Tensor> alive) {
   Tensor mask;
   if (alive.has_value()) {
     mask = packed_mask(op, "alive", *alive, places);
-    p.alive = static_cast<const bool*>(mask.const_data_ptr());
+    p.alive = bytes(mask);
   }
   const Tensor out = empty_like_device(tokens, {frames, height, width}, ScalarType::Float);
   p.norm = scratch_floats(3 * places);
@@ -85,10 +90,11 @@ std::tuple<Tensor, Tensor, Tensor> compact_tokens(const Tensor& tokens, const Te
                                                   int64_t capacity) {
   const char* op = "compact_tokens";
   check_dim(op, "tokens", tokens, 3);
-  STD_TORCH_CHECK(capacity >= 0, "`", op, "`: capacity must be at least 0, got ", capacity);
   const int64_t frames = tokens.size(0), n = tokens.size(1);
+  check_tokens(op, frames * n);
+  check_range(op, "capacity", capacity, 0, frames * n);
   const Tensor mask = packed_mask(op, "keep", keep, frames * n);
-  const bool* kept = static_cast<const bool*>(mask.const_data_ptr());
+  const uint8_t* kept = bytes(mask);
   CompactParams p = {};
   p.source = view_of(tokens);
   p.tokens_per_frame = n;
@@ -102,7 +108,7 @@ std::tuple<Tensor, Tensor, Tensor> compact_tokens(const Tensor& tokens, const Te
   for (int64_t f = 0; f < frames; ++f) {
     int32_t count = 0;
     for (int64_t i = f * n; i < (f + 1) * n; ++i) {
-      if (!kept[i]) continue;
+      if (kept[i] == 0) continue;
       ++count;
       if (written < capacity) listed[written++] = static_cast<int32_t>(i);
     }
@@ -120,6 +126,7 @@ std::tuple<Tensor, Tensor, Tensor> bipartite_match(const Tensor& metric, int64_t
   const char* op = "bipartite_match";
   check_dim(op, "metric", metric, 3);
   const int64_t batch = metric.size(0), n = metric.size(1);
+  check_tokens(op, n);
   STD_TORCH_CHECK(is_protected >= 0 && is_protected <= n && r >= 0 && r <= (n - is_protected) / 2,
                   "`", op, "`: r must be between 0 and half of the unprotected tokens, got ", r);
   MatchParams p = {};
@@ -143,7 +150,7 @@ std::tuple<Tensor, Tensor, Tensor> bipartite_match(const Tensor& metric, int64_t
   p.block = std::max<int64_t>(1, (p.candidates + pieces - 1) / pieces);
   const int64_t blocks = (p.candidates + p.block - 1) / p.block;
   parallel(batch * n, p.channels, [&](int64_t b, int64_t e) { kernels().match_norms(p, b, e); });
-  parallel(batch * blocks, p.block * p.partners * p.channels, [&](int64_t b, int64_t e) {
+  parallel(batch * blocks, work({p.block, p.partners, p.channels}), [&](int64_t b, int64_t e) {
     float* scratch = scratch_floats(kernels().match_scratch(p));
     for (int64_t i = b; i < e; ++i) kernels().match(p, scratch, i / blocks, i % blocks * p.block);
   });
@@ -156,7 +163,7 @@ std::tuple<Tensor, Tensor, Tensor> bipartite_match(const Tensor& metric, int64_t
   const Tensor kept = empty_like_device(metric, {batch, n - r}, ScalarType::Int);
   const Tensor similarity = empty_like_device(metric, {batch, n}, ScalarType::Float);
   std::fill_n(floats(similarity), batch * n, -__builtin_inff());
-  for (int64_t b = 0; b < batch; ++b) {
+  for (int64_t b = 0; b < batch && n > 0; ++b) {
     int32_t* row = ints(source_map) + b * n;
     const int32_t* leaf = ints(leaves) + b * r;
     for (int64_t i = 0; i < p.candidates; ++i) {
@@ -185,16 +192,16 @@ std::tuple<Tensor, Tensor> merge_tokens(const Tensor& tokens, const Tensor& sour
   const int64_t batch = tokens.size(0), n = tokens.size(1);
   check_size(op, "source_map", source_map, 0, batch);
   check_size(op, "source_map", source_map, 1, n);
-  STD_TORCH_CHECK(source_map.scalar_type() == ScalarType::Int && count >= 0, "`", op,
-                  "`: source_map must be int32 and count at least 0");
-  const Tensor rows =
-      source_map.is_contiguous() ? source_map : torch::stable::contiguous(source_map);
-  const Members members = members_of(rows, count);
+  check_tokens(op, n);
+  check_range(op, "count", count, 0, n);
+  const Members members =
+      members_of(checked_indices(op, source_map, batch, count), batch, n, count);
   Tensor weights;
   MergeParams p = {};
   if (sizes.has_value()) {
     STD_TORCH_CHECK(sizes->scalar_type() == ScalarType::Float && sizes->numel() == batch * n, "`",
                     op, "`: sizes must be float32, one per token");
+    check_memory(op, "sizes", *sizes);
     weights = sizes->is_contiguous() ? *sizes : torch::stable::contiguous(*sizes);
     p.sizes = static_cast<const float*>(weights.const_data_ptr());
   }
@@ -224,6 +231,7 @@ Tensor attention_column_mean(const Tensor& query, const Tensor& key, double scal
   check_size(op, "key", key, 3, query.size(3));
   STD_TORCH_CHECK(key.size(2) > 0 && heads > 0 && heads % key.size(2) == 0, "`", op,
                   "`: the heads of query must be a multiple of those of key");
+  STD_TORCH_CHECK(query.size(1) > 0, "`", op, "`: query must hold at least one token");
   ColumnMeanParams p = {};
   p.dtype = dtype_of(op, "query", query);
   p.query = head_view(query);
@@ -238,7 +246,7 @@ Tensor attention_column_mean(const Tensor& query, const Tensor& key, double scal
   if (out.numel() == 0) return out;
   const Tensor received = empty_like_device(query, {batch, heads, p.keys}, ScalarType::Float);
   p.received = floats(received);
-  parallel(batch * heads, p.queries * p.keys * p.channels, [&](int64_t b, int64_t e) {
+  parallel(batch * heads, work({p.queries, p.keys, p.channels}), [&](int64_t b, int64_t e) {
     float* scratch = scratch_floats(kernels().column_mean_scratch(p));
     for (int64_t i = b; i < e; ++i) kernels().column_mean(p, scratch, i / heads, i % heads);
   });

@@ -5,24 +5,6 @@ namespace stc::bindings {
 
 namespace {
 
-// Contiguous (batch, picked) int32 with every entry in [-1, tokens).
-Tensor checked_indices(const char* op, const Tensor& indices, int64_t batch, int64_t tokens) {
-  check_dim(op, "indices", indices, 2);
-  check_size(op, "indices", indices, 0, batch);
-  STD_TORCH_CHECK(indices.scalar_type() == ScalarType::Int, "`", op, "`: indices must be int32");
-  const Tensor packed = indices.is_contiguous() ? indices : torch::stable::contiguous(indices);
-  const int32_t* at = static_cast<const int32_t*>(packed.const_data_ptr());
-  const int64_t n = packed.numel();
-  int64_t low = 0, high = -1;
-  for (int64_t i = 0; i < n; ++i) {
-    low = std::min<int64_t>(low, at[i]);
-    high = std::max<int64_t>(high, at[i]);
-  }
-  STD_TORCH_CHECK(low >= -1 && high < tokens, "`", op, "`: indices must be between 0 and ",
-                  tokens - 1, " (tokens), or -1, got ", low < -1 ? low : high);
-  return packed;
-}
-
 std::vector<float> affine(const char* name, const std::optional<Tensor>& t, int64_t channels,
                           float otherwise) {
   if (t.has_value()) return to_floats("gather_layer_norm", name, *t, channels);
@@ -49,43 +31,46 @@ void mark_as_written(const Tensor& x) {
 
 Tensor gather_rows(const Tensor& x, const Tensor& indices) {
   check_dim("gather_rows", "x", x, 3);
-  const Tensor at = checked_indices("gather_rows", indices, x.size(0), x.size(1));
+  const std::vector<int32_t> at = checked_indices("gather_rows", indices, x.size(0), x.size(1));
   GatherParams p = {};
   p.element_size = size_of(dtype_of("gather_rows", "x", x));
   p.source = view_of(x);
-  p.indices = int_data(at);
-  p.picked = at.size(1);
+  p.indices = at.data();
+  p.picked = indices.size(1);
   p.channels = x.size(2);
   const Tensor out = empty_like_device(x, {x.size(0), p.picked, p.channels}, x.scalar_type());
   p.out = out.mutable_data_ptr();
-  parallel(at.numel(), p.channels, [&](int64_t b, int64_t e) { kernels().gather_rows(p, b, e); });
+  parallel(static_cast<int64_t>(at.size()), p.channels,
+           [&](int64_t b, int64_t e) { kernels().gather_rows(p, b, e); });
   return out;
 }
 
 void scatter_rows(Tensor x, const Tensor& indices, const Tensor& rows) {
   check_dim("scatter_rows_", "x", x, 3);
-  const Tensor at = checked_indices("scatter_rows_", indices, x.size(0), x.size(1));
-  check_rows("scatter_rows_", "rows", rows, x, at);
+  const std::vector<int32_t> at = checked_indices("scatter_rows_", indices, x.size(0), x.size(1));
+  check_rows("scatter_rows_", "rows", rows, x, indices);
   ScatterParams p = {};
   p.element_size = size_of(dtype_of("scatter_rows_", "x", x));
   p.target = mutable_view_of(x);
   p.rows = view_of(rows);
-  p.indices = int_data(at);
-  p.picked = at.size(1);
+  p.indices = at.data();
+  p.picked = indices.size(1);
   p.channels = x.size(2);
-  parallel(at.numel(), p.channels, [&](int64_t b, int64_t e) { kernels().scatter_rows(p, b, e); });
+  parallel(static_cast<int64_t>(at.size()), p.channels,
+           [&](int64_t b, int64_t e) { kernels().scatter_rows(p, b, e); });
   mark_as_written(x);
 }
 
 Tensor gather_layer_norm(const Tensor& x, const Tensor& indices, std::optional<Tensor> weight,
                          std::optional<Tensor> bias, double eps) {
   check_dim("gather_layer_norm", "x", x, 3);
-  const Tensor at = checked_indices("gather_layer_norm", indices, x.size(0), x.size(1));
+  const std::vector<int32_t> at =
+      checked_indices("gather_layer_norm", indices, x.size(0), x.size(1));
   LayerNormParams p = {};
   p.dtype = dtype_of("gather_layer_norm", "x", x);
   p.source = view_of(x);
-  p.indices = int_data(at);
-  p.picked = at.size(1);
+  p.indices = at.data();
+  p.picked = indices.size(1);
   p.channels = x.size(2);
   const std::vector<float> scale = affine("weight", weight, p.channels, 1.0f);
   const std::vector<float> shift = affine("bias", bias, p.channels, 0.0f);
@@ -94,7 +79,7 @@ Tensor gather_layer_norm(const Tensor& x, const Tensor& indices, std::optional<T
   p.eps = static_cast<float>(eps);
   const Tensor out = empty_like_device(x, {x.size(0), p.picked, p.channels}, x.scalar_type());
   p.out = out.mutable_data_ptr();
-  parallel(at.numel(), 3 * p.channels,
+  parallel(static_cast<int64_t>(at.size()), 3 * p.channels,
            [&](int64_t b, int64_t e) { kernels().gather_layer_norm(p, b, e); });
   return out;
 }
@@ -105,12 +90,12 @@ Tensor scatter_residual(const Tensor& base, const Tensor& update, const Tensor& 
   check_dim(op, "base", base, 3);
   check_companion(op, "update", update, base);
   const int64_t batch = base.size(0), tokens = base.size(1), channels = base.size(2);
-  const Tensor at = checked_indices(op, indices, batch, tokens);
-  check_rows(op, "rows", rows, base, at);
+  const std::vector<int32_t> at = checked_indices(op, indices, batch, tokens);
+  check_rows(op, "rows", rows, base, indices);
   // Turned round, so that one sweep over the tokens knows what to add to each.
   std::vector<int32_t> row_of_token(static_cast<size_t>(batch * tokens), -1);
-  const int32_t* token = int_data(at);
-  const int64_t picked = at.size(1);
+  const int32_t* token = at.data();
+  const int64_t picked = indices.size(1);
   for (int64_t i = 0; i < batch * picked; ++i) {
     if (token[i] < 0) continue;
     row_of_token[static_cast<size_t>(i / picked * tokens + token[i])] =

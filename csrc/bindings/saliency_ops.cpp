@@ -19,13 +19,14 @@ ChannelSet channel_set(const Tensor& mask, int64_t channels) {
   check_size(op, "channels", mask, 0, channels);
   STD_TORCH_CHECK(mask.scalar_type() == ScalarType::Bool, "`", op,
                   "`: channels must be a bool mask");
-  const bool* on = static_cast<const bool*>(mask.const_data_ptr());
+  // Bytes, because a C++ bool may be nothing but 0 and 1.
+  const uint8_t* on = static_cast<const uint8_t*>(mask.const_data_ptr());
   const int64_t stride = mask.stride(0);
   ChannelSet set;
   set.index.reserve(static_cast<size_t>(channels));
   set.lanes.resize(static_cast<size_t>((channels + 15) / 16));
   for (int64_t c = 0; c < channels; ++c) {
-    if (!on[c * stride]) continue;
+    if (on[c * stride] == 0) continue;
     set.index.push_back(static_cast<int32_t>(c));
     set.lanes[static_cast<size_t>(c / 16)] |= static_cast<uint16_t>(1u << (c % 16));
   }
@@ -126,6 +127,7 @@ Tensor channel_variance(const Tensor& tokens) {
   p.tokens_per_frame = tokens.size(1);
   p.rows = tokens.size(0) * tokens.size(1);
   p.channels = tokens.size(2);
+  STD_TORCH_CHECK(p.rows > 0, "`channel_variance`: tokens must hold at least one token");
   // At least 32 rows and at most 64 blocks, in whole groups of 8: a rule of the shape alone.
   p.block_rows = std::max<int64_t>(32, (p.rows / 64 + 8) / 8 * 8);
   p.blocks = (p.rows + p.block_rows - 1) / p.block_rows;
@@ -145,8 +147,8 @@ std::tuple<Tensor, Tensor> saliency_topk(const Tensor& tokens, std::optional<Ten
   const char* op = "saliency_topk";
   check_dim(op, "tokens", tokens, 3);
   const int64_t frames = tokens.size(0), n = tokens.size(1), d = tokens.size(2);
-  STD_TORCH_CHECK(k >= 0 && k <= n, "`", op, "`: k must be between 0 and ", n, " (tokens), got ",
-                  k);
+  check_tokens(op, n);
+  check_range(op, "k", k, 0, n);
   STD_TORCH_CHECK(method == "gaussian" || method == "dual_anchor", "`", op,
                   "`: method must be gaussian or dual_anchor, got ", method);
   SaliencyParams p = {};

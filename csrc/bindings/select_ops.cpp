@@ -7,6 +7,7 @@ std::pair<CosineParams, Tensor> cosine_params(const char* op, const Tensor& curr
                                               const Tensor& reference) {
   check_dim(op, "current", current, 3);
   check_companion(op, "reference", reference, current);
+  check_tokens(op, current.size(1));
   CosineParams p = {};
   p.dtype = dtype_of(op, "current", current);
   p.current = view_of(current);
@@ -37,8 +38,7 @@ Tensor token_cosine(const Tensor& current, const Tensor& reference) {
 std::tuple<Tensor, Tensor> select_changed(const Tensor& current, const Tensor& reference, int64_t k,
                                           int64_t pinned) {
   const Tensor similarity = cosine("select_changed", current, reference);
-  STD_TORCH_CHECK(k >= 0 && k <= current.size(1), "`select_changed`: k must be between 0 and ",
-                  current.size(1), " (tokens), got ", k);
+  check_range("select_changed", "k", k, 0, current.size(1));
   Selection how;
   how.capacity = k;
   how.pinned = pinned;
@@ -49,8 +49,7 @@ std::tuple<Tensor, Tensor, Tensor> select_changed_below(const Tensor& current,
                                                         const Tensor& reference, double threshold,
                                                         int64_t capacity, int64_t pinned) {
   const Tensor similarity = cosine("select_changed_below", current, reference);
-  STD_TORCH_CHECK(capacity >= 0, "`select_changed_below`: capacity must be at least 0, got ",
-                  capacity);
+  check_range("select_changed_below", "capacity", capacity, 0, current.size(1));
   const Tensor counts = empty_like_device(current, {current.size(0)}, ScalarType::Int);
   Selection how;
   how.capacity = capacity;

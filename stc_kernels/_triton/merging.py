@@ -14,7 +14,6 @@ import triton.language as tl
 from torch import Tensor
 
 from stc_kernels import _tuning
-from stc_kernels._checks import check_index_values
 from stc_kernels._triton import interpreted
 from stc_kernels._triton._launch import launch
 from stc_kernels._triton._selection import select_highest
@@ -238,7 +237,6 @@ def merge_tokens(
     tokens: Tensor, source_map: Tensor, count: int, sizes: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """Size-weighted mean of the tokens of each row, and the sizes summed up."""
-    check_index_values("merge_tokens", source_map, count)
     batch, places, channels = tokens.shape
     merged = tokens.new_empty((batch, count, channels))
     totals = tokens.new_empty((batch, count), dtype=torch.float32)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from stc_kernels._checks import check_float, check_same
+from stc_kernels._checks import check_float, check_same, number
 from stc_kernels.ops._register import call, register
 from stc_kernels.reference.attention_column_mean import attention_column_mean as _reference
 
@@ -44,6 +44,15 @@ def attention_column_mean(
     """
     op = "attention_column_mean"
     check_float(op, "query", query, 4)
+    width = query.shape[3]
+    factor = (width**-0.5 if width else 1.0) if scale is None else number(op, "scale", scale)
+    mean: Tensor = call(op, query, key, factor, backend=backend)
+    return mean
+
+
+def _check(query: Tensor, key: Tensor, scale: float) -> None:
+    op = "attention_column_mean"
+    check_float(op, "query", query, 4)
     check_float(op, "key", key, 4)
     check_same(op, "key", key, "query", query)
     batch, queries, heads, width = query.shape
@@ -58,13 +67,10 @@ def attention_column_mean(
         )
     if queries == 0:
         raise ValueError(f"`{op}`: query must hold at least one token, got 0")
-    factor = (width**-0.5 if width else 1.0) if scale is None else float(scale)
-    mean: Tensor = call(op, query, key, factor, backend=backend)
-    return mean
 
 
 def _fake(query: Tensor, key: Tensor, scale: float) -> Tensor:
     return query.new_empty(key.shape[:2], dtype=torch.float32)
 
 
-register("attention_column_mean", _reference, _fake)
+register("attention_column_mean", _reference, _fake, _check)

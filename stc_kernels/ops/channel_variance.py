@@ -35,18 +35,21 @@ def channel_variance(tokens: Tensor, *, backend: str | None = None) -> Tensor:
     TypeError
         On an unsupported dtype.
     """
+    variance: Tensor = call("channel_variance", tokens, backend=backend)
+    return variance
+
+
+def _check(tokens: Tensor) -> None:
     check_float("channel_variance", "tokens", tokens, 3)
     if tokens.shape[0] * tokens.shape[1] == 0:
         raise ValueError(
             f"`channel_variance`: tokens must hold at least one token, got shape "
             f"{tuple(tokens.shape)}"
         )
-    variance: Tensor = call("channel_variance", tokens, backend=backend)
-    return variance
 
 
 def _fake(tokens: Tensor) -> Tensor:
     return tokens.new_empty((tokens.shape[2],), dtype=torch.float32)
 
 
-register("channel_variance", _reference, _fake)
+register("channel_variance", _reference, _fake, _check)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from stc_kernels._checks import check_device, check_float, check_range, check_shape
+from stc_kernels._checks import check_float, check_mask, check_range, check_tokens, integer
 from stc_kernels.ops._register import call, register
 from stc_kernels.reference.compact_tokens import compact_tokens as _reference
 
@@ -46,17 +46,18 @@ def compact_tokens(
         On an unsupported dtype, or if ``keep`` is no bool mask.
     """
     op = "compact_tokens"
-    check_float(op, "tokens", tokens, 3)
-    if keep.dtype != torch.bool:
-        raise TypeError(f"`{op}`: keep must be a bool mask, got {keep.dtype}")
-    check_device(op, "keep", keep, "tokens", tokens)
-    check_shape(op, "keep", keep, tuple(tokens.shape[:2]))
-    total = tokens.shape[0] * tokens.shape[1]
-    if total >= 2**31:
-        raise ValueError(f"`{op}`: tokens must be fewer than 2**31 in all, got {total}")
-    check_range(op, "capacity", capacity, 0, total, "tokens of all frames")
+    capacity = integer(op, "capacity", capacity)
     packed, indices, counts = call(op, tokens, keep, capacity, backend=backend)
     return packed, indices, counts
+
+
+def _check(tokens: Tensor, keep: Tensor, capacity: int) -> None:
+    op = "compact_tokens"
+    check_float(op, "tokens", tokens, 3)
+    check_mask(op, "keep", keep, "tokens", tokens, tuple(tokens.shape[:2]))
+    total = tokens.shape[0] * tokens.shape[1]
+    check_tokens(op, total)
+    check_range(op, "capacity", capacity, 0, total, "tokens of all frames")
 
 
 def _fake(tokens: Tensor, keep: Tensor, capacity: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -67,4 +68,4 @@ def _fake(tokens: Tensor, keep: Tensor, capacity: int) -> tuple[Tensor, Tensor, 
     )
 
 
-register("compact_tokens", _reference, _fake)
+register("compact_tokens", _reference, _fake, _check)

@@ -12,6 +12,8 @@ from stc_kernels._checks import (
     check_indices,
     check_range,
     check_shape,
+    check_tokens,
+    integer,
 )
 from stc_kernels.ops._register import call, register
 from stc_kernels.reference import merging as _reference
@@ -58,10 +60,7 @@ def bipartite_match(
         On an unsupported dtype.
     """
     op = "bipartite_match"
-    check_float(op, "metric", metric, 3)
-    tokens = metric.shape[1]
-    check_range(op, "protected", protected, 0, tokens, "tokens")
-    check_range(op, "r", r, 0, (tokens - protected) // 2, "half of the unprotected tokens")
+    r, protected = integer(op, "r", r), integer(op, "protected", protected)
     source_map, kept, similarity = call(op, metric, r, protected, backend=backend)
     return source_map, kept, similarity
 
@@ -84,7 +83,7 @@ def merge_tokens(
         (B, N) int32 or int64, the row in [0, count) that each token becomes part of; -1 leaves a
         token out. On a CPU an index out of range raises; on a GPU it is an error of the caller.
     count
-        Rows of the result, at least 0.
+        Rows of the result, from 0 to N.
     sizes
         (B, N) float32, of how many original tokens each is the mean; None for 1.
     backend
@@ -100,25 +99,40 @@ def merge_tokens(
     Raises
     ------
     ValueError
-        On a wrong shape, a mix of devices, or (on a CPU) an index out of range.
+        On a wrong shape, a mix of devices, a count out of range, or (on a CPU) an index out of
+        range.
     TypeError
         On an unsupported dtype.
     """
     op = "merge_tokens"
+    count = integer(op, "count", count)
+    merged, total = call(op, tokens, source_map, count, sizes, backend=backend)
+    return merged, total
+
+
+def _check_match(metric: Tensor, r: int, protected: int) -> None:
+    op = "bipartite_match"
+    check_float(op, "metric", metric, 3)
+    tokens = metric.shape[1]
+    check_tokens(op, tokens)
+    check_range(op, "protected", protected, 0, tokens, "tokens")
+    check_range(op, "r", r, 0, (tokens - protected) // 2, "half of the unprotected tokens")
+
+
+def _check_merge(tokens: Tensor, source_map: Tensor, count: int, sizes: Tensor | None) -> None:
+    op = "merge_tokens"
     check_float(op, "tokens", tokens, 3)
     batch, places = tokens.shape[:2]
-    check_indices(op, source_map, batch)
+    check_indices(op, source_map, batch, places)
     check_device(op, "source_map", source_map, "tokens", tokens)
     check_shape(op, "source_map", source_map, (batch, places))
-    if count < 0:
-        raise ValueError(f"`{op}`: count must be at least 0, got {count}")
+    check_range(op, "count", count, 0, places, "tokens")
     if sizes is not None:
+        check_float(op, "sizes", sizes, 2)
         if sizes.dtype != torch.float32:
             raise TypeError(f"`{op}`: sizes must be float32, got {sizes.dtype}")
         check_device(op, "sizes", sizes, "tokens", tokens)
         check_shape(op, "sizes", sizes, (batch, places))
-    merged, total = call(op, tokens, source_map.int(), count, sizes, backend=backend)
-    return merged, total
 
 
 def _fake_match(metric: Tensor, r: int, protected: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -140,5 +154,12 @@ def _fake_merge(
     )
 
 
-register("bipartite_match", _reference.bipartite_match, _fake_match)
-register("merge_tokens", _reference.merge_tokens, _fake_merge)
+register("bipartite_match", _reference.bipartite_match, _fake_match, _check_match)
+register(
+    "merge_tokens",
+    _reference.merge_tokens,
+    _fake_merge,
+    _check_merge,
+    indices="source_map",
+    limit=lambda tokens, source_map, count, sizes: count,
+)

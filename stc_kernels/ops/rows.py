@@ -7,11 +7,14 @@ import torch
 from torch import Tensor
 
 from stc_kernels._checks import (
+    check_channels,
     check_device,
+    check_eps,
     check_float,
     check_indices,
     check_same,
     check_shape,
+    number,
 )
 from stc_kernels.ops._register import call, register
 from stc_kernels.reference import rows as _reference
@@ -42,8 +45,7 @@ def gather_rows(x: Tensor, indices: Tensor, *, backend: str | None = None) -> Te
     TypeError
         On an unsupported dtype.
     """
-    _check_rows_of("gather_rows", x, indices)
-    rows: Tensor = call("gather_rows", x, indices.int(), backend=backend)
+    rows: Tensor = call("gather_rows", x, indices, backend=backend)
     return rows
 
 
@@ -55,12 +57,13 @@ def scatter_rows_(
     Parameters
     ----------
     x
-        (B, N, C), float32, float16 or bfloat16, any strides without overlap; is written to.
+        (B, N, C), float32, float16 or bfloat16, any strides of slices and transposes; is written
+        to, so no two places may be one element.
     indices
         (B, K), as in :func:`gather_rows`; -1 is skipped, and naming a row twice is an error of
         the caller (either value may win).
     rows
-        (B, K, C), dtype and device of x.
+        (B, K, C), dtype and device of x, which it must not share an element with.
     backend
         Backend to use; see :func:`stc_kernels.use_backend`.
 
@@ -72,18 +75,15 @@ def scatter_rows_(
     Raises
     ------
     ValueError
-        On a wrong shape, a mix of devices, or (on a CPU) an index out of range; x is unchanged.
+        On a wrong shape, a mix of devices, shared memory, or (on a CPU) an index out of range; x
+        is unchanged.
     TypeError
         On an unsupported dtype.
     RuntimeError
-        If x requires a gradient while gradients are enabled.
+        If x requires a gradient while gradients are enabled, or was made under
+        ``torch.inference_mode()`` and is not written to there.
     """
-    _check_rows_of("scatter_rows_", x, indices)
-    check_same("scatter_rows_", "rows", rows, "x", x)
-    check_shape("scatter_rows_", "rows", rows, (*indices.shape, x.shape[2]))
-    if torch.is_grad_enabled() and (x.requires_grad or rows.requires_grad):
-        raise RuntimeError("`scatter_rows_` is for inference only: call it under torch.no_grad()")
-    call("scatter_rows_", x, indices.int(), rows, backend=backend)
+    call("scatter_rows_", x, indices, rows, backend=backend)
     return x
 
 
@@ -124,15 +124,8 @@ def gather_layer_norm(
         On an unsupported dtype.
     """
     op = "gather_layer_norm"
-    _check_rows_of(op, x, indices)
-    for name, parameter in (("weight", weight), ("bias", bias)):
-        if parameter is not None:
-            check_float(op, name, parameter, 1)
-            check_device(op, name, parameter, "x", x)
-            check_shape(op, name, parameter, (x.shape[2],))
-    if not eps >= 0:
-        raise ValueError(f"`{op}`: eps must be at least 0, got {eps}")
-    rows: Tensor = call(op, x, indices.int(), weight, bias, float(eps), backend=backend)
+    eps = number(op, "eps", eps)
+    rows: Tensor = call(op, x, indices, weight, bias, eps, backend=backend)
     return rows
 
 
@@ -169,20 +162,45 @@ def scatter_residual(
     TypeError
         On an unsupported dtype or different ones.
     """
+    out: Tensor = call("scatter_residual", base, update, indices, rows, backend=backend)
+    return out
+
+
+def _check_rows_of(op: str, x: Tensor, indices: Tensor, name: str = "x") -> None:
+    check_float(op, name, x, 3)
+    check_indices(op, indices, x.shape[0], x.shape[1])
+    check_device(op, "indices", indices, name, x)
+
+
+def _check_gather(x: Tensor, indices: Tensor) -> None:
+    _check_rows_of("gather_rows", x, indices)
+
+
+def _check_scatter(x: Tensor, indices: Tensor, rows: Tensor) -> None:
+    _check_rows_of("scatter_rows_", x, indices)
+    check_same("scatter_rows_", "rows", rows, "x", x)
+    check_shape("scatter_rows_", "rows", rows, (*indices.shape, x.shape[2]))
+    if torch.is_grad_enabled() and (x.requires_grad or rows.requires_grad):
+        raise RuntimeError("`scatter_rows_` is for inference only: call it under torch.no_grad()")
+
+
+def _check_layer_norm(
+    x: Tensor, indices: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+) -> None:
+    op = "gather_layer_norm"
+    _check_rows_of(op, x, indices)
+    check_channels(op, "weight", weight, "x", x)
+    check_channels(op, "bias", bias, "x", x)
+    check_eps(op, eps)
+
+
+def _check_residual(base: Tensor, update: Tensor, indices: Tensor, rows: Tensor) -> None:
     op = "scatter_residual"
     _check_rows_of(op, base, indices, name="base")
     check_same(op, "update", update, "base", base)
     check_same(op, "rows", rows, "base", base)
     check_shape(op, "update", update, tuple(base.shape), tuple(base.shape[1:]))
     check_shape(op, "rows", rows, (*indices.shape, base.shape[2]))
-    out: Tensor = call(op, base, update, indices.int(), rows, backend=backend)
-    return out
-
-
-def _check_rows_of(op: str, x: Tensor, indices: Tensor, name: str = "x") -> None:
-    check_float(op, name, x, 3)
-    check_indices(op, indices, x.shape[0])
-    check_device(op, "indices", indices, name, x)
 
 
 def _fake_gather(x: Tensor, indices: Tensor) -> Tensor:
@@ -203,7 +221,14 @@ def _fake_residual(base: Tensor, update: Tensor, indices: Tensor, rows: Tensor) 
     return base.new_empty(base.shape)
 
 
-register("gather_rows", _reference.gather_rows, _fake_gather)
-register("scatter_rows_", _reference.scatter_rows_, _fake_scatter)
-register("gather_layer_norm", _reference.gather_layer_norm, _fake_layer_norm)
-register("scatter_residual", _reference.scatter_residual, _fake_residual)
+def _tokens(x: Tensor, *_: object) -> int:
+    return x.shape[1]
+
+
+for _name, _run, _fake, _check in (
+    ("gather_rows", _reference.gather_rows, _fake_gather, _check_gather),
+    ("scatter_rows_", _reference.scatter_rows_, _fake_scatter, _check_scatter),
+    ("gather_layer_norm", _reference.gather_layer_norm, _fake_layer_norm, _check_layer_norm),
+    ("scatter_residual", _reference.scatter_residual, _fake_residual, _check_residual),
+):
+    register(_name, _run, _fake, _check, indices="indices", limit=_tokens)

@@ -6,7 +6,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from stc_kernels._checks import check_device, check_float, check_range, check_shape
+from stc_kernels._checks import (
+    check_channels,
+    check_float,
+    check_mask,
+    check_range,
+    check_tokens,
+    integer,
+    number,
+)
 from stc_kernels.ops._register import call, register
 from stc_kernels.reference.saliency_topk import saliency_topk as _reference
 
@@ -66,24 +74,31 @@ def saliency_topk(
         On an unsupported dtype.
     """
     op = "saliency_topk"
+    k, alpha = integer(op, "k", k), number(op, "alpha", alpha)
+    indices, scores = call(op, tokens, memory, k, method, alpha, channels, backend=backend)
+    return indices, scores
+
+
+def _check(
+    tokens: Tensor,
+    memory: Tensor | None,
+    k: int,
+    method: str,
+    alpha: float,
+    channels: Tensor | None,
+) -> None:
+    op = "saliency_topk"
     check_float(op, "tokens", tokens, 3)
     count, width = tokens.shape[1:]
-    if memory is not None:
-        check_float(op, "memory", memory, 1)
-        check_device(op, "memory", memory, "tokens", tokens)
-        check_shape(op, "memory", memory, (width,))
+    check_tokens(op, count)
+    check_channels(op, "memory", memory, "tokens", tokens)
     if channels is not None:
-        if channels.dtype != torch.bool:
-            raise TypeError(f"`{op}`: channels must be a bool mask, got {channels.dtype}")
-        check_device(op, "channels", channels, "tokens", tokens)
-        check_shape(op, "channels", channels, (width,))
+        check_mask(op, "channels", channels, "tokens", tokens, (width,))
     check_range(op, "k", k, min(1, count), count, "tokens")
     if method not in METHODS:
         raise ValueError(f"`{op}`: method must be one of {', '.join(METHODS)}, got {method!r}")
     if not 0.0 <= alpha <= 1.0:
         raise ValueError(f"`{op}`: alpha must be between 0 and 1, got {alpha}")
-    indices, scores = call(op, tokens, memory, k, method, float(alpha), channels, backend=backend)
-    return indices, scores
 
 
 def _fake(
@@ -101,4 +116,4 @@ def _fake(
     )
 
 
-register("saliency_topk", _reference, _fake)
+register("saliency_topk", _reference, _fake, _check)

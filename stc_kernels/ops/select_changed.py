@@ -6,7 +6,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from stc_kernels._checks import check_pair, check_range
+from stc_kernels._checks import check_pair, check_range, integer, number
 from stc_kernels.ops._register import call, register
 from stc_kernels.reference.select_changed import select_changed as _reference
 from stc_kernels.reference.select_changed import select_changed_below as _reference_below
@@ -58,11 +58,9 @@ def select_changed(
     >>> stc_kernels.select_changed(after, before, 1)[0]
     tensor([[2]], dtype=torch.int32)
     """
-    check_pair("select_changed", current, reference)
-    tokens = current.shape[1]
-    check_range("select_changed", "k", k, min(1, tokens), tokens, "tokens")
-    check_range("select_changed", "pinned", pinned, 0, k, "k")
-    indices, similarity = call("select_changed", current, reference, k, pinned, backend=backend)
+    op = "select_changed"
+    k, pinned = integer(op, "k", k), integer(op, "pinned", pinned)
+    indices, similarity = call(op, current, reference, k, pinned, backend=backend)
     return indices, similarity
 
 
@@ -106,22 +104,33 @@ def select_changed_below(
     TypeError
         On an unsupported dtype or two different ones.
     """
-    check_pair("select_changed_below", current, reference)
-    tokens = current.shape[1]
-    check_range("select_changed_below", "capacity", capacity, min(1, tokens), tokens, "tokens")
-    check_range("select_changed_below", "pinned", pinned, 0, capacity, "capacity")
-    if threshold != threshold:
-        raise ValueError("`select_changed_below`: threshold must be a number, got nan")
+    op = "select_changed_below"
+    threshold = number(op, "threshold", threshold)
+    capacity, pinned = integer(op, "capacity", capacity), integer(op, "pinned", pinned)
     indices, counts, similarity = call(
-        "select_changed_below",
-        current,
-        reference,
-        float(threshold),
-        capacity,
-        pinned,
-        backend=backend,
+        op, current, reference, threshold, capacity, pinned, backend=backend
     )
     return indices, counts, similarity
+
+
+def _check(current: Tensor, reference: Tensor, k: int, pinned: int) -> None:
+    op = "select_changed"
+    check_pair(op, current, reference)
+    tokens = current.shape[1]
+    check_range(op, "k", k, min(1, tokens), tokens, "tokens")
+    check_range(op, "pinned", pinned, 0, k, "k")
+
+
+def _check_below(
+    current: Tensor, reference: Tensor, threshold: float, capacity: int, pinned: int
+) -> None:
+    op = "select_changed_below"
+    check_pair(op, current, reference)
+    tokens = current.shape[1]
+    check_range(op, "capacity", capacity, min(1, tokens), tokens, "tokens")
+    check_range(op, "pinned", pinned, 0, capacity, "capacity")
+    if threshold != threshold:
+        raise ValueError(f"`{op}`: threshold must be a number, got nan")
 
 
 def _fake(current: Tensor, reference: Tensor, k: int, pinned: int) -> tuple[Tensor, Tensor]:
@@ -139,5 +148,5 @@ def _fake_below(
     return indices, current.new_empty((current.shape[0],), dtype=torch.int32), similarity
 
 
-register("select_changed", _reference, _fake)
-register("select_changed_below", _reference_below, _fake_below)
+register("select_changed", _reference, _fake, _check)
+register("select_changed_below", _reference_below, _fake_below, _check_below)

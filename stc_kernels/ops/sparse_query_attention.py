@@ -7,7 +7,7 @@ import math
 
 from torch import Tensor
 
-from stc_kernels._checks import check_device, check_float, check_same, check_shape
+from stc_kernels._checks import check_device, check_float, check_same, check_shape, number
 from stc_kernels.ops._register import call, register
 from stc_kernels.reference.sparse_query_attention import sparse_query_attention as _reference
 
@@ -57,6 +57,17 @@ def sparse_query_attention(
     """
     op = "sparse_query_attention"
     check_float(op, "query", query, 4)
+    width = query.shape[3]
+    factor = (width**-0.5 if width else 1.0) if scale is None else number(op, "scale", scale)
+    out: Tensor = call(op, query, key, value, factor, key_bias, backend=backend)
+    return out
+
+
+def _check(
+    query: Tensor, key: Tensor, value: Tensor, scale: float, key_bias: Tensor | None
+) -> None:
+    op = "sparse_query_attention"
+    check_float(op, "query", query, 4)
     check_float(op, "key", key, 4)
     batch, _, heads, width = query.shape
     tokens, groups = key.shape[1:3]
@@ -75,11 +86,8 @@ def sparse_query_attention(
         check_float(op, "key_bias", key_bias, 2)
         check_device(op, "key_bias", key_bias, "query", query)
         check_shape(op, "key_bias", key_bias, (batch, tokens))
-    factor = width**-0.5 if scale is None else float(scale)
-    if not math.isfinite(factor):
-        raise ValueError(f"`{op}`: scale must be finite, got {factor}")
-    out: Tensor = call(op, query, key, value, factor, key_bias, backend=backend)
-    return out
+    if not math.isfinite(scale):
+        raise ValueError(f"`{op}`: scale must be finite, got {scale}")
 
 
 def _fake(
@@ -88,4 +96,4 @@ def _fake(
     return query.new_empty(query.shape)
 
 
-register("sparse_query_attention", _reference, _fake)
+register("sparse_query_attention", _reference, _fake, _check)

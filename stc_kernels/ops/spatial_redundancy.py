@@ -6,7 +6,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from stc_kernels._checks import check_device, check_float, check_shape
+from stc_kernels._checks import check_float, check_mask
 from stc_kernels.ops._register import call, register
 from stc_kernels.reference.spatial_redundancy import spatial_redundancy as _reference
 
@@ -41,19 +41,19 @@ def spatial_redundancy(
     TypeError
         On an unsupported dtype, or if ``alive`` is no bool mask.
     """
+    redundancy: Tensor = call("spatial_redundancy", tokens, alive, backend=backend)
+    return redundancy
+
+
+def _check(tokens: Tensor, alive: Tensor | None) -> None:
     op = "spatial_redundancy"
     check_float(op, "tokens", tokens, 4)
     if alive is not None:
-        if alive.dtype != torch.bool:
-            raise TypeError(f"`{op}`: alive must be a bool mask, got {alive.dtype}")
-        check_device(op, "alive", alive, "tokens", tokens)
-        check_shape(op, "alive", alive, tuple(tokens.shape[:3]))
-    redundancy: Tensor = call(op, tokens, alive, backend=backend)
-    return redundancy
+        check_mask(op, "alive", alive, "tokens", tokens, tuple(tokens.shape[:3]))
 
 
 def _fake(tokens: Tensor, alive: Tensor | None) -> Tensor:
     return tokens.new_empty(tokens.shape[:3], dtype=torch.float32)
 
 
-register("spatial_redundancy", _reference, _fake)
+register("spatial_redundancy", _reference, _fake, _check)

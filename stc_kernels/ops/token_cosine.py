@@ -35,13 +35,16 @@ def token_cosine(current: Tensor, reference: Tensor, *, backend: str | None = No
     TypeError
         On an unsupported dtype or two different ones.
     """
-    check_pair("token_cosine", current, reference)
     similarity: Tensor = call("token_cosine", current, reference, backend=backend)
     return similarity
+
+
+def _check(current: Tensor, reference: Tensor) -> None:
+    check_pair("token_cosine", current, reference)
 
 
 def _fake(current: Tensor, reference: Tensor) -> Tensor:
     return current.new_empty(current.shape[:2], dtype=torch.float32)
 
 
-register("token_cosine", _reference, _fake)
+register("token_cosine", _reference, _fake, _check)

@@ -8,6 +8,6 @@ from torch import Tensor
 
 def channel_variance(tokens: Tensor) -> Tensor:
     """Population variance of each channel over all tokens of all frames."""
-    rows = tokens.float().reshape(-1, tokens.shape[-1])
+    rows = tokens.float().flatten(0, 1)
     centred = rows - rows.mean(0)
     return centred.square().mean(0)

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from stc_kernels._checks import truth
+
 #: Widths of the sum of Gaussians of the "gaussian" method.
 GAUSSIAN_SCALES = (0.125, 0.25, 0.5, 1.0, 2.0)
 
@@ -37,6 +39,7 @@ def saliency_topk(
     used = tokens.float()
     past = None if memory is None else memory.float()
     if channels is not None:
+        channels = truth(channels)
         # Masking instead of indexing keeps the shapes known; zeroed channels change no product.
         used = torch.where(channels, used, 0.0)
         past = None if past is None else torch.where(channels, past, 0.0)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from stc_kernels._checks import truth
 from stc_kernels.reference.token_cosine import token_cosine
 
 
@@ -21,6 +22,7 @@ def spatial_redundancy(tokens: Tensor, alive: Tensor | None) -> Tensor:
     best = torch.full(tokens.shape[:3], -torch.inf, device=tokens.device)
     if best.numel() == 0:
         return best
+    alive = None if alive is None else truth(alive)
     for axis in (1, 2):
         length = tokens.shape[axis]
         similarity = _cosine(tokens.narrow(axis, 0, length - 1), tokens.narrow(axis, 1, length - 1))

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import gelu, layer_norm
 
-from stc_kernels._checks import check_index_values
 from stc_kernels.reference.rows import scatter_rows_
 
 
@@ -52,7 +51,6 @@ def scatter_key_value_(
     value_bias: Tensor | None,
 ) -> None:
     """Write keys and values, each plus its bias, into the rows of two caches."""
-    check_index_values("scatter_key_value_", indices, key_cache.shape[1])
     for cache, rows, bias in ((key_cache, key, key_bias), (value_cache, value, value_bias)):
         biased = rows if bias is None else (rows.float() + bias.float()).to(rows.dtype)
         scatter_rows_(cache, indices, biased)

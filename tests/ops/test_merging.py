@@ -80,7 +80,7 @@ def test_a_zero_token_has_cosine_zero(backend):
 def test_merge_against_float64(backend, shape, dtype, layout, generator, sized):
     batch, tokens, channels = shape
     x = layout((0.5 + torch.randn(shape, generator=generator)).to(dtype))
-    count = tokens // 2 + 2
+    count = min(tokens, tokens // 2 + 2)
     source_map = torch.randint(-1, count, (batch, tokens), generator=generator)
     sizes = torch.randint(1, 9, (batch, tokens), generator=generator).float() if sized else None
     merged, total = merge_tokens(x, source_map, count, sizes=sizes)
@@ -149,8 +149,8 @@ def test_empty_inputs(backend, shape):
     batch, tokens, channels = shape
     source_map, kept, _ = bipartite_match(x, tokens // 2)
     assert kept.shape == (batch, tokens - tokens // 2)
-    merged, sizes = merge_tokens(x, source_map, 5)
-    assert (merged.shape, sizes.shape) == ((batch, 5, channels), (batch, 5))
+    merged, sizes = merge_tokens(x, source_map, tokens)
+    assert (merged.shape, sizes.shape) == ((batch, tokens, channels), (batch, tokens))
     packed, _, counts = compact_tokens(x, torch.ones(batch, tokens) > 0, batch * tokens)
     assert packed.shape == (batch * tokens, channels)
     assert counts.tolist() == [tokens] * batch
@@ -169,7 +169,7 @@ X, MAP, KEEP = torch.ones(2, 5, 4), torch.zeros(2, 5, dtype=torch.int32), torch.
         (lambda: merge_tokens(X, MAP[:, :4], 2), ValueError, r"source_map must have shape \(2, 5\)"),
         (lambda: merge_tokens(X, MAP.float(), 2), TypeError, "indices must be int32 or int64"),
         (lambda: merge_tokens(X, MAP + 2, 2), ValueError, "got 2"),
-        (lambda: merge_tokens(X, MAP, -1), ValueError, "count must be at least 0, got -1"),
+        (lambda: merge_tokens(X, MAP, -1), ValueError, r"count must be between 0 and 5 \(tokens\), got -1"),
         (lambda: merge_tokens(X, MAP, 2, sizes=MAP), TypeError, "sizes must be float32"),
         (lambda: compact_tokens(X, KEEP, 11), ValueError, "capacity must be between 0 and 10"),
         (lambda: compact_tokens(X, MAP, 1), TypeError, "keep must be a bool mask"),

@@ -81,8 +81,8 @@ Tensor attention_column_mean(const Tensor& query, const Tensor& key, double scal
   p.heads_per_key = p.heads / key.size(2);
   const Tensor out = empty_like_device(query, {p.batch, p.keys}, ScalarType::Float);
   const int64_t rows = p.batch * p.heads;
-  const Tensor scratch =
-      empty_like_device(query, {rows * (2 * p.queries + p.keys)}, ScalarType::Float);
+  const int64_t floats = product(op, {rows, 2 * p.queries + p.keys});
+  const Tensor scratch = empty_like_device(query, {floats}, ScalarType::Float);
   p.row_sums = static_cast<stc::cuda::RowSum*>(scratch.mutable_data_ptr());
   p.received = static_cast<float*>(scratch.mutable_data_ptr()) + rows * 2 * p.queries;
   p.out = static_cast<float*>(out.mutable_data_ptr());

@@ -15,6 +15,7 @@ std::tuple<Tensor, Tensor, Tensor> bipartite_match(const Tensor& metric, int64_t
   p.tokens = metric.size(1);
   p.channels = metric.size(2);
   p.r = r;
+  check_tokens(op, p.tokens);
   STD_TORCH_CHECK(
       is_protected >= 0 && is_protected <= p.tokens && r >= 0 && r <= (p.tokens - is_protected) / 2,
       "`", op, "`: r must be between 0 and half of the unprotected tokens, got ", r);
@@ -55,8 +56,10 @@ std::tuple<Tensor, Tensor> merge_tokens(const Tensor& tokens, const Tensor& sour
   p.channels = tokens.size(2);
   p.rows = count;
   for (int64_t i = 0; i < 2; ++i) check_size(op, "source_map", source_map, i, tokens.size(i));
-  STD_TORCH_CHECK(source_map.scalar_type() == ScalarType::Int && count >= 0, "`", op,
-                  "`: source_map must be int32 and count at least 0");
+  check_tokens(op, p.tokens_per_frame);
+  check_range(op, "count", count, 0, p.tokens_per_frame);
+  STD_TORCH_CHECK(source_map.scalar_type() == ScalarType::Int, "`", op,
+                  "`: source_map must be int32");
   const Tensor map =
       source_map.is_contiguous() ? source_map : torch::stable::contiguous(source_map);
   p.source_map = int_data(map);

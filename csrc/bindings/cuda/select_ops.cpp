@@ -11,6 +11,7 @@ std::tuple<Tensor, Tensor> select(const char* op, const OnDevice& on, const Tens
   on.check("reference", reference);
   const auto [cosine, similarity] = cosine_params(op, current, reference);
   const int64_t frames = current.size(0);
+  check_range(op, "capacity", how.capacity, 0, current.size(1));
   const Tensor indices = empty_like_device(current, {frames, how.capacity}, ScalarType::Int);
   SelectParams p = {};
   p.scores = cosine.similarity;

@@ -4,7 +4,7 @@
 // result. The traffic is that of gather_rows alone.
 #pragma once
 
-#include "stc/params.h"
+#include "stc/rows.h"
 #include "stc/simd.h"
 
 namespace stc::STC_ISA {
@@ -63,7 +63,7 @@ void gather_layer_norm_range(const LayerNormParams& p, int64_t begin, int64_t en
     T* out = static_cast<T*>(p.out) + at * p.channels;
     const int32_t token = p.indices[at];
     if (token < 0) {
-      __builtin_memset(out, 0, static_cast<uint64_t>(p.channels) * sizeof(T));
+      zero_row(out, p.channels);
       continue;
     }
     const T* x = row_pointer<T>(p.source, at / p.picked, token);

@@ -4,6 +4,7 @@
 #pragma once
 
 #include "stc/panel.h"
+#include "stc/rows.h"
 
 namespace stc::STC_ISA {
 
@@ -56,10 +57,13 @@ STC_INLINE void multiply_block(const MatchParams& p, int64_t batch, int64_t cand
       pack_row<kUnit>(x, stride, channels, 1.0f, packed + r * kMatchChannels);
     }
     for (int64_t n = 0; n < rounded_up(columns, kPanel); ++n) {
-      const int64_t place = p.first_partner + 2 * (partner + n);
-      const T* y = row_pointer<T>(p.metric, batch, place) + channel * stride;
-      pack_column<kUnit>(n < columns ? y : nullptr, stride, channels,
-                         panels + n / kPanel * kPanel * kMatchChannels + n % kPanel);
+      float* to = panels + n / kPanel * kPanel * kMatchChannels + n % kPanel;
+      const T* y = nullptr;
+      if (n < columns) {
+        const int64_t place = p.first_partner + 2 * (partner + n);
+        y = row_pointer<T>(p.metric, batch, place) + channel * stride;
+      }
+      pack_column<kUnit>(y, stride, channels, to);
     }
     for (int64_t n = 0; n < columns; n += kPanel) {
       for (int64_t r = 0; r < row_count; r += kPanelRows) {
@@ -120,7 +124,7 @@ void merge_rows_range(const MergeParams& p, int64_t begin, int64_t end) {
     for (int64_t m = 0; m < count; ++m) total += sizes == nullptr ? 1.0f : sizes[members[m]];
     p.out_sizes[at] = total;
     if (total == 0.0f) {
-      __builtin_memset(out, 0, static_cast<uint64_t>(p.channels) * sizeof(T));
+      zero_row(out, p.channels);
       continue;
     }
     for (int64_t c = 0; c < p.channels; c += kLanes) {

@@ -54,7 +54,7 @@ inline void neighbour_maximum_range(const NeighbourParams& p, int64_t begin, int
     const int64_t column = at % p.width, row = at / p.width % p.height;
     float best = -__builtin_inff();
     const auto look = [&](bool inside, int64_t other, const float* dots, int64_t holder) {
-      if (!inside || (p.alive != nullptr && !p.alive[other])) return;
+      if (!inside || (p.alive != nullptr && p.alive[other] == 0)) return;
       const float cosine = dots[holder] / (p.norm[at] * p.norm[other]);
       if (cosine > best) best = cosine;  // false for NaN
     };

@@ -134,11 +134,11 @@ struct NeighbourParams {
   int64_t height;
   int64_t width;
   int64_t channels;
-  const bool* alive;  // contiguous (frames, height, width), or null
-  float* norm;        // scratch (frames, height, width)
-  float* right;       // scratch, dot product with the token to the right
-  float* below;       // scratch, dot product with the token below
-  float* redundancy;  // (frames, height, width)
+  const uint8_t* alive;  // contiguous (frames, height, width), not 0 where alive; or null
+  float* norm;           // scratch (frames, height, width)
+  float* right;          // scratch, dot product with the token to the right
+  float* below;          // scratch, dot product with the token below
+  float* redundancy;     // (frames, height, width)
 };
 
 // Range: entries of `indices`, which count tokens over all frames.

@@ -7,15 +7,22 @@
 
 namespace stc::STC_ISA {
 
-// The element type matters only by its size; Unit is uint16_t or uint32_t.
+// The element type matters only by its size; Unit is uint16_t or uint32_t. Rows without channels
+// may have no memory, and nothing may be copied from or to a null pointer, not even nothing. The
+// two may overlap where somebody calls the operator without the checks of Python.
 template <typename Unit>
 STC_INLINE void copy_row(Unit* to, int64_t to_stride, const Unit* from, int64_t from_stride,
                          int64_t n) {
   if (to_stride == 1 && from_stride == 1) {
-    __builtin_memcpy(to, from, static_cast<uint64_t>(n) * sizeof(Unit));
+    if (n > 0) __builtin_memmove(to, from, static_cast<uint64_t>(n) * sizeof(Unit));
     return;
   }
   for (int64_t i = 0; i < n; ++i) to[i * to_stride] = from[i * from_stride];
+}
+
+template <typename Unit>
+STC_INLINE void zero_row(Unit* to, int64_t n) {
+  if (n > 0) __builtin_memset(to, 0, static_cast<uint64_t>(n) * sizeof(Unit));
 }
 
 // One read and one write of the rows: a copy of the output.
@@ -26,7 +33,7 @@ void gather_rows_range(const GatherParams& p, int64_t begin, int64_t end) {
     Unit* to = out + at * p.channels;
     const int32_t token = p.indices[at];
     if (token < 0) {
-      __builtin_memset(to, 0, static_cast<uint64_t>(p.channels) * sizeof(Unit));
+      zero_row(to, p.channels);
     } else {
       const Unit* from = row_pointer<Unit>(p.source, at / p.picked, token);
       copy_row(to, 1, from, p.source.channel_stride, p.channels);
@@ -42,7 +49,7 @@ void compact_rows_range(const CompactParams& p, int64_t begin, int64_t end) {
     Unit* to = out + at * p.channels;
     const int64_t token = p.indices[at];
     if (token < 0) {
-      __builtin_memset(to, 0, static_cast<uint64_t>(p.channels) * sizeof(Unit));
+      zero_row(to, p.channels);
     } else {
       const Unit* from =
           row_pointer<Unit>(p.source, token / p.tokens_per_frame, token % p.tokens_per_frame);
