@@ -252,6 +252,7 @@ def motion_config(case: Case, *, refresh: bool) -> CacheConfig:
         refresh=CacheConfig.refresh if refresh else 0.0,
         tail_layers=0,
         redo_from=None,
+        audits=False,
         max_streams=case.streams,
         guard=False,
     )
