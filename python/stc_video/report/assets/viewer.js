@@ -102,6 +102,7 @@ const stc = (() => {
   for (const layer of Object.values(layers)) layer.addEventListener("change", draw);
   player = page.player(frames.length, show, (index) => `${frames[index].time.toFixed(1)} s`);
   new ResizeObserver(draw).observe(canvas.parentElement);
-  player.go(0);
+  // The first frame is dense, and shows nothing of what was saved.
+  player.go(Math.max(0, frames.findIndex((frame) => frame.kind === "cached")));
   return api;
 })();
