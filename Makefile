@@ -27,8 +27,8 @@ TORCH ?= torch==2.13.0
 # Older releases of transformers to test the adapters with, besides that of requirements/. The video
 # language models need 4.57.
 TRANSFORMERS ?= 4.45.2 4.57.6 5.0.0
-TESTS_4.45.2 := tests/models tests/integrations
-TESTS_BY_DEFAULT := tests/models tests/integrations tests/session
+TESTS_4.45.2 := tests/models tests/towers tests/integrations
+TESTS_BY_DEFAULT := tests/models tests/towers tests/integrations tests/session
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet
 # The releases that were tested together, by version of Python; torch comes before them.
@@ -103,7 +103,7 @@ test-transformers-%: install
 	test -d build/transformers-$* || $(PIP) --target build/transformers-$* \
 	    --requirement requirements/transformers-$*.txt
 	OMP_NUM_THREADS=1 PYTHONPATH=build/transformers-$* $(BIN)/python -m pytest -n auto \
-	    -m "not gpu" $(or $(TESTS_$*),$(TESTS_BY_DEFAULT))
+	    -m "not gpu and not slow" $(or $(TESTS_$*),$(TESTS_BY_DEFAULT))
 
 # The newest releases of everything, in an environment of its own; the sources, and the compiled
 # library with them, are those of this folder. `python -m stc_video.versions` there says which
