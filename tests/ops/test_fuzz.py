@@ -41,13 +41,14 @@ TAKES_NAN = {
 }
 
 
-def random_geometry(rng: random.Random, interpreted: bool) -> _examples.Geometry:
+def random_geometry(rng: random.Random, op: str, interpreted: bool) -> _examples.Geometry:
     most = 33 if interpreted else rng.choice([9, 70, 400])
     tokens = rng.randint(1, most)
     heads = rng.randint(1, 3)
+    batches = [1, 2, 3] if op == "channel_variance" else [0, 1, 1, 2, 3]  # nothing has no variance
     width = rng.choice([rng.randint(1, 40), 8 * rng.randint(1, 12)])
     return _examples.Geometry(
-        tokens, heads * width, rng.randint(1, tokens), heads, rng.choice([0, 1, 1, 2, 3])
+        tokens, heads * width, rng.randint(1, tokens), heads, rng.choice(batches)
     )
 
 
@@ -97,7 +98,7 @@ def random_arguments(seed: int, op: str, interpreted: bool) -> tuple[list[Any], 
     """Arguments of one call, and the same values in random layouts."""
     rng = random.Random(seed)
     torch.manual_seed(seed)
-    geometry = random_geometry(rng, interpreted)
+    geometry = random_geometry(rng, op, interpreted)
     made = _examples.arguments(op, geometry, rng.choice(DTYPES), "cpu")
     arguments = [spoil(rng, op, i, value) for i, value in enumerate(made)]
     vary(rng, op, arguments)
