@@ -91,7 +91,7 @@ def cases():
                     )  # fmt: skip
 
 
-@pytest.mark.parametrize(("family", "name", "argument", "outcome", "make"), cases())
+@pytest.mark.parametrize(("family", "name", "argument", "outcome", "make"), list(cases()))
 def test_every_argument_is_the_stock_models_or_refused(family, name, argument, outcome, make):
     case = case_of(family)
     if outcome == "refused":
