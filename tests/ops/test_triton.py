@@ -181,13 +181,6 @@ def test_more_programs_than_a_launch_can_have_are_refused():
 class TestIndicesBeyondTheTokens:
     """On a GPU nobody looks at the values of indices; what is behind the tokens stays as it is."""
 
-    @pytest.fixture(autouse=True)
-    def as_on_a_gpu(self, monkeypatch):
-        from stc_kernels._triton import rows, transformer_block
-
-        for module in (rows, transformer_block):
-            monkeypatch.setattr(module, "check_index_values", lambda *_: None)
-
     def frames(self) -> torch.Tensor:
         """Four tokens, and what lies behind them."""
         return torch.full((1, 9, 8), 7.0)

@@ -30,6 +30,7 @@ from stc_video.towers.comparison import (
     disagreement,
     from_parts,
     hint,
+    is_same,
     mlp_for,
     settings_of,
     states_of,
@@ -263,7 +264,7 @@ class SelfCheck:
         handed = self._run.handed[0] if self._run and self._run.handed else self._handed
         if given is handed:
             return True
-        return handed is not None and given.shape == handed.shape and torch.equal(given, handed)
+        return handed is not None and is_same(given, handed)
 
     def expect_handed(self, given: Tensor, whom: str) -> None:
         """Refuse the call unless a tensor is what the last block handed out."""
@@ -312,7 +313,7 @@ class SelfCheck:
                 f"block {number - 1} hands out shape {tuple(handed.shape)}, and block {number} "
                 f"gets {tuple(given.shape)}: something between them changes it"
             )
-        if not torch.equal(plain(given)[run.rows], content):
+        if not is_same(plain(given)[run.rows], content):
             self._refuse(
                 f"block {number} gets something other than what block {number - 1} hands out"
             )

@@ -15,6 +15,7 @@ SAVED_CLASSES = {
     "effort": "stc_video.cacher.policies.effort:Effort",
     "frame": "stc_video.memory.base:Frame",
     "layout": "stc_video.cacher.stream_state:Layout",
+    "ledger": "stc_video.cacher.policies.promise:Ledger",
     "merged-tokens": "stc_video.cacher.packed_frames:Merged",
     "motion-state": "stc_video.cacher.stream_state:MotionState",
     "packed-stream": "stc_video.cacher.packed_frames:PackedStream",

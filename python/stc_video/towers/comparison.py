@@ -25,6 +25,13 @@ _RESIDUAL = 2.0**-5
 _PLAIN = (bool, int, float, str)
 
 
+def is_same(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors have the same shape and values, NaN counting as a value."""
+    if one.shape != other.shape:
+        return False
+    return torch.equal(one, other) or torch.equal(one.nan_to_num(), other.nan_to_num())
+
+
 def from_parts(block: Block, x: Tensor, mask: Tensor | None = None) -> Tensor:
     """Output (F, N, C) of a block for all tokens, by its parts; or of packed rows, (N, C)."""
     if x.dim() == 2:
