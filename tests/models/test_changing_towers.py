@@ -10,7 +10,6 @@ import pickletools
 import types
 
 import pytest
-import tiny_qwen
 import torch
 from tiny_towers import encode, frame, last_hidden, layers_of, make_tower, noisy_walk
 from torch import nn
@@ -18,6 +17,8 @@ from torch import nn
 import stc_video
 from stc_video import AttachError, CacheConfig, UnsupportedModelError
 from stc_video.cacher import weight_watch
+
+tiny_qwen = pytest.importorskip("tiny_qwen", exc_type=ImportError)  # transformers from 4.57 on
 
 POLICIES = ["motion", "stc"]
 
@@ -430,6 +431,8 @@ def test_weights_that_accelerate_keeps_elsewhere_are_the_same_in_every_call():
 
 def test_a_call_that_enters_below_the_root_looks_too():
     tower = make_tower("clip-with-projection")
+    if tower.vision_model(frame(0), output_hidden_states=True).hidden_states is None:
+        pytest.skip("in this release hidden states are collected by the outermost model alone")
     cacher = stc_video.attach_cacher(tower)
     encode(tower.vision_model, [frame(0)] * 2)
     for change in (add_to_data, adapt, replace_middle_block):

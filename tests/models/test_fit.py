@@ -90,6 +90,7 @@ def test_a_picture_of_the_models_shape_is_only_resized(fit: str) -> None:
 
 
 def test_a_model_for_pictures_of_every_shape_has_nothing_to_fit() -> None:
+    pytest.importorskip("transformers.models.siglip2")
     made = Preprocessor(patch_processor(16, 64), 16)
     assert made.seen(64, 128) == (64, 128)
     assert made.with_fit(None).fit is None

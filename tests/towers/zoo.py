@@ -142,7 +142,8 @@ class Entry:
 
     ``path`` leads to the tower inside the class. ``refused`` is a part of the reason for which
     attaching or the first call is refused; ``several`` that for which more than one picture in a
-    call is. Both are empty for a tower that is supported.
+    call is. Both are empty for a tower that is supported. ``since`` is the release of transformers
+    from which that is so, if it has another class of the name before.
     """
 
     model: str
@@ -152,6 +153,7 @@ class Entry:
     several: str = ""
     path: str = ""
     settings: dict[str, Any] = field(default_factory=dict)
+    since: str = "0"
 
     def __str__(self) -> str:
         what = "" if self.arguments is pixels else f"-{self.arguments.__name__}"
@@ -165,6 +167,8 @@ class Entry:
             known = model_class.config_class().to_dict()
         except (ImportError, AttributeError):
             pytest.skip(f"transformers {transformers.__version__} has no such {self.name}")
+        if Version(transformers.__version__) < Version(self.since):
+            pytest.skip(f"transformers {transformers.__version__} has another {self.name}")
         if self.arguments is video_rows and Version(transformers.__version__) < Version("4.57"):
             pytest.skip("towers of packed frames are supported from transformers 4.57 on")
         sizes = {name: value for name, value in SMALL.items() if name in known}
@@ -307,7 +311,7 @@ ENTRIES = (
     Entry("cosmos3_edge", "Cosmos3EdgeVisionModel", rows(2), _PACKED),
     Entry("muse_glimmer", "MuseGlimmerVisionModel", rows(2, 2), _PACKED),
     Entry("muse_spark", "MuseSparkVisionModel", rows(2, 2), _PACKED),
-    Entry("paddleocr_vl", "PaddleOCRVisionModel", one_of_patches, _PACKED),
+    Entry("paddleocr_vl", "PaddleOCRVisionModel", one_of_patches, _PACKED, since="5.24"),
     # weights that no known part has, or a part that is missing
     Entry("sam3", "Sam3ViTModel", refused=_WEIGHT),
     Entry("sapiens2", "Sapiens2Model", refused=_WEIGHT),
@@ -342,7 +346,7 @@ ENTRIES = (
     Entry("groupvit", "GroupViTVisionModel", refused="3 stacks"),
     Entry("vitdet", "VitDetModel", refused=_NOT_VIT),
     Entry("vitpose_backbone", "VitPoseBackbone", refused=_NOT_VIT),
-    Entry("pixio", "PixioModel", refused=_NOT_VIT),
+    Entry("pixio", "PixioModel", refused=_NOT_VIT, since="5.24"),
     Entry("ernie4_5_vl_moe", "Ernie4_5_VLMoeVisionTransformerPretrainedModel", refused=_NOT_VIT),
     Entry("lfm3_vl", "Lfm3VlVisionModel", refused=_NOT_VIT),
     Entry("step3p7", "Step3p7VisionModel", refused=_NOT_VIT, settings={"mlp_ratio": 2.0}),

@@ -383,6 +383,7 @@ class Cacher:
     def _encode(self, frames: Tensor, mask: Any) -> Outputs:
         """Encode a batch, each stream's rows by that stream's state."""
         request = self._watcher.take()
+        self._self_check.names_hidden_states = not isinstance(request.hidden, bool)
         wanted = request.layers(len(self._tower.blocks)) | looked_at(self._tower.blocks)
         names = self._active or (DEFAULT_STREAM,)
         if self._is_rehearsal:

@@ -186,6 +186,7 @@ class PackedCacher(Cacher):
     def _encode_packed(self, rows: Tensor, args: tuple[Any, ...], kw: dict[str, Any]) -> None:
         """Encode the rows (M, C) of a call, each stream's by that stream's state."""
         request = self._watcher.take()
+        self._self_check.names_hidden_states = not isinstance(request.hidden, bool)
         grids = self._grids(request.grids, len(rows), self._active or (DEFAULT_STREAM,))
         wanted = request.layers(len(self._tower.blocks)) | looked_at(self._tower.blocks)
         wanted |= {site.layer for site in self._tower.mergers}

@@ -36,6 +36,15 @@ def plain(x: Tensor) -> Tensor:
         return x.as_subclass(Tensor)
 
 
+def without_hidden_states(output: Any) -> Any:
+    """Leave the hidden states out of what a tower returns, in a tuple or by name."""
+    if isinstance(output, dict):
+        return {name: part for name, part in output.items() if name != "hidden_states"}
+    if isinstance(output, (list, tuple)):
+        return [part for part in output if not isinstance(part, (list, tuple))]
+    return output
+
+
 def holds(value: Any, kind: type) -> bool:
     """Whether there is a tensor of a kind anywhere in an output."""
     if isinstance(value, Tensor):
