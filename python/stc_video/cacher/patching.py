@@ -220,8 +220,14 @@ def has_own_forward(module: nn.Module) -> bool:
 
 
 def owner_of(module: nn.Module) -> Any:
-    """Return the handle whose forward is on a module, or None."""
-    return getattr(module.__dict__.get(_slot(module)), PATCH_MARK, None)
+    """Return the handle whose forward is on a module, or None.
+
+    It may be wrapped: transformers before 5.3 does so while a call collects hidden states.
+    """
+    forward = module.__dict__.get(_slot(module))
+    while forward is not None and not hasattr(forward, PATCH_MARK):
+        forward = getattr(forward, "__wrapped__", None)
+    return getattr(forward, PATCH_MARK, None)
 
 
 def check_in_place(
