@@ -191,7 +191,8 @@ bench: install
 bench-service: install
 	$(BIN)/python benchmarks/service.py --out benchmarks/results/service.csv
 
-# Registers, spills and shared memory of every GPU kernel; fails on a spill.
+# Registers, spills and shared memory of every GPU kernel; fails on a spill of more than two
+# registers.
 static: install
 	$(BIN)/python -W ignore benchmarks/static_resources.py
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Compile every GPU kernel for every architecture, without a GPU, and write what each needs.
 
-Stops with an error if a kernel spills registers or needs more shared memory than there is. What
+Stops with an error if a kernel spills more than two registers or needs more shared memory than there is. What
 cannot be compiled, because Triton or nvcc is missing, is named and its rows are kept::
 
     python benchmarks/static_resources.py     # writes benchmarks/results/static_resources.csv
@@ -27,12 +27,16 @@ NAMES = {"triton": stc_kernels.OPS, "native": tuple(source.stem for source in so
 EVERYTHING = sorted({*NAMES["triton"], *NAMES["native"]})
 
 
+#: two registers of a thread, which ptxas may lay aside once where a kernel begins
+ALLOWED_SPILL_BYTES = 8
+
+
 def failures(rows: list[dict[str, object]]) -> list[str]:
-    """Say which kernels spill or do not fit."""
+    """Say which kernels spill more than is allowed, or do not fit."""
     found = []
     for row in rows:
         what = f"{row['kernel']} of {row['op']}, {row['dtype']}, {row['target']}, {row['config']}"
-        if row["spill_bytes"]:
+        if int(row["spill_bytes"]) > ALLOWED_SPILL_BYTES:
             found.append(f"spills {row['spill_bytes']} bytes: {what}")
         if int(row["shared_bytes"]) > int(row["limit_shared_bytes"]):
             found.append(f"needs {row['shared_bytes']} bytes of shared memory: {what}")

@@ -20,6 +20,8 @@ USE = """
       const c = by("picture");
       return [...c.getContext("2d").getImageData(x * c.width, y * c.height, 1, 1).data];
     };
+    seen.opened = by("position").textContent;  // on the first cached frame
+    key("ArrowLeft");
     seen.first = facts();
     key("ArrowRight"); key("ArrowRight"); key("ArrowLeft");
     await pause(300);
@@ -55,6 +57,7 @@ def test_page_works_and_loads_nothing(tmp_path: Path) -> None:
     assert seen["violations"] == []
     assert seen["requests"] == []
     assert seen["console"] == []
+    assert seen["opened"].startswith("2 / 6")
     assert "first frame of the stream" in seen["first"]
     assert "3 of 12 tokens changed" in seen["second"]
     assert "0.9800" in seen["second"]
