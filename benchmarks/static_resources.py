@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Compile every GPU kernel for every architecture, without a GPU, and write what each needs.
 
-Stops with an error if a kernel spills more than two registers or needs more shared memory than there is. What
-cannot be compiled, because Triton or nvcc is missing, is named and its rows are kept::
+Stops with an error if a kernel spills more than two registers or needs more shared memory than
+there is. What cannot be compiled, because Triton or nvcc is missing, is named and its rows are
+kept::
 
     python benchmarks/static_resources.py     # writes benchmarks/results/static_resources.csv
     python benchmarks/static_resources.py --backend triton --only saliency_topk
