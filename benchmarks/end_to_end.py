@@ -17,9 +17,9 @@ import torch
 from environment import environment, write_rows
 
 from stc_video import CacheConfig
-from stc_video.models.load import load_model
-from stc_video.studies.clips import open_clips
-from stc_video.studies.fidelity import encode_densely, measure
+from stc_video.loading.vision import load_model
+from stc_video.studies.fidelity.measure import encode_densely, measure
+from stc_video.studies.pruning.clips import open_clips
 
 SETTINGS = {
     "quality 0.983 (default)": CacheConfig(),

@@ -26,7 +26,7 @@ from rich.table import Table
 from torch import Tensor
 from upstream import NotAtHandError
 
-from stc_video.models import dispider, llava_next, rekv, streamforest
+from stc_video.integrations import dispider, llava_next, rekv, streamforest
 from stc_video.video import open_video
 
 CLIP = upstream_models.FRAMES_PER_CLIP

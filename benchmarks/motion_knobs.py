@@ -34,11 +34,11 @@ from selection_variants import (
 )
 
 from stc_video import CacheConfig
-from stc_video.cacher.policies import MotionPolicy
-from stc_video.models.load import LoadedModel, load_model
-from stc_video.studies.clips import open_at_rates
-from stc_video.studies.fidelity import DenseClip, encode_densely, measure
+from stc_video.cacher.motion.policy import MotionPolicy
+from stc_video.loading.vision import LoadedModel, load_model
+from stc_video.studies.fidelity.measure import DenseClip, encode_densely, measure
 from stc_video.studies.metrics import pareto_front
+from stc_video.studies.pruning.clips import open_at_rates
 
 DEFAULTS = "the defaults"
 THRESHOLDS = (0.7, 0.8, 0.85, 0.9, 0.93, 0.95, 0.97, 0.98, 0.99)

@@ -23,8 +23,8 @@ import torch
 from environment import environment
 
 from stc_video import CacheConfig
-from stc_video.models.load import LoadedModel, load_model
-from stc_video.studies.fidelity import DenseClip, encode_pictures, measure
+from stc_video.loading.vision import LoadedModel, load_model
+from stc_video.studies.fidelity.measure import DenseClip, encode_pictures, measure
 from stc_video.studies.hard_clips import HARD_CLIPS, Scene, hard_clip
 from stc_video.video import open_video
 from stc_video.video.clips import default_clip

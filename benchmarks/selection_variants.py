@@ -19,12 +19,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, layer_norm, max_pool2d, pad, unfold
 
-from stc_video.cacher.policies import MotionPolicy
-from stc_video.cacher.policies.looking import Look, motion_state
-from stc_video.cacher.policies.planning import Plan
-from stc_video.cacher.ragged import run_layers
-from stc_video.cacher.segments import Segment, SegmentEncoder, take_rows
-from stc_video.cacher.stream_state import Stream
+from stc_video.cacher.motion.changes import Look, motion_state
+from stc_video.cacher.motion.plan import Plan
+from stc_video.cacher.motion.policy import MotionPolicy
+from stc_video.cacher.motion.ragged import run_layers
+from stc_video.cacher.motion.segments import Segment, SegmentEncoder, take_rows
+from stc_video.cacher.streams import Stream
 from stc_video.towers.block import Block
 
 _POOLED = 2  # pixels of a patch are averaged 2 x 2, so that they fit into a token's channels
@@ -181,7 +181,7 @@ def in_use(variant: type[MotionPolicy], tower: nn.Module) -> Iterator[None]:
 
     hook = tower.register_forward_pre_hook(remember, with_kwargs=True)
     try:
-        with mock.patch("stc_video.cacher.handle.make_policy", variant):
+        with mock.patch("stc_video.cacher.cacher.make_policy", variant):
             yield
     finally:
         hook.remove()

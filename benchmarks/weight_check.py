@@ -25,7 +25,7 @@ from stc_video.bench.cases import Case
 from stc_video.bench.contenders import KINDS, Ours
 from stc_video.bench.towers import BenchTower
 from stc_video.cacher.weight_watch import ROUND, WeightWatch
-from stc_video.models.geometries import TOWERS
+from stc_video.loading.geometries import TOWERS
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
         UnsupportedModelError,
         UntestedReleaseWarning,
     )
+    from stc_video.loading.video_llm import ChatModel, load_chat_model
     from stc_video.memory import PlainConfig, RekvConfig
-    from stc_video.models.chat import ChatModel, load_chat_model
     from stc_video.pruners import (
         PrunedTokens,
         Pruner,
@@ -43,7 +43,7 @@ _HOMES = {
     "CacheStats": "stc_video.cacher",
     "Cacher": "stc_video.cacher",
     "Calibration": "stc_video.calibration",
-    "ChatModel": "stc_video.models.chat",
+    "ChatModel": "stc_video.loading.video_llm",
     "FrameRecord": "stc_video.cacher",
     "MemoryFullError": "stc_video.errors",
     "PlainConfig": "stc_video.memory",
@@ -60,7 +60,7 @@ _HOMES = {
     "attach_cacher": "stc_video.cacher",
     "attach_tome": "stc_video.pruners",
     "capture_attention": "stc_video.pruners",
-    "load_chat_model": "stc_video.models.chat",
+    "load_chat_model": "stc_video.loading.video_llm",
     "make_pruner": "stc_video.pruners",
 }
 

@@ -13,13 +13,13 @@ from torch import Tensor
 
 from stc_video.cache_argument import one_named, stock_named
 from stc_video.cacher import Cacher, FrameRecord, attach_cacher
-from stc_video.cacher.patching import PatchedMethod
 from stc_video.config import CacheConfig
 from stc_video.errors import AttachError
 from stc_video.models.adapter import ModelAdapter, adapter_for
 from stc_video.models.batching import TowerBatcher, TowerJob
 from stc_video.models.self_check import check_against_stock, shallow
 from stc_video.pruners import PrunedTokens, Pruner, make_pruner
+from stc_video.towers.patching import PatchedMethod
 from stc_video.versions import warn_if_untested
 
 if TYPE_CHECKING:

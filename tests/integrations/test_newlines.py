@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from stc_video import PrunedTokens, make_pruner
-from stc_video.models.newlines import keep_with_newlines
+from stc_video.integrations.newlines import keep_with_newlines
 
 GRID = (5, 4)
 

@@ -14,7 +14,7 @@ from upstream_models import IMAGE, randomise, run_llava
 from upstream_models import llava_next as llava_next_model
 
 from stc_video import AttachError, UnsupportedModelError, make_pruner
-from stc_video.models import dispider, llava_next, rekv, streamforest
+from stc_video.integrations import dispider, llava_next, rekv, streamforest
 
 
 def only(name: str):

@@ -27,7 +27,7 @@ from transformers import DynamicCache
 
 from stc_video import StreamingSession, accelerate
 from stc_video.cache_argument import CACHE_NAMES, cache_of
-from stc_video.models import livecc
+from stc_video.integrations import livecc
 
 FRAMES = 2
 

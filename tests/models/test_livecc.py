@@ -33,7 +33,7 @@ from transformers import DynamicCache, GenerationMixin
 
 import stc_video
 from stc_video import AttachError, CacheConfig, UnsupportedModelError
-from stc_video.models import livecc
+from stc_video.integrations import livecc
 
 TURNS, KEPT, NEW = 10, 3, 4
 GREEDY = {"max_new_tokens": NEW, "do_sample": False, "repetition_penalty": 1.05}

@@ -15,9 +15,9 @@ from tiny_qwen_vl import make_model as make_qwen
 from tiny_qwen_vl import make_tokenizer as make_qwen_tokenizer
 
 from stc_video import StreamingSession, UnsupportedModelError
-from stc_video.models.chat import load_chat_model
-from stc_video.models.load import load_model
-from stc_video.models.placement import ModelError
+from stc_video.loading.placement import ModelError
+from stc_video.loading.video_llm import load_chat_model
+from stc_video.loading.vision import load_model
 
 
 @pytest.fixture(scope="module")

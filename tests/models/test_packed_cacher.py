@@ -12,7 +12,7 @@ from tiny_qwen import GRID, ROWS, TOWERS, block_inputs, encode, grid_of, make_to
 
 import stc_video
 from stc_video import AttachError, CacheConfig, UnsupportedModelError
-from stc_video.cacher.patching import InstancePatch
+from stc_video.towers.patching import InstancePatch
 
 POLICIES = ["motion", "stc"]
 #: nothing rides along, nothing is rounded up by much, so that few rows are encoded

@@ -14,8 +14,8 @@ from tiny_towers import TOWERS, encode, frame, last_hidden, make_tower, noisy_wa
 import stc_video
 from stc_video import CacheConfig
 from stc_video.cacher import PromiseWarning
-from stc_video.cacher.policies.looking import Conditions
-from stc_video.cacher.policies.promise import Ledger, PromiseKeeper, Way
+from stc_video.cacher.motion.changes import Conditions
+from stc_video.cacher.motion.promise import Ledger, PromiseKeeper, Way
 from stc_video.session.state_tree import pack, unpack
 
 STILL = Conditions(change=0.002, common=0.004)

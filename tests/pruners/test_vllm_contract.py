@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from stc_video.integrations import vllm as adapter
 from stc_video.pruners import EvsPruner, retained_count
-from stc_video.pruners import vllm as adapter
 
 RATES = [0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 0.99]
 

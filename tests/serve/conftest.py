@@ -21,8 +21,8 @@ sys.path.append(str(Path(__file__).parents[1] / "session"))  # tiny_llava
 from fastapi.testclient import TestClient
 from tiny_llava import make_model, make_tokenizer
 
+from stc_video.loading.video_llm import ChatModel, load_chat_model
 from stc_video.memory import RekvConfig
-from stc_video.models.chat import ChatModel, load_chat_model
 from stc_video.serve.app import make_app
 from stc_video.serve.config import ServeConfig
 from stc_video.serve.hub import StreamHub

@@ -19,7 +19,7 @@ import torch
 
 import stc_video.serve.server
 from stc_video.cli.app import run_app
-from stc_video.models.chat import load_chat_model
+from stc_video.loading.video_llm import load_chat_model
 
 
 def start(options: list[str], output: str) -> int:

@@ -12,7 +12,7 @@ import torch
 from fastapi.testclient import TestClient
 from pictures import events, jpeg, push, question
 
-from stc_video.models.byte_tokenizer import unreadable
+from stc_video.loading.byte_tokenizer import unreadable
 
 CHAT = "/v1/chat/completions"
 TOKENS = 24

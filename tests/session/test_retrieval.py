@@ -9,7 +9,7 @@ from rekv_oracle import rotated
 
 from stc_video.memory.index import BlockIndex
 from stc_video.memory.retrieval import best_order, choose, diverse_order, similarity
-from stc_video.memory.rotary import turned
+from stc_video.rotary import apply_rotary
 
 
 def rows(count: int, seed: int = 0, width: int = 6) -> torch.Tensor:
@@ -102,11 +102,11 @@ def test_rotation_of_single_tokens_and_its_composition():
         axes = [0] * len(inverse)
         return rotated(x, [(position,) for position in positions], axes, inverse).float()
 
-    once = turned(x, *table([3, 7, 100]))
+    once = apply_rotary(x, *table([3, 7, 100]))
     torch.testing.assert_close(once, right([3, 7, 100]))
-    moved = turned(once, *table([-3, -3, -3]))
+    moved = apply_rotary(once, *table([-3, -3, -3]))
     torch.testing.assert_close(moved, right([0, 4, 97]), atol=1e-5, rtol=0)
-    assert torch.equal(turned(x, *table([0, 0, 0])), x)
+    assert torch.equal(apply_rotary(x, *table([0, 0, 0])), x)
 
 
 @pytest.mark.parametrize("count", [0, 1, 5])

@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import Dinov2Config, Dinov2Model
 
-from stc_video.models.load import LoadedModel, load_model
+from stc_video.loading.vision import LoadedModel, load_model
 
 sys.path.append(str(Path(__file__).parents[1] / "report"))  # browser
 sys.path.append(str(Path(__file__).parents[1] / "video"))  # clip_maker

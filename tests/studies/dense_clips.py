@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import torch
 
-from stc_video.models.load import LoadedModel
-from stc_video.studies.fidelity import DenseClip
+from stc_video.loading.vision import LoadedModel
+from stc_video.studies.fidelity.measure import DenseClip
 
 SIDE = 56  # 4 x 4 tokens
 

@@ -7,7 +7,7 @@ import pytest
 
 from stc_video import CacheConfig, Calibration
 from stc_video.calibration import Aim, Measured
-from stc_video.studies.cache_settings import (
+from stc_video.studies.fidelity.settings import (
     INTERVALS,
     QUALITIES,
     RATIOS,

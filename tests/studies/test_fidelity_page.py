@@ -11,10 +11,10 @@ import pytest
 from browser import browse, needs_browser
 from dense_clips import dense_clip
 
-from stc_video.models.load import LoadedModel
-from stc_video.studies.cache_settings import CacheSetting, make_grid
-from stc_video.studies.fidelity_page import headline, shown_tables, write_fidelity
-from stc_video.studies.fidelity_study import ALL, FidelityStudy, run_study
+from stc_video.loading.vision import LoadedModel
+from stc_video.studies.fidelity.page import headline, shown_tables, write_fidelity
+from stc_video.studies.fidelity.settings import CacheSetting, make_grid
+from stc_video.studies.fidelity.study import ALL, FidelityStudy, run_study
 
 USE = """
     const choose = (id, value) => {

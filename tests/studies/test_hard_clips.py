@@ -13,8 +13,8 @@ import torch
 
 from stc_video import CacheConfig
 from stc_video.cacher import PromiseWarning
-from stc_video.models.load import LoadedModel, load_model
-from stc_video.studies.fidelity import DenseClip, Fidelity, measure
+from stc_video.loading.vision import LoadedModel, load_model
+from stc_video.studies.fidelity.measure import DenseClip, Fidelity, measure
 from stc_video.studies.hard_clips import HARD_CLIPS, SIDE, Scene, hard_clip
 from stc_video.video import open_video
 from stc_video.video.clips import default_clip

@@ -11,9 +11,9 @@ import pytest
 from browser import browse, needs_browser
 from study_clips import clip
 
-from stc_video.studies.methods import find_methods
-from stc_video.studies.prune_page import headline, write_study
-from stc_video.studies.prune_study import PruneStudy, run_study
+from stc_video.studies.pruning.methods import find_methods
+from stc_video.studies.pruning.page import headline, write_study
+from stc_video.studies.pruning.study import PruneStudy, run_study
 
 NAMES = ["stc", "dtd", "evs-clip", "visionzip", "tome", "uniform", "random"]
 

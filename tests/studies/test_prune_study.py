@@ -13,11 +13,11 @@ import torch
 from study_clips import TOKENS, clip
 
 from stc_video.pruners import PRUNERS
-from stc_video.studies import prune_study
-from stc_video.studies.methods import METHODS, Method, find_methods, ideal_mask
+from stc_video.report.csv_table import write_csv
 from stc_video.studies.metrics import overlap, share
-from stc_video.studies.prune_study import ALL, MEASURES, run_study, select, steps
-from stc_video.studies.table import write_csv
+from stc_video.studies.pruning import study as prune_study
+from stc_video.studies.pruning.methods import METHODS, Method, find_methods, ideal_mask
+from stc_video.studies.pruning.study import ALL, MEASURES, run_study, select, steps
 
 CLIPS = [clip("one"), clip("two", 5, seed=1)]
 

@@ -11,8 +11,8 @@ from typing import TypeVar
 import torch
 
 from stc_video.bench.contenders import KINDS
-from stc_video.models.geometries import GEOMETRIES, TOWERS
-from stc_video.models.placement import find_device, find_dtype
+from stc_video.loading.geometries import GEOMETRIES, TOWERS
+from stc_video.loading.placement import find_device, find_dtype
 
 __all__ = ["Grid"]
 

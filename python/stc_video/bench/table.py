@@ -10,8 +10,8 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+from stc_video.report.csv_table import write_csv
 from stc_video.report.page import atomic, finite
-from stc_video.studies.table import write_csv
 
 __all__ = [
     "Measured",

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from stc_video.models.geometries import build_random
+from stc_video.loading.geometries import build_random
 from stc_video.towers.block import Block
 from stc_video.towers.pre_norm import PreNormTower
 
@@ -49,7 +49,7 @@ class BenchTower:
         Parameters
         ----------
         geometry
-            One of :data:`stc_video.models.geometries.TOWERS`.
+            One of :data:`stc_video.loading.geometries.TOWERS`.
         layers
             Number of layers, instead of the geometry's own.
         device, dtype

@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import nn
 
-from stc_video.cacher.handle import Cacher
-from stc_video.cacher.packed_frames import PackedCacher
+from stc_video.cacher.cacher import Cacher
+from stc_video.cacher.packed_cacher import PackedCacher
 from stc_video.config import CacheConfig
 from stc_video.towers.packed_vision import PackedTower
 from stc_video.towers.pre_norm import PreNormTower

@@ -21,8 +21,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear as product
 
-from stc_video.cacher.patching import InstancePatch, has_own_forward
 from stc_video.towers.block import Block, Tower, is_plain_linear
+from stc_video.towers.patching import InstancePatch, has_own_forward
 from stc_video.towers.pre_norm import PreNormBlock, PreNormTower
 
 #: rows that the packed layout is chosen for: an eighth to a half of a few hundred tokens

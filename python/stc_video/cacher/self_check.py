@@ -19,8 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from stc_video.cacher.patching import InstancePatch
-from stc_video.cacher.stream_state import Stream
+from stc_video.cacher.streams import Stream
 from stc_video.cacher.watched_output import (
     WatchedOutput,
     holds,
@@ -41,6 +40,7 @@ from stc_video.towers.comparison import (
     states_of,
     try_out,
 )
+from stc_video.towers.patching import InstancePatch
 from stc_video.towers.pre_norm import PreNormBlock, key_mask
 
 #: kinds of error that tell of parts that do not fit together

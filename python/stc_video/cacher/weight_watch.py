@@ -28,8 +28,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from stc_video.cacher.patching import foreign_hooks
 from stc_video.towers.block import Tower
+from stc_video.towers.patching import foreign_hooks
 
 #: calls until every byte of the weights has been part of a checksum
 ROUND = 256

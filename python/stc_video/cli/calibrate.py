@@ -22,7 +22,7 @@ from stc_video.config import CacheConfig
 from stc_video.report.verdict import Verdict, calibration_verdict
 
 if TYPE_CHECKING:
-    from stc_video.models.load import LoadedModel
+    from stc_video.loading.vision import LoadedModel
 
 __all__ = ["calibrate_tower"]
 
@@ -82,9 +82,9 @@ def _measure(
     settings: CalibrationSettings, console: Console, stop: Stop, command: str
 ) -> tuple[Calibration, list[str]]:
     """Encode the clips and try the aims; the calibration, and which clips ended early."""
-    from stc_video.studies.calibrate import AIMS, calibrate
-    from stc_video.studies.clips import expected_frames, open_at_rates
-    from stc_video.studies.fidelity import encode_densely, problems_of
+    from stc_video.studies.fidelity.calibrate import AIMS, calibrate
+    from stc_video.studies.fidelity.measure import encode_densely, problems_of
+    from stc_video.studies.pruning.clips import expected_frames, open_at_rates
 
     rates = settings.rates()
     with ExitStack() as files:

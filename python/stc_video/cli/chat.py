@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.table import Table
 
 from stc_video.cli.output import show_verdict
+from stc_video.loading.video_llm import load_chat_model
 from stc_video.memory import RekvConfig
-from stc_video.models.chat import load_chat_model
 from stc_video.report.tables import clock, milliseconds
 from stc_video.report.verdict import cache_verdict
 from stc_video.session import Answer, StreamingSession

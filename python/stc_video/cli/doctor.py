@@ -177,7 +177,7 @@ def _main_job(folder: Path, state: dict[str, Any]) -> list[tuple[str, Callable[[
         return f"{count} frames written and read back"
 
     def load() -> str:
-        from stc_video.models.load import load_model
+        from stc_video.loading.vision import load_model
 
         state["model"] = load_model(random_weights="llava-onevision-tiny", device="auto")
         return f"tiny LLaVA-OneVision with random weights on {state['model'].device}"

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from stc_video.models.load import LoadedModel
+    from stc_video.loading.vision import LoadedModel
 
 __all__ = [
     "chosen_backends",

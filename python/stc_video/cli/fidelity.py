@@ -20,8 +20,8 @@ from stc_video.cli.study import Details, Finished, View, details_of, report_stud
 from stc_video.cli.study_settings import FidelitySettings
 
 if TYPE_CHECKING:
-    from stc_video.models.load import LoadedModel
-    from stc_video.studies.fidelity_study import FidelityStudy
+    from stc_video.loading.vision import LoadedModel
+    from stc_video.studies.fidelity.study import FidelityStudy
     from stc_video.video import VideoSource
 
 __all__ = ["study_fidelity"]
@@ -57,7 +57,7 @@ def study_fidelity(settings: FidelitySettings, out: Path, command: str) -> int:
     ValueError, OSError
         For bad input, before anything is written.
     """
-    from stc_video.studies import fidelity_page as page
+    from stc_video.studies.fidelity import page
 
     settings.grid()  # wrong options should not wait for a model
     settings.rates()
@@ -74,11 +74,11 @@ def study_fidelity(settings: FidelitySettings, out: Path, command: str) -> int:
 def _run(settings: FidelitySettings, console: Console, stop: Stop) -> Finished[FidelityStudy]:
     """Encode the clips and measure the settings."""
     from stc_kernels import use_backend
-    from stc_video.studies.cache_settings import calibration_notes
-    from stc_video.studies.clips import expected_frames, open_at_rates
-    from stc_video.studies.fidelity import encode_densely
-    from stc_video.studies.fidelity_study import run_study
+    from stc_video.studies.fidelity.measure import encode_densely
+    from stc_video.studies.fidelity.settings import calibration_notes
+    from stc_video.studies.fidelity.study import run_study
     from stc_video.studies.marks import SaliencyMarker
+    from stc_video.studies.pruning.clips import expected_frames, open_at_rates
 
     grid, calibration = settings.grid(), settings.loaded_calibration()
     with (

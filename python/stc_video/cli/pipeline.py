@@ -15,7 +15,7 @@ from stc_video.cli.questions import Interview
 from stc_video.cli.settings import RunSettings
 from stc_video.cli.stop import Stop
 from stc_video.clock import Clock
-from stc_video.models.load import LoadedModel
+from stc_video.loading.vision import LoadedModel
 from stc_video.pruners import PrunedTokens, make_pruner
 from stc_video.report import FrameRecord, PromiseFacts
 from stc_video.report.pictures import webp

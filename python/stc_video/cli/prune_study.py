@@ -19,10 +19,10 @@ from stc_video.cli.study import Details, Finished, View, details_of, report_stud
 from stc_video.cli.study_settings import PruneStudySettings
 
 if TYPE_CHECKING:
-    from stc_video.models.load import LoadedModel
-    from stc_video.studies.clips import EncodedClip
+    from stc_video.loading.vision import LoadedModel
     from stc_video.studies.marks import SaliencyMarker
-    from stc_video.studies.prune_study import PruneStudy
+    from stc_video.studies.pruning.clips import EncodedClip
+    from stc_video.studies.pruning.study import PruneStudy
     from stc_video.video import VideoSource
 
 __all__ = ["study_videos"]
@@ -52,7 +52,7 @@ def study_videos(settings: PruneStudySettings, out: Path, command: str) -> int:
     ValueError, OSError
         For bad input, before anything is written.
     """
-    from stc_video.studies import prune_page as page
+    from stc_video.studies.pruning import page
 
     settings.chosen_methods()  # wrong options should not wait for a model
     settings.chosen_budgets()
@@ -68,9 +68,9 @@ def study_videos(settings: PruneStudySettings, out: Path, command: str) -> int:
 def _run(settings: PruneStudySettings, console: Console, stop: Stop) -> Finished[PruneStudy]:
     """Encode the clips and measure the methods."""
     from stc_kernels import use_backend
-    from stc_video.studies.clips import expected_frames, open_at_rates
     from stc_video.studies.marks import SaliencyMarker
-    from stc_video.studies.prune_study import run_study, steps
+    from stc_video.studies.pruning.clips import expected_frames, open_at_rates
+    from stc_video.studies.pruning.study import run_study, steps
 
     methods, budgets = settings.chosen_methods(), settings.chosen_budgets()
     with (
@@ -102,7 +102,7 @@ def _encode(
     marker: SaliencyMarker,
     step: Callable[[], None],
 ) -> list[EncodedClip]:
-    from stc_video.studies.clips import encode_clip
+    from stc_video.studies.pruning.clips import encode_clip
 
     return [encode_clip(name, source, model, marker, step) for name, source in sources]
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from stc_video.models.chat import ChatModel
+from stc_video.loading.video_llm import ChatModel
 from stc_video.report import AnswerRecord, RetrievedFrame
 
 __all__ = ["Interview", "Question", "pair_questions", "parse_time"]

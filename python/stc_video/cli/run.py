@@ -33,7 +33,7 @@ from stc_video.report.tables import answer_cards, totals_table
 if TYPE_CHECKING:
     from stc_video.cli.pipeline import Outcome, Pipeline
     from stc_video.cli.questions import Interview, Question
-    from stc_video.models.load import LoadedModel
+    from stc_video.loading.vision import LoadedModel
     from stc_video.video import VideoSource
 
 __all__ = ["encode_video", "make_record", "run_video"]
@@ -178,8 +178,8 @@ def _load(
 ) -> tuple[LoadedModel, Interview | None]:
     """Load the tower; for questions, as a part of its whole model."""
     from stc_video.cli.questions import Interview
-    from stc_video.models.chat import load_chat_model
-    from stc_video.models.load import load_model
+    from stc_video.loading.video_llm import load_chat_model
+    from stc_video.loading.vision import load_model
 
     place = {"device": settings.device, "dtype": settings.dtype}
     if not questions:
@@ -201,7 +201,7 @@ def _load(
 def _with_answers(
     record: RunRecord, interview: Interview, questions: Sequence[Question]
 ) -> RunRecord:
-    from stc_video.models.chat import ANSWERS_NOTICE
+    from stc_video.loading.video_llm import ANSWERS_NOTICE
 
     notes = list(record.warnings)
     if record.model.random:

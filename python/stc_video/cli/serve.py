@@ -31,7 +31,7 @@ def run_service(
     """
     import torch
 
-    from stc_video.models.chat import load_chat_model
+    from stc_video.loading.video_llm import load_chat_model
 
     try:
         from stc_video.serve.server import serve

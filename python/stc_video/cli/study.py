@@ -17,7 +17,7 @@ from stc_video.cli.stop import Stop
 from stc_video.report.verdict import Verdict
 
 if TYPE_CHECKING:
-    from stc_video.models.load import LoadedModel
+    from stc_video.loading.vision import LoadedModel
 
 __all__ = ["Details", "Finished", "View", "details_of", "report_study"]
 
@@ -105,7 +105,7 @@ def report_study(
     ValueError, OSError
         For bad input, before anything is written.
     """
-    from stc_video.studies.table import write_csv
+    from stc_video.report.csv_table import write_csv
 
     console = Console(highlight=False)
     prepare_folder(out)

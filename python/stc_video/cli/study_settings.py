@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from stc_video.calibration import Calibration
-    from stc_video.models.load import LoadedModel
-    from stc_video.studies.cache_settings import CacheSetting
-    from stc_video.studies.methods import Method
+    from stc_video.loading.vision import LoadedModel
+    from stc_video.studies.fidelity.settings import CacheSetting
+    from stc_video.studies.pruning.methods import Method
 
 __all__ = ["CalibrationSettings", "FidelitySettings", "PruneStudySettings", "TowerSettings"]
 
@@ -45,7 +45,7 @@ class TowerSettings:
         """Load the tower, and set the number of threads."""
         import torch
 
-        from stc_video.models.load import load_model
+        from stc_video.loading.vision import load_model
 
         if self.threads is not None:
             torch.set_num_threads(self.threads)
@@ -80,7 +80,7 @@ class PruneStudySettings(TowerSettings):
         ValueError
             If one is unknown.
         """
-        from stc_video.studies.methods import find_methods
+        from stc_video.studies.pruning.methods import find_methods
 
         return find_methods(None if self.methods is None else _parts(self.methods))
 
@@ -147,7 +147,7 @@ class FidelitySettings(TowerSettings):
         ValueError
             If a number is out of range, or belongs to a policy that is not compared.
         """
-        from stc_video.studies import cache_settings as known
+        from stc_video.studies.fidelity import settings as known
 
         policies = known.POLICIES if self.policies is None else tuple(_parts(self.policies))
         for policy, names in (("stc", ("interval", "ratio")),

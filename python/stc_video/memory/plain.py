@@ -13,7 +13,8 @@ from stc_video.cache_argument import cache_argument
 from stc_video.errors import MemoryFullError
 from stc_video.memory.base import Context, Frame, Memory, Snapshot
 from stc_video.memory.config import PlainConfig
-from stc_video.memory.rotary import Rotary, turned
+from stc_video.memory.rotary import Rotary
+from stc_video.rotary import apply_rotary
 
 __all__ = ["PlainMemory"]
 
@@ -73,7 +74,7 @@ class PlainMemory(Memory):
         for number, (keys, values) in enumerate(_layers(self._cache)):
             if shift:
                 table = Rotary(self._rotary).shift_table(torch.tensor([shift]))
-                keys = turned(keys, *table)
+                keys = apply_rotary(keys, *table)
             cache.update(keys.clone(), values.clone(), number)
         if len(prompt) > 1:
             positions = torch.arange(held, held + len(prompt) - 1)

@@ -19,9 +19,9 @@ from stc_video.memory.config import RekvConfig
 from stc_video.memory.decoder import Decoder, causal_mask
 from stc_video.memory.index import BlockIndex
 from stc_video.memory.retrieval import best_order, choose, diverse_order, similarity
-from stc_video.memory.rotary import turned
 from stc_video.memory.stores import DiskStore, SlabStore, Store, TieredStore, read_record
 from stc_video.memory.window import Block, Window
+from stc_video.rotary import apply_rotary
 
 __all__ = ["RekvMemory"]
 
@@ -91,7 +91,9 @@ class RekvMemory(Memory):
         for layer in layers if count else ():
             query, key, value = layer.project(x)
             kept.append(torch.stack([key, value]))
-            attention = layer.attend(turned(query, *table), turned(key, *table), value, mask)
+            attention = layer.attend(
+                apply_rotary(query, *table), apply_rotary(key, *table), value, mask
+            )
             x = layer.finish(x, attention)
         self._window.begin(torch.stack(kept) if kept else self._window.prefix[:, :, :, :0])
 
@@ -136,8 +138,8 @@ class RekvMemory(Memory):
             query, key, value = layer.project(x)
             # An empty frame has no mean and gets no block.
             means.append([part.float().mean(1).flatten() for part in key.split(sizes, 1)])
-            query = turned(query, *table)
-            window.write(number, turned(key, *table), value)
+            query = apply_rotary(query, *table)
+            window.write(number, apply_rotary(key, *table), value)
             parts = []
             for at, group in enumerate(groups):
                 seen_keys, seen_values = window.visible(number, group)
@@ -210,9 +212,9 @@ class RekvMemory(Memory):
             keys = key.new_empty((key.shape[0], held + count, key.shape[2]))
             values = torch.empty_like(keys)
             self._gather(number, blocks, keys[:, :held], values[:, :held])
-            keys[:, held:] = turned(key, *table)
+            keys[:, held:] = apply_rotary(key, *table)
             values[:, held:] = value
-            attention = layer.attend(turned(query, *table), keys, values, mask)
+            attention = layer.attend(apply_rotary(query, *table), keys, values, mask)
             x = layer.finish(x, attention)
             cache.update(keys[None, :, :-1], values[None, :, :-1], number)
         self._store.done_reading()
@@ -274,7 +276,7 @@ class RekvMemory(Memory):
         at = prefix.shape[2]
         rotary = self._decoder.rotary
         table = rotary.table(torch.arange(start - at, start))
-        keys[:, :at] = turned(prefix[0], *table)
+        keys[:, :at] = apply_rotary(prefix[0], *table)
         values[:, :at] = prefix[1]
         moves, shifts = [], []
         for (block, take), span in zip(blocks, spans, strict=True):
@@ -290,7 +292,7 @@ class RekvMemory(Memory):
             cos, sin = rotary.shift_table(differences)
             each = (part.repeat_interleave(takes, 0) for part in (cos, sin))
             video = keys[:, prefix.shape[2] :]
-            video.copy_(turned(video, *each))
+            video.copy_(apply_rotary(video, *each))
 
     def _read(self, block: Block, layer: int) -> Tensor:
         """(2, H, n, d) of a block in one layer, wherever it is."""

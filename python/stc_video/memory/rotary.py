@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from stc_video.errors import UnsupportedModelError
 
-__all__ = ["Rotary", "turned"]
+__all__ = ["Rotary"]
 
 _FIXED = ("default", "linear", "llama3", "yarn")
 
@@ -79,11 +79,3 @@ class Rotary:
         angles = torch.cat([angles, angles], dim=-1)
         device = inverse.device
         return angles.cos().float().to(device), angles.sin().float().to(device)
-
-
-def turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn x (..., n, d) by tables (n, d), in float32; the dtype stays."""
-    wide = x.float()
-    half = wide.shape[-1] // 2
-    crossed = torch.cat([-wide[..., half:], wide[..., :half]], dim=-1)
-    return (wide * cos + crossed * sin).to(x.dtype)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from stc_video.memory.decoder import Decoder
-from stc_video.memory.rotary import turned
+from stc_video.rotary import apply_rotary
 
 __all__ = ["Block", "Group", "Window"]
 
@@ -190,7 +190,7 @@ class Window:
             positions = rotary.axes_of(group.start + before, group.origin + before)
             table = rotary.table(positions)
             place = slice(first, group.slot)
-            self._buffer[layer, 0, :, place] = turned(self._prefix[layer, 0], *table)
+            self._buffer[layer, 0, :, place] = apply_rotary(self._prefix[layer, 0], *table)
             self._buffer[layer, 1, :, place] = self._prefix[layer, 1]
             self._prefix_at[layer] = behind
         both = self._buffer[layer, :, :, first : self._end + group.rows.stop]

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from stc_video.cacher.patching import PatchedHook, owner_of
-from stc_video.cacher.policies.base import NONFINITE
+from stc_video.cacher.policy import NONFINITE
 from stc_video.cacher.stats import UNCHANGED
 from stc_video.errors import AttachError, UnsupportedModelError
 from stc_video.pruners.base import Attention
 from stc_video.towers.block_calls import BatchCall, bind
 from stc_video.towers.bypassed import Bypassed
 from stc_video.towers.comparison import disagreement, from_parts, hint, states_of
+from stc_video.towers.patching import PatchedHook, owner_of
 from stc_video.towers.pre_norm import (
     PreNormTower,
     attention_observers,

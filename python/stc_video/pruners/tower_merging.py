@@ -11,14 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from stc_kernels import bipartite_match, gather_rows, merge_tokens
-from stc_video.cacher.patching import InstancePatch, check_in_place
-from stc_video.cacher.requests import RequestWatcher, mask_of
 from stc_video.errors import UnsupportedModelError
 from stc_video.pruners.base import PrunedTokens
 from stc_video.pruners.merge_schedule import MergeSchedule
 from stc_video.towers.block_calls import Arguments, BatchCall, bind, kind
 from stc_video.towers.bypassed import Bypassed
+from stc_video.towers.call_request import RequestWatcher, mask_of
 from stc_video.towers.comparison import disagreement, from_parts, hint, states_of, try_out
+from stc_video.towers.patching import InstancePatch, check_in_place
 from stc_video.towers.pre_norm import PreNormBlock, PreNormTower, find_tower, key_mask
 
 OUTPUTS = ("merged", "full")

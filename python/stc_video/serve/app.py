@@ -15,7 +15,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.types import ASGIApp
 
 from stc_kernels import __version__
-from stc_video.models.chat import ChatModel
+from stc_video.loading.video_llm import ChatModel
 from stc_video.serve.cameras import camera_routes
 from stc_video.serve.chat import chat_routes
 from stc_video.serve.errors import Refused, install_handlers

@@ -13,7 +13,7 @@ from typing import Any
 
 from stc_video.acceleration import Acceleration, accelerate
 from stc_video.config import CacheConfig
-from stc_video.models.chat import ChatModel
+from stc_video.loading.video_llm import ChatModel
 from stc_video.serve.config import ServeConfig
 from stc_video.serve.errors import Refused
 from stc_video.serve.streams import LiveStream

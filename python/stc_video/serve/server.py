@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 import uvicorn
 
-from stc_video.models.chat import ChatModel
+from stc_video.loading.video_llm import ChatModel
 from stc_video.serve.app import make_app
 from stc_video.serve.config import ServeConfig
 from stc_video.serve.service import Service

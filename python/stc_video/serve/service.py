@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from stc_video.models.chat import ChatModel
+from stc_video.loading.video_llm import ChatModel
 from stc_video.serve.answers import AnswerDesk
 from stc_video.serve.config import ServeConfig
 from stc_video.serve.hub import StreamHub

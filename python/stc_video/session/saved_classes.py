@@ -12,17 +12,17 @@ __all__ = ["SAVED_CLASSES", "make_instance", "name_of"]
 #: name in a save -> home of the dataclass
 SAVED_CLASSES = {
     "counters": "stc_video.cacher.stats:Counters",
-    "effort": "stc_video.cacher.policies.effort:Effort",
+    "effort": "stc_video.cacher.motion.control:Effort",
     "frame": "stc_video.memory.base:Frame",
-    "layout": "stc_video.cacher.stream_state:Layout",
-    "ledger": "stc_video.cacher.policies.promise:Ledger",
-    "merged-tokens": "stc_video.cacher.packed_frames:Merged",
-    "motion-state": "stc_video.cacher.stream_state:MotionState",
-    "packed-stream": "stc_video.cacher.packed_frames:PackedStream",
+    "layout": "stc_video.cacher.streams:Layout",
+    "ledger": "stc_video.cacher.motion.promise:Ledger",
+    "merged-tokens": "stc_video.cacher.packed_cacher:Merged",
+    "motion-state": "stc_video.cacher.motion.state:MotionState",
+    "packed-stream": "stc_video.cacher.packed_cacher:PackedStream",
     "session": "stc_video.session.saving:SavedSession",
     "stc-pruner-memory": "stc_video.pruners.stc:FrameMeans",
-    "stc-state": "stc_video.cacher.stream_state:StcState",
-    "stream": "stc_video.cacher.stream_state:Stream",
+    "stc-state": "stc_video.cacher.stc.state:StcState",
+    "stream": "stc_video.cacher.streams:Stream",
     "video-place": "stc_video.memory.base:VideoPlace",
 }
 #: saves of format 1 named the module and class of their time

