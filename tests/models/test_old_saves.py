@@ -66,7 +66,7 @@ def test_an_unknown_name_and_wrong_fields_are_refused_in_one_sentence(tmp_path):
     shutil.copy(SAVES / "llava.safetensors", tmp_path)
     index = folder / "session.json"
     text = index.read_text()
-    assert "stc_video.cacher.streams:StcState" in text
+    assert "stc_video.cacher.stream_state:StcState" in text
 
     def refused(old: str, new: str, match: str) -> None:
         shutil.rmtree(tmp_path / "llava-rekv-stc", ignore_errors=True)
@@ -75,7 +75,7 @@ def test_an_unknown_name_and_wrong_fields_are_refused_in_one_sentence(tmp_path):
         with pytest.raises(ValueError, match=match):
             old_saves.load(tmp_path, "llava-rekv-stc")
 
-    refused("stc_video.cacher.streams:StcState", "os:system", "'os:system' is none of")
+    refused("stc_video.cacher.stream_state:StcState", "os:system", "'os:system' is none of")
     refused('"compared"', '"comparing"', "stc-state .*comparing")
     refused('"tokens_seen"', '"tokens_read"', "session .*tokens_read")
 
