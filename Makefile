@@ -1,7 +1,8 @@
 # The commands a person types. CI calls the same ones.
 #
 #   make demo     install into .venv, encode a real video, leave out/report.html
-#   make test     install into .venv, run all tests that need no GPU
+#   make test     install into .venv, run the tests that need no GPU
+#   make test-long    those that take longest: builds of the sources, a promise on every hard clip
 #   make test-quick   the same without those marked slow
 #   make test-newest  the adapters against the newest releases of what they lean on
 #   make fuzz     random calls of every operator against the reference, FUZZ_SECONDS=120 in all
@@ -42,7 +43,7 @@ HOSTILE_CALLS ?= 10000
 HOSTILE_SECONDS ?= 3600
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-quick test-gpu test-versions test-newest test-hub fuzz \
+.PHONY: help install demo test test-long test-quick test-gpu test-versions test-newest test-hub fuzz \
     fuzz-hostile emulate emulate-long mutants lint format docs static bench gpu sanitize-gpu \
     bench-gpu bench-service lock clean
 
@@ -77,10 +78,13 @@ demo: $(VENV)/.installed
 	$(BIN)/stc run --fps 5 --max-frames 60 --out $(OUT)
 
 test: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m "not gpu"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m "not gpu and not long"
+
+test-long: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m "long and not gpu"
 
 test-quick: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m "not gpu and not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m "not gpu and not slow and not long"
 
 gpu: test-gpu sanitize-gpu bench-gpu
 
@@ -103,7 +107,7 @@ test-transformers-%: install
 	test -d build/transformers-$* || $(PIP) --target build/transformers-$* \
 	    --requirement requirements/transformers-$*.txt
 	OMP_NUM_THREADS=1 PYTHONPATH=build/transformers-$* $(BIN)/python -m pytest -n auto \
-	    -m "not gpu and not slow" $(or $(TESTS_$*),$(TESTS_BY_DEFAULT))
+	    -m "not gpu and not slow and not long" $(or $(TESTS_$*),$(TESTS_BY_DEFAULT))
 
 # The newest releases of everything, in an environment of its own; the sources, and the compiled
 # library with them, are those of this folder. `python -m stc_video.versions` there says which
@@ -120,7 +124,7 @@ test-newest: install
 	$(NEWEST)/bin/python -m pip install --quiet --no-deps --group data
 	PYTHONPATH=.:python $(NEWEST)/bin/python -m stc_video.versions || true
 	OMP_NUM_THREADS=1 PYTHONPATH=.:python $(NEWEST)/bin/python -m pytest -n auto \
-	    -m "not gpu and not slow" $(wildcard $(TESTS_NEWEST))
+	    -m "not gpu and not slow and not long" $(wildcard $(TESTS_NEWEST))
 
 # The layout for the Hugging Face `kernels` package, which is kept apart from the environment: with
 # it there, transformers 4.57 cannot be imported.

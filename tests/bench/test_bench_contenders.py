@@ -72,7 +72,7 @@ def test_what_is_replayed_is_correct_and_checked(kind: type[Dense] | type[Publis
     assert not verdict_of(wrong, case).is_correct
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_compiled_tower_is_correct() -> None:
     assert prepare("dense-compiled", tiny_case()).verdict.is_correct
 

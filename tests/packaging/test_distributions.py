@@ -77,7 +77,7 @@ def test_the_source_distribution_has_what_a_build_needs(run: Run, source: Path, 
     assert not [name for name in names if name.startswith(("tests", "benchmarks", "docs", "build"))]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("mode", ["cpu", "cuda"])
 def test_the_source_distribution_builds_a_native_library(run: Run, tmp_path: Path, mode: str):
     for tool in ("c++", "nvcc") if mode == "cuda" else ("c++",):
