@@ -51,20 +51,32 @@ EMPTY_SHAPES = [(0, 5, 8), (2, 0, 8), (2, 4, 0)]
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Leave out what the interpreter is too slow for.
+    """Leave out what the interpreter is too slow for, and mark what is not for every day.
 
-    In a Triton kernel the dtype and the strides have nothing to do with each other, so each is
-    tested with one choice of the other.
+    In a Triton kernel dtype, strides and shape have little to do with each other, so each is
+    tested with few choices of the others.
     """
 
-    def is_redundant(item: pytest.Item) -> bool:
+    def interpreted(item: pytest.Item) -> dict[str, object]:
         values = item.callspec.params if hasattr(item, "callspec") else {}
-        interpreted = values.get("backend") == "triton" and not torch.cuda.is_available()
-        other_layout = values.get("layout", "contiguous") != "contiguous"
-        return interpreted and other_layout and values.get("dtype") != torch.float32
+        return values if values.get("backend") == "triton" and not torch.cuda.is_available() else {}
 
-    items[:] = [item for item in items if not is_redundant(item)]
+    def is_redundant(values: dict[str, object]) -> bool:
+        other_layout = values.get("layout", "contiguous") != "contiguous"
+        return other_layout and values.get("dtype") != torch.float32
+
+    def is_long(values: dict[str, object]) -> bool:
+        shape = values.get("shape")
+        if values.get("layout", "contiguous") != "contiguous":
+            return shape not in (None, (3, 33, 17))
+        return shape == SHAPES[-1] and values.get("dtype", torch.float32) != torch.float32
+
+    items[:] = [item for item in items if not is_redundant(interpreted(item))]
+    for item in items:
+        if is_long(interpreted(item)):
+            item.add_marker(pytest.mark.long)
 
 
 @pytest.fixture(params=CPU_BACKENDS)
