@@ -25,7 +25,7 @@ from transformers import DynamicCache, LlavaOnevisionConfig, LlavaOnevisionForCo
 
 import stc_video
 from stc_video.memory import Frame, RekvConfig, make_memory
-from stc_video.models.llava_onevision import VisionSide
+from stc_video.models.llava_onevision import VisionEncoder
 
 GEOMETRIES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "7b": (
@@ -125,11 +125,11 @@ class Bench:
     def frame_latency(self) -> dict[str, object]:
         """Pixels to prefilled memory, frame by frame; median of the second half."""
         count = self.arguments.latency_frames
-        side, cache = VisionSide(self.model), DynamicCache()
+        vision, cache = VisionEncoder(self.model), DynamicCache()
         self.stock_feed(cache, self.embeds(PREFIX))
 
         def stock(pixels: Tensor) -> None:
-            features = side.features(side.tokens({"pixel_values": pixels}))
+            features = vision.features(vision.tokens({"pixel_values": pixels}))
             self.stock_feed(cache, features.flatten(0, 1))
 
         dense = [self.milliseconds(lambda: stock(self.frame(n))) for n in range(count)]  # noqa: B023

@@ -8,7 +8,10 @@ Names are imported when they are first used, so that ``stc --help`` need not wai
 from __future__ import annotations
 
 import importlib
+import sys
 from typing import TYPE_CHECKING, Any
+
+from stc_video.moved_modules import MovedModuleFinder
 
 if TYPE_CHECKING:
     from stc_kernels import BackendUnavailableError
@@ -93,6 +96,8 @@ __all__ = [
     "load_chat_model",
     "make_pruner",
 ]
+
+sys.meta_path.append(MovedModuleFinder)
 
 
 def __getattr__(name: str) -> Any:

@@ -157,6 +157,8 @@ class Acceleration:
         Whether a session made it, so that the last one takes it off.
     adapter
         What is particular to the family of the model.
+    batcher
+        Shares a call of the tower between the threads that wait for it.
     checked
         The kinds of memory that were compared with the stock model.
     """
@@ -177,7 +179,7 @@ class Acceleration:
         self.grid = adapter.grid()
         self.adapter = adapter
         self.checked: set[str] = set()
-        self._batcher = TowerBatcher(self._run_tower)
+        self.batcher = TowerBatcher(self._run_tower)
         self._records: dict[str, list[FrameRecord]] = {}
         self._exit = ExitStack()
         ours: dict[str, Any] = {
@@ -273,7 +275,7 @@ class Acceleration:
         Tensor
             (F, N, D) features, before pruning.
         """
-        return self._batcher(stream, pixels)
+        return self.batcher(stream, pixels)
 
     def prune(
         self, features: Tensor, stream: str, grid: tuple[int, int] | None = None

@@ -12,6 +12,7 @@ from packaging.version import Version
 from tiny_towers import make_tower
 
 import stc_kernels
+from stc_video.cacher import weight_watch
 
 # Older releases are supported for the towers of SigLIP, CLIP and DINOv2 alone.
 if Version(transformers.__version__) < Version("4.57"):
@@ -35,6 +36,12 @@ def _two_threads() -> Iterator[None]:
     torch.set_num_threads(min(2, before))
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def watched_as_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Look at the weights of a tiny tower in every call, as at those of a large one."""
+    monkeypatch.setattr(weight_watch, "LARGE_BYTES", 0)
 
 
 @pytest.fixture(params=["reference", "native"])

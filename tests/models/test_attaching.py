@@ -8,10 +8,10 @@ import copy
 import pytest
 import torch
 import transformers
-from tiny_towers import TOWERS, contents, encode, frame, last_hidden, make_tower, walk
+from tiny_towers import TOWERS, contents, encode, frame, last_hidden, make_tower, noisy_walk, walk
 
 import stc_video
-from stc_video import AttachError, UnsupportedModelError
+from stc_video import AttachError, CacheConfig, UnsupportedModelError
 
 POLICIES = ["motion", "stc"]
 
@@ -143,3 +143,54 @@ class TestUnsupportedModels:
     def test_no_module_at_all(self):
         with pytest.raises(UnsupportedModelError, match=r"must be a torch\.nn\.Module, got str"):
             stc_video.attach_cacher("siglip")
+
+
+def test_settings_by_keyword():
+    tower = make_tower("siglip")
+    cacher = stc_video.attach_cacher(tower, quality=0.99, max_streams=2)
+    assert cacher.config == CacheConfig(quality=0.99, max_streams=2)
+    cacher.detach()
+    cacher = stc_video.attach_cacher(tower, "stc", ratio=0.5)
+    assert cacher.config == CacheConfig("stc", ratio=0.5)
+    cacher.detach()
+    with pytest.raises(ValueError, match=r"no setting qualty; settings are ratio, interval"):
+        stc_video.attach_cacher(tower, qualty=0.99)
+    with pytest.raises(ValueError, match=r"got a CacheConfig and quality"):
+        stc_video.attach_cacher(tower, CacheConfig(), quality=0.99)
+    with pytest.raises(ValueError, match=r"quality must be a cosine"):
+        stc_video.attach_cacher(tower, quality=2)
+    stc_video.attach_cacher(tower)  # nothing was left on it
+
+
+def test_totals_outlive_detach():
+    tower = make_tower("siglip")
+    cacher = stc_video.attach_cacher(tower)
+    with cacher.streams("cam-0"):
+        encode(tower, noisy_walk(4))
+    before = cacher.stats()
+    cacher.detach()
+    after = cacher.stats()
+    assert (after.frames, after.dense, after.cached, after.cost) == (
+        before.frames, before.dense, before.cached, before.cost,
+    )  # fmt: skip
+    assert after.streams["cam-0"].frames == 4
+    assert (after.state_bytes, after.packed_bytes) == (0, 0)
+
+
+def test_totals_of_packed_frames_outlive_detach():
+    tiny_qwen = pytest.importorskip("tiny_qwen", exc_type=ImportError)  # transformers from 4.57
+    tower = tiny_qwen.make_tower("qwen2-vl")
+    cacher = stc_video.attach_cacher(tower)
+    tiny_qwen.encode(tower, tiny_qwen.video(tower, 1)[0])
+    cacher.detach()
+    assert (cacher.stats().frames, cacher.stats().state_bytes) == (1, 0)
+
+
+def test_a_string_is_the_name_of_one_stream():
+    tower = make_tower("siglip")
+    cacher = stc_video.attach_cacher(tower)
+    with cacher.streams("cam-0"):
+        encode(tower, noisy_walk(2))
+    assert list(cacher.stats().streams) == ["cam-0"]
+    with pytest.raises(ValueError, match="non-empty names"), cacher.streams(""):
+        pass

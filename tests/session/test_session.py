@@ -296,7 +296,8 @@ def test_a_plain_memory_refuses_to_pass_its_limit(open_session):
 def test_the_model_is_restored_with_the_last_session(model, open_session):
     before = set(model.__dict__)
     one, two = open_session("plain"), open_session("rekv")
-    assert one._handle is two._handle
+    handle = model.stc
+    assert handle.users == 2
     one.close()
     one.close()
     two.push(video(1))
@@ -304,9 +305,9 @@ def test_the_model_is_restored_with_the_last_session(model, open_session):
     assert set(model.__dict__) == before
     with pytest.raises(ValueError, match="the session is closed"):
         two.push(video(1))
-    with accelerate(model).stc, StreamingSession(model, make_tokenizer()) as session:
+    with accelerate(model).stc as handle, StreamingSession(model, make_tokenizer()) as session:
         session.close()
-        assert model.stc is session._handle
+        assert model.stc is handle
 
 
 def test_sessions_in_threads_share_calls_of_the_tower(model, open_session):
@@ -338,8 +339,7 @@ def test_sessions_in_threads_share_calls_of_the_tower(model, open_session):
     first_in.wait(30)
     for thread in threads[1:]:
         thread.start()
-    batcher = sessions[0]._handle._batcher
-    while len(batcher._waiting) < 3:
+    while len(model.stc.batcher.waiting) < 3:
         threading.Event().wait(0.001)
     gate.set()
     for thread in threads:
@@ -351,28 +351,41 @@ def test_sessions_in_threads_share_calls_of_the_tower(model, open_session):
         torch.testing.assert_close(session.logits(QUESTION), expected, atol=1e-5, rtol=0)
 
 
-def test_one_stream_of_a_batch_that_fails_does_not_stop_the_others(open_session):
-    one, two = open_session("plain"), open_session("plain")
-    handle, results = one._handle, []
-    good, bad = video(1), torch.zeros((1, 5, SIZE, SIZE))
+def test_one_stream_of_a_batch_that_fails_does_not_stop_the_others(model, open_session):
+    open_session("plain")
+    handle, results, calls, gate = model.stc, {}, [], threading.Event()
+    bad = video(1).float() + 100
 
-    def run(session, pixels):
+    def watch(_, args, kwargs):
+        calls.append(len(kwargs["pixel_values"]))
+        if len(calls) == 1:
+            gate.wait(30)
+        if kwargs["pixel_values"].max() > 99:
+            raise ValueError("too bright")
+
+    def run(stream, pixels):
         try:
-            results.append((session._name, handle.encode(pixels, session._name)))
-        except Exception as error:
-            results.append((session._name, error))
+            results[stream] = handle.encode(pixels, stream)
+        except ValueError as error:
+            results[stream] = error
 
-    threads = [threading.Thread(target=run, args=a) for a in [(one, good), (two, bad)]]
-    with handle._batcher.lock:
-        for thread in threads:
-            thread.start()
-        while len(handle._batcher._waiting) < 2:
-            threading.Event().wait(0.001)
+    hook = model.model.vision_tower.register_forward_pre_hook(watch, with_kwargs=True)
+    frames = {"first": video(1), "good": video(1), "bad": bad}
+    threads = [threading.Thread(target=run, args=item) for item in frames.items()]
+    threads[0].start()
+    while not calls:
+        threading.Event().wait(0.001)
+    for thread in threads[1:]:
+        thread.start()
+    while len(handle.batcher.waiting) < 2:
+        threading.Event().wait(0.001)
+    gate.set()
     for thread in threads:
         thread.join()
-    found = dict(results)
-    assert isinstance(found[one._name], torch.Tensor)
-    assert isinstance(found[two._name], Exception)
+    hook.remove()
+    assert sorted(calls) == [1, 1, 1, 2]
+    assert isinstance(results["good"], torch.Tensor)
+    assert str(results["bad"]) == "too bright"
 
 
 def test_a_camera_may_push_while_others_ask(open_session):

@@ -83,7 +83,7 @@ class Pipeline:
         self.feature_width = 0
         self.picture_size = (0, 0)
         self._settings = settings
-        if settings.needs_attention and (model.side is not None or not model.prefix_tokens):
+        if settings.needs_attention and (model.vision is not None or not model.prefix_tokens):
             raise ValueError(
                 "--prune visionzip needs a tower with a class token, whose tokens are pruned as "
                 f"they are (CLIP, DINOv2); got {model.description}"
@@ -193,7 +193,7 @@ class Pipeline:
                 "decode": frame.decoding,
                 "preprocess": preprocessing,
                 "tower": encoding,
-                "project": projecting if model.side is not None else 0.0,
+                "project": projecting if model.vision is not None else 0.0,
                 "prune": pruning if kept is not None else 0.0,
                 "prefill": prefilling,
             },

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from stc_video.loading.checkpoint import load_checkpoint
 from stc_video.loading.geometries import GEOMETRIES, RANDOM_NOTICE, build_random
 from stc_video.loading.placement import ModelError, find_device, find_dtype
-from stc_video.models.llava_onevision import VisionSide, frame_preprocessor
+from stc_video.models.llava_onevision import VisionEncoder, frame_preprocessor
 from stc_video.models.preprocess import (
     Preprocessor,
     default_processor,
@@ -61,7 +61,7 @@ class LoadedModel:
         From frames to the tower's inputs.
     device, dtype
         Of the tower and its inputs.
-    side : VisionSide or None
+    vision : VisionEncoder or None
         Projector and pooling, for a whole LLaVA-OneVision.
     """
 
@@ -73,7 +73,7 @@ class LoadedModel:
     preprocessor: Preprocessor
     device: torch.device
     dtype: torch.dtype
-    side: VisionSide | None = None
+    vision: VisionEncoder | None = None
     _grid: tuple[int, int] | None = field(default=None, repr=False)
 
     @property
@@ -91,7 +91,7 @@ class LoadedModel:
     @property
     def feature_grid(self) -> tuple[int, int]:
         """Rows and columns of the tokens that `features` returns."""
-        return self.grid if self.side is None else self.side.feature_grid(self.grid)
+        return self.grid if self.vision is None else self.vision.feature_grid(self.grid)
 
     def pixels(self, frames: Sequence[npt.NDArray[np.uint8]]) -> dict[str, Tensor]:
         """Prepare frames for the tower.
@@ -131,8 +131,8 @@ class LoadedModel:
         Tensor
             (F, T, D): the tokens that are used later, prefix tokens first.
         """
-        if self.side is not None:
-            return self.side.tokens(inputs)
+        if self.vision is not None:
+            return self.vision.tokens(inputs)
         tokens: Tensor = self.tower(**inputs).last_hidden_state
         return tokens
 
@@ -149,8 +149,8 @@ class LoadedModel:
         Tensor
             (F, N, E) with N = rows * columns of `feature_grid`.
         """
-        if self.side is not None:
-            return self.side.features(tokens)
+        if self.vision is not None:
+            return self.vision.features(tokens)
         return tokens[:, self.prefix_tokens :]
 
 
@@ -205,8 +205,8 @@ def load_model(
         loaded = _load_default()
     else:
         loaded = wrap_model(*load_checkpoint(str(name), kind))
-    if loaded.side is not None:
-        loaded.side.to(where, kind)
+    if loaded.vision is not None:
+        loaded.vision.to(where, kind)
     loaded.tower.to(where, kind)
     loaded.device, loaded.dtype = where, kind
     return loaded
@@ -245,10 +245,10 @@ def wrap_model(
     """
     model.train(False)
     model.requires_grad_(False)
-    side = VisionSide(model) if model.config.model_type == "llava_onevision" else None
-    tower: nn.Module = model if side is None else side.tower
+    vision = VisionEncoder(model) if model.config.model_type == "llava_onevision" else None
+    tower: nn.Module = model if vision is None else vision.tower
     config: Any = tower.config
-    if side is not None:
+    if vision is not None:
         preprocessor = frame_preprocessor(tower, processor)
         if not whole:  # its memory can be used for something else
             model.model.language_model = model.lm_head = None
@@ -256,19 +256,19 @@ def wrap_model(
         processor = patch_processor(config.patch_size, config.num_patches or _NAFLEX_PATCHES)
     elif processor is None:
         processor = default_processor(config.model_type, config.image_size)
-    if side is None:
+    if vision is None:
         preprocessor = Preprocessor(processor, config.patch_size)
     prefix = _prefix_tokens(config)
     return LoadedModel(
         tower=tower,
         name=f"{name} (random weights)" if random else name,
-        description=_describe(config, prefix, side),
+        description=_describe(config, prefix, vision),
         random=random,
         prefix_tokens=prefix,
         preprocessor=preprocessor,
         device=model.device,
         dtype=model.dtype,
-        side=side,
+        vision=vision,
     )
 
 
@@ -278,7 +278,7 @@ def _prefix_tokens(config: Any) -> int:
     return 1 + int(getattr(config, "num_register_tokens", 0))
 
 
-def _describe(config: Any, prefix: int, side: VisionSide | None) -> str:
+def _describe(config: Any, prefix: int, vision: VisionEncoder | None) -> str:
     family = _FAMILIES.get(config.model_type.removesuffix("_vision_model"), config.model_type)
     text = (
         f"{family}, {config.num_hidden_layers} layers, {config.hidden_size} wide, "
@@ -286,4 +286,4 @@ def _describe(config: Any, prefix: int, side: VisionSide | None) -> str:
     )
     if prefix:
         text += f", {prefix} prefix token{'s' if prefix > 1 else ''}"
-    return text if side is None else f"LLaVA-OneVision ({text}; projector and pooling)"
+    return text if vision is None else f"LLaVA-OneVision ({text}; projector and pooling)"

@@ -133,13 +133,6 @@ class Decoder:
         weight: Tensor = first.layer.self_attn.k_proj.weight
         self.device, self.dtype = weight.device, stack.dtype
 
-    @property
-    def token_bytes(self) -> int:
-        """Bytes of the keys and values of one token in all layers."""
-        first = self.layers[0]
-        size = torch.empty((), dtype=self.dtype).element_size()
-        return len(self.layers) * 2 * first.key_heads * first.width * size
-
 
 def _check_calls(stack: Any) -> None:
     """Refuse what is hung on the parts that are taken apart here, and attention of another kind."""

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from stc_video.memory import VideoPlace
     from stc_video.pruners import PrunedTokens
 
-__all__ = ["FrameEncoder", "ModelAdapter", "SessionSide", "adapter_for"]
+__all__ = ["FrameEncoder", "ModelAdapter", "SessionAdapter", "adapter_for"]
 
 #: model type -> home of its adapter
 _FAMILIES = {
@@ -47,7 +47,7 @@ class FrameEncoder(Protocol):
         """Drop what is kept of a stream."""
 
 
-class SessionSide(ABC):
+class SessionAdapter(ABC):
     """What is particular to a family of models in a session of one stream."""
 
     @abstractmethod
@@ -117,10 +117,13 @@ class ModelAdapter(ABC):
     ----------
     tower
         The vision tower.
+    tower_grid
+        (H, W) of the tower's patch tokens; None if it depends on the frames.
     """
 
     allowed_positions: tuple[str, ...]
     tower: nn.Module
+    tower_grid: tuple[int, int] | None = None
 
     def __init__(self, model: PreTrainedModel, positions: str | None) -> None:
         positions = self.allowed_positions[0] if positions is None else positions
@@ -166,7 +169,7 @@ class ModelAdapter(ABC):
         """Run the model's own generate on a prompt without the pruned tokens."""
 
     @abstractmethod
-    def session_side(self, processor: Any) -> SessionSide:
+    def session_adapter(self, processor: Any) -> SessionAdapter:
         """Prepare for a session with the model's processor or tokenizer."""
 
     def before_answer(self, cache: Any) -> None:

@@ -44,18 +44,18 @@ class TowerBatcher:
     ----------
     run
         Fills in the features of some jobs of different streams.
+
+    Attributes
+    ----------
+    waiting
+        The jobs that no call of the tower has taken yet.
     """
 
     def __init__(self, run: Callable[[Sequence[TowerJob]], None]) -> None:
         self._run = run
-        self._waiting: list[TowerJob] = []
+        self.waiting: list[TowerJob] = []
         self._list_lock = threading.Lock()
         self._tower_lock = threading.Lock()
-
-    @property
-    def lock(self) -> threading.Lock:
-        """Held while the tower runs."""
-        return self._tower_lock
 
     def __call__(self, stream: str, pixels: Tensor) -> Tensor:
         """Encode frames, possibly together with those of other threads.
@@ -74,7 +74,7 @@ class TowerBatcher:
         """
         job = TowerJob(stream, pixels)
         with self._list_lock:
-            self._waiting.append(job)
+            self.waiting.append(job)
         with self._tower_lock:
             while job.features is None and job.error is None:
                 self._run_or_blame(self._next_batch())
@@ -86,13 +86,13 @@ class TowerBatcher:
     def _next_batch(self) -> list[TowerJob]:
         """Take the waiting jobs, one per stream and of one shape."""
         with self._list_lock:
-            shape = self._waiting[0].pixels.shape
+            shape = self.waiting[0].pixels.shape
             first: dict[str, TowerJob] = {}
-            for job in self._waiting:
+            for job in self.waiting:
                 if job.pixels.shape == shape:
                     first.setdefault(job.stream, job)
             batch = list(first.values())
-            self._waiting = [job for job in self._waiting if job not in batch]
+            self.waiting = [job for job in self.waiting if job not in batch]
         return batch
 
     def _run_or_blame(self, batch: list[TowerJob]) -> None:

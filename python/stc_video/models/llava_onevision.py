@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from stc_video.errors import UnsupportedModelError
-from stc_video.models.adapter import SessionSide
+from stc_video.models.adapter import SessionAdapter
 from stc_video.models.conversation import Conversation
 from stc_video.models.pictures import to_pixels, to_times, warn_if_unprepared
 from stc_video.models.placeholders import (
@@ -29,10 +29,10 @@ from stc_video.versions import VIDEO_MODELS_FROM, require_transformers
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["LlavaOnevisionAdapter", "VisionSide", "frame_preprocessor"]
+__all__ = ["LlavaOnevisionAdapter", "VisionEncoder", "frame_preprocessor"]
 
 
-class VisionSide:
+class VisionEncoder:
     """Runs the parts that turn a tower's output into language-model tokens, one by one.
 
     `get_video_features` differs from release to release (tensor or object, with or without the
@@ -117,23 +117,24 @@ class LlavaOnevisionAdapter(PromptedAdapter):
 
     def __init__(self, model: PreTrainedModel, positions: str | None) -> None:
         super().__init__(model, positions)
-        self._side = VisionSide(model)
-        self.tower = self._side.tower
+        self._vision = VisionEncoder(model)
+        self.tower = self._vision.tower
         config: Any = self.tower.config
         size = config.image_size // config.patch_size
-        self._grid = self._side.feature_grid((size, size))
+        self.tower_grid = size, size
+        self._grid = self._vision.feature_grid(self.tower_grid)
 
     def features(self, pixels: Tensor, streams: int) -> Tensor:
         """Run tower, projector and pooling on frames (F, 3, h, w)."""
-        return self._side.features(self._side.tokens({"pixel_values": pixels}))
+        return self._vision.features(self._vision.tokens({"pixel_values": pixels}))
 
     def grid(self, pixels: Tensor | None = None) -> tuple[int, int]:
         """(H, W) of the tokens of a frame, the same for all."""
         return self._grid
 
-    def session_side(self, processor: Any) -> SessionSide:
+    def session_adapter(self, processor: Any) -> SessionAdapter:
         """Prepare for a session with the model's processor or tokenizer."""
-        return _LlavaSessionSide(self, getattr(processor, "image_processor", None))
+        return _LlavaSessionAdapter(self, getattr(processor, "image_processor", None))
 
     def write_pictures(
         self, arguments: dict[str, Any], written: Written, said: Conversation, encode: Encoder
@@ -210,7 +211,7 @@ def _videos(pixels: Any) -> list[Tensor]:
     return videos
 
 
-class _LlavaSessionSide(SessionSide):
+class _LlavaSessionAdapter(SessionAdapter):
     """Pictures of the tower's size, positions in one row, a newline behind the video."""
 
     def __init__(self, adapter: LlavaOnevisionAdapter, images: Any) -> None:

@@ -18,13 +18,9 @@ from stc_video.pruners.base import Attention
 from stc_video.towers.block_calls import BatchCall, bind
 from stc_video.towers.bypassed import Bypassed
 from stc_video.towers.comparison import disagreement, from_parts, hint, states_of
+from stc_video.towers.observers import add_observer, remove_observer
 from stc_video.towers.patching import PatchedHook, owner_of
-from stc_video.towers.pre_norm import (
-    PreNormTower,
-    attention_observers,
-    find_tower,
-    key_mask,
-)
+from stc_video.towers.pre_norm import PreNormTower, find_tower, key_mask
 
 
 def capture_attention(tower: nn.Module, layer: int = -2) -> AttentionCapture:
@@ -128,7 +124,7 @@ class AttentionCapture:
                 PatchedHook(self._check_layer), with_kwargs=True
             )
             self._hooks.append(self._check)
-        attention_observers.setdefault(block.layer, []).append(self._observe)
+        add_observer(block.layer, self._observe)
         self._is_padded = False
         self._shape: tuple[int, int] | None = None
         self._projected: dict[str, Tensor] = {}
@@ -147,9 +143,7 @@ class AttentionCapture:
         for hook in self._hooks:
             hook.remove()
         self._hooks.clear()
-        observers = attention_observers.get(self._block.layer, [])
-        if self._observe in observers:
-            observers.remove(self._observe)
+        remove_observer(self._block.layer, self._observe)
         self._forget()
         self._latest.clear()
 

@@ -174,7 +174,7 @@ class StreamHub:
             )  # fmt: skip
 
     def _add(self, name: str, session: StreamingSession) -> LiveStream:
-        grid = _tower_grid(self.chat.model)
+        grid = self._handle.adapter.tower_grid
         stream = LiveStream(name, session, grid, self._config, self._on_seconds)
         self._streams[name] = stream
         return stream
@@ -224,12 +224,3 @@ class StreamHub:
             stream.session.close()
         self._streams.clear()
         self._handle.restore()
-
-
-def _tower_grid(model: Any) -> tuple[int, int] | None:
-    """Rows and columns of the tower's patch tokens, if they are the same for all videos."""
-    config = model.config.vision_config
-    if not hasattr(config, "image_size"):
-        return None
-    side = config.image_size // config.patch_size
-    return side, side

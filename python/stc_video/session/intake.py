@@ -34,7 +34,7 @@ class Intake:
     ----------
     handle
         The accelerated model.
-    side
+    adapter
         What the model's family adds: how frames are placed in the stream.
     memory, lock
         Where kept tokens go, and the lock to hold meanwhile.
@@ -58,7 +58,7 @@ class Intake:
     def __init__(
         self,
         handle: Acceleration,
-        side: Any,
+        adapter: Any,
         memory: Memory,
         lock: AbstractContextManager[Any],
         timer: StageTimer,
@@ -66,7 +66,7 @@ class Intake:
         chunk: int,
     ) -> None:
         self._handle = handle
-        self._side = side
+        self._adapter = adapter
         self._memory = memory
         self._lock = lock
         self._timer = timer
@@ -130,7 +130,7 @@ class Intake:
         frames = []
         for row, (count, time) in enumerate(zip(kept.counts.tolist(), times, strict=True)):
             tokens, indices = kept.tokens[row, :count], kept.indices[row, :count].long().cpu()
-            offsets, span, place = self._side.place(indices, grid)
+            offsets, span, place = self._adapter.place(indices, grid)
             self._compare_time(time)
             frames.append(Frame(tokens, offsets, span, self.frames, time, place))
             self.frames += 1

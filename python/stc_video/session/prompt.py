@@ -36,7 +36,7 @@ class PromptTemplate:
     processor
         The model's processor, or its tokenizer alone.
     video_token
-        Id of the placeholder.
+        Id of the placeholder that stands for the tokens of a video.
 
     Raises
     ------
@@ -45,6 +45,7 @@ class PromptTemplate:
     """
 
     def __init__(self, processor: Any, video_token: int) -> None:
+        self.video_token = video_token
         self.tokenizer: Any = getattr(processor, "tokenizer", processor)
         has_template = getattr(processor, "chat_template", None) is not None
         self._writer = processor if has_template else self.tokenizer

@@ -20,13 +20,23 @@ from stc_video.session.stopping import StopStrings, first_stop
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["Questions"]
+__all__ = ["Evidence", "Questions"]
 
 _MAX_NEW_TOKENS = 256
 
 
-class Found(NamedTuple):
-    """What a question is answered from: its context, of how many frames, found in which time."""
+class Evidence(NamedTuple):
+    """The context that a question is answered from.
+
+    Attributes
+    ----------
+    context
+        Keys and values.
+    frames
+        How many frames had been pushed.
+    seconds
+        How long the retrieval took.
+    """
 
     context: Context
     frames: int
@@ -42,7 +52,7 @@ class Questions:
         The model.
     template
         Writes what comes before and after the video.
-    side
+    adapter
         What the model's family adds: how the video ends.
     memory
         What was seen.
@@ -50,27 +60,23 @@ class Questions:
         Frames that wait for their chunk go into the memory before a question.
     timer
         Notes the stages "retrieve" and "generate".
-    placeholder
-        Token that stands for those of the video.
     """
 
     def __init__(
         self,
         model: PreTrainedModel,
         template: PromptTemplate,
-        side: Any,
+        adapter: Any,
         memory: Memory,
         intake: Intake,
         timer: StageTimer,
-        placeholder: int,
     ) -> None:
         self._model = model
         self._template = template
-        self._side = side
+        self._adapter = adapter
         self._memory = memory
         self._intake = intake
         self._timer = timer
-        self._placeholder = placeholder
 
     def begin(self) -> None:
         """Put what comes before the video into the memory."""
@@ -82,13 +88,13 @@ class Questions:
         if not isinstance(question, str) or not question.strip():
             raise ValueError(f"ask: the question must be a text, got {question!r}")
         prompt = self._template.prompt(turns, question)
-        if self._side.ending() is None:
+        if self._adapter.ending() is None:
             return prompt
         # What ends every video comes with the question, as the video goes on.
         rows = slice(prompt.question.start + 1, prompt.question.stop + 1)
-        return Prompt([self._placeholder, *prompt.ids], rows)
+        return Prompt([self._template.video_token, *prompt.ids], rows)
 
-    def context(self, prompt: Prompt, question: str) -> Found:
+    def context(self, prompt: Prompt, question: str) -> Evidence:
         """Look up what a question needs; the caller holds the memory's lock.
 
         Raises
@@ -102,22 +108,22 @@ class Questions:
             self._intake.flush()
             with self._timer("retrieve"):
                 embeds = self._embed(prompt.ids)
-                if (ending := self._side.ending()) is not None:
+                if (ending := self._adapter.ending()) is not None:
                     embeds[0] = ending
                 context = self._memory.context(embeds, prompt.question, question)
-        self._side.before_answer(context.cache)
-        return Found(context, self._intake.frames, self._timer.last("retrieve"))
+        self._adapter.before_answer(context.cache)
+        return Evidence(context, self._intake.frames, self._timer.last("retrieve"))
 
     def answer(
         self,
-        found: Found,
+        evidence: Evidence,
         prompt: Prompt,
         streamer: Any,
         stop: Sequence[str],
         settings: dict[str, Any],
     ) -> Answer:
         """Generate from what :meth:`context` returned; no lock is needed."""
-        context, tokenizer = found.context, self._template.tokenizer
+        context, tokenizer = evidence.context, self._template.tokenizer
         check_settings(settings)
         settings = {"max_new_tokens": _MAX_NEW_TOKENS, **settings}
         if stop:
@@ -126,7 +132,7 @@ class Questions:
             settings["stopping_criteria"] = StoppingCriteriaList([*given, stopping])
         with self._timer("generate"):
             ids = generate_answer(
-                self._model, context, prompt.ids, self._placeholder, streamer, settings
+                self._model, context, prompt.ids, self._template.video_token, streamer, settings
             )
         text = tokenizer.decode(ids, skip_special_tokens=True)
         end = first_stop(text, stop)
@@ -134,10 +140,10 @@ class Questions:
         return Answer(
             text=text[:end].strip(),
             ids=ids,
-            frame=found.frames,
+            frame=evidence.frames,
             retrieved=context.retrieved,
             context_tokens=context.tokens + 1,
-            seconds={"retrieve": found.seconds, "generate": self._timer.last("generate")},
+            seconds={"retrieve": evidence.seconds, "generate": self._timer.last("generate")},
             finish_reason="stop" if ended else "length",
         )
 
@@ -149,9 +155,9 @@ class Questions:
         most = settings["max_new_tokens"]
         return most is None or len(ids) < most or int(ids[-1]) in ends
 
-    def logits(self, found: Found, prompt: Prompt) -> Tensor:
+    def logits(self, evidence: Evidence, prompt: Prompt) -> Tensor:
         """Logits (V,) of the first token of the answer."""
-        return next_logits(self._model, found.context, prompt.ids)
+        return next_logits(self._model, evidence.context, prompt.ids)
 
     def _embed(self, ids: list[int]) -> Tensor:
         embed = self._model.get_input_embeddings()

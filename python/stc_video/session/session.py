@@ -22,9 +22,9 @@ from stc_video.session.answer import Answer
 from stc_video.session.check import check_memory
 from stc_video.session.fingerprint import describe_settings, model_fingerprint, with_defaults
 from stc_video.session.intake import Intake
-from stc_video.session.prompt import PromptTemplate
+from stc_video.session.prompt import Prompt, PromptTemplate
 from stc_video.session.pushed import PushedFrame
-from stc_video.session.questions import Questions
+from stc_video.session.questions import Evidence, Questions
 from stc_video.session.saving import SavedSession, check_same, describe, take_over
 from stc_video.session.stats import SessionStats, StageTimer
 from stc_video.session.stopping import checked_stop
@@ -96,42 +96,29 @@ class StreamingSession:
         if not isinstance(getattr(model, "stc", None), Acceleration):
             accelerate(model, cache, prune, tokens_per_frame, positions=positions)
             untyped.stc.owned = True
+        self._name = f"session-{next(_NUMBERS)}"
         self._handle: Acceleration = untyped.stc
         self._handle.users += 1
         self._open = True
         self._push_lock = threading.Lock()
         self._memory_lock = threading.RLock()
         try:
-            placeholder = int(untyped.config.video_token_id)
-            self._template = PromptTemplate(processor, placeholder)
-            self._side = self._handle.adapter.session_side(processor)
+            self._template = PromptTemplate(processor, int(untyped.config.video_token_id))
+            self._adapter = self._handle.adapter.session_adapter(processor)
             check_memory(self._handle, config)
             self._memory = make_memory(untyped.model.language_model, config)
         except BaseException:
             self.close()
             raise
-        self._model = model
         self._config = config
         self._chunk = prefill_chunk
-        self._name = f"session-{next(_NUMBERS)}"
         self._timer = StageTimer(model.device)
         self._intake = Intake(
-            self._handle,
-            self._side,
-            self._memory,
-            self._memory_lock,
-            self._timer,
-            self._name,
+            self._handle, self._adapter, self._memory, self._memory_lock, self._timer, self._name,
             prefill_chunk,
-        )
+        )  # fmt: skip
         self._questions = Questions(
-            model,
-            self._template,
-            self._side,
-            self._memory,
-            self._intake,
-            self._timer,
-            placeholder,
+            model, self._template, self._adapter, self._memory, self._intake, self._timer
         )
         self._start_over()
 
@@ -153,9 +140,7 @@ class StreamingSession:
     @property
     def is_empty(self) -> bool:
         """Whether there is nothing to ask about: no frame was pushed yet, nor a picture of one."""
-        return not self._intake.frames and not self._side.is_incomplete
-
-    # -- the stream --------------------------------------------------------------------------
+        return not self._intake.frames and not self._adapter.is_incomplete
 
     def push(self, frames: FrameLike, timestamps: TimeLike = None) -> list[PushedFrame]:
         """Take in the next frames of the stream.
@@ -189,7 +174,7 @@ class StreamingSession:
         with self._push_lock:
             self._check_open()
             with self._timer("decode"):
-                pixels, times = self._side.prepare(frames, timestamps)
+                pixels, times = self._adapter.prepare(frames, timestamps)
             return [] if pixels is None else self._intake.encode(pixels, times)
 
     def push_tokens(self, kept: PrunedTokens, timestamps: TimeLike = None) -> None:
@@ -209,10 +194,10 @@ class StreamingSession:
         UnsupportedModelError
             If each video of the model has a grid of its own (Qwen-VL).
         """
-        grid = self._handle.grid
+        model, grid = self._handle.model, self._handle.grid
         if grid is None:
             raise UnsupportedModelError(
-                f"push_tokens: frames of {type(self._model).__name__} have a grid each; use push"
+                f"push_tokens: frames of {type(model).__name__} have a grid each; use push"
             )
         times = to_times(timestamps, len(kept.tokens))
         with self._push_lock:
@@ -273,11 +258,8 @@ class StreamingSession:
         stop = checked_stop(stop)
         with self._memory_lock:
             turns = [*history, *(self._turns if dialogue else ())]
-        prompt = self._questions.prompt(turns, question)
-        self._complete()
-        with self._memory_lock:
-            found = self._questions.context(prompt, question)
-        answer = self._questions.answer(found, prompt, streamer, stop, settings)
+        prompt, evidence = self._look_up(turns, question)
+        answer = self._questions.answer(evidence, prompt, streamer, stop, settings)
         if dialogue:
             with self._memory_lock:
                 self._turns.append((question, answer.text))
@@ -286,11 +268,8 @@ class StreamingSession:
     def logits(self, question: str) -> Tensor:
         """Logits (V,) of the first token of the answer, to choose among given options."""
         self._check_open()
-        prompt = self._questions.prompt((), question)
-        self._complete()
-        with self._memory_lock:
-            found = self._questions.context(prompt, question)
-        return self._questions.logits(found, prompt)
+        prompt, evidence = self._look_up((), question)
+        return self._questions.logits(evidence, prompt)
 
     def reset(self) -> None:
         """Forget the stream; the next frame begins a new one."""
@@ -306,39 +285,19 @@ class StreamingSession:
             self._open = False
             if hasattr(self, "_memory"):
                 self._memory.clear()
-            if hasattr(self, "_name"):
-                self._handle.forget(self._name)
+            self._handle.forget(self._name)
         self._handle.users -= 1
         if self._handle.owned and self._handle.users == 0:
             self._handle.restore()
 
     def stats(self) -> SessionStats:
         """Return totals, times per stage, and bytes of every store."""
-        handle, intake = self._handle, self._intake
-        cache = None
-        if handle.cacher is not None:
-            cache = handle.cacher.stats().streams.get(self._name)
+        cacher = self._handle.cacher
+        cache = None if cacher is None else cacher.stats().streams.get(self._name)
         with self._memory_lock:
-            held = {
-                **self._memory.nbytes(),
-                "cacher": 0 if cache is None else cache.state_bytes,
-                "pruner": handle.pruner.state_bytes,
-            }
-            return SessionStats(
-                frames=intake.frames,
-                waiting=len(intake.waiting),
-                refused=intake.refused,
-                evicted=getattr(self._memory, "evicted", 0),
-                times_back=intake.times_back,
-                tokens_seen=intake.tokens_seen,
-                tokens_kept=intake.tokens_kept,
-                memory_tokens=self._memory.tokens,
-                bytes=held,
-                stages=self._timer.stats(),
-                cache=cache,
+            return SessionStats.of(
+                self._intake, self._memory, cache, self._handle.pruner.state_bytes, self._timer
             )
-
-    # -- saving ------------------------------------------------------------------------------
 
     def save(self, path: str | Path) -> None:
         """Save the whole state of the stream into a folder.
@@ -356,7 +315,7 @@ class StreamingSession:
                 refused=self._intake.refused,
                 turns=self._turns,
                 waiting=self._intake.waiting,
-                side=self._side.state(),
+                side=self._adapter.state(),
             )
             snapshot = describe(saved, self._handle, self._name, self._memory)
             snapshot.values |= self._identity()
@@ -402,24 +361,29 @@ class StreamingSession:
             raise
         session._intake.restore(saved)
         session._turns = saved.turns
-        session._side.restore(saved.side)
+        session._adapter.restore(saved.side)
         return session
 
     def _identity(self) -> dict[str, Any]:
         """What must be the same when a save is loaded."""
         return {
-            "model": model_fingerprint(self._model),
+            "model": model_fingerprint(self._handle.model),
             "settings": describe_settings(self._handle, self._config, self._chunk),
         }
-
-    # -- inside ------------------------------------------------------------------------------
 
     def _start_over(self) -> None:
         self._turns: list[tuple[str, str]] = []
         self._identifier = uuid.uuid4().hex  # of the stream, in its saves
         self._intake.clear()
-        self._side.restore(None)
+        self._adapter.restore(None)
         self._questions.begin()
+
+    def _look_up(self, turns: Sequence[tuple[str, str]], question: str) -> tuple[Prompt, Evidence]:
+        """Write a question behind earlier turns, and look up what it needs."""
+        prompt = self._questions.prompt(turns, question)
+        self._complete()
+        with self._memory_lock:
+            return prompt, self._questions.context(prompt, question)
 
     def _check_open(self) -> None:
         if not self._open:
@@ -427,9 +391,9 @@ class StreamingSession:
 
     def _complete(self) -> None:
         """Take in a frame of a picture that waits for more."""
-        if not self._side.is_incomplete:  # a question need not wait for a push
+        if not self._adapter.is_incomplete:  # a question need not wait for a push
             return
         with self._push_lock:
-            waiting = self._side.complete()
+            waiting = self._adapter.complete()
             if waiting is not None:
                 self._intake.encode(*waiting)

@@ -9,10 +9,15 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 
 from stc_video.cacher import CacheStats
+
+if TYPE_CHECKING:
+    from stc_video.memory import Memory
+    from stc_video.session.intake import Intake
 
 __all__ = ["STAGES", "SessionStats", "StageStats", "StageTimer"]
 
@@ -80,6 +85,31 @@ class SessionStats:
     bytes: dict[str, int]
     stages: dict[str, StageStats]
     cache: CacheStats | None
+
+    @classmethod
+    def of(
+        cls,
+        intake: Intake,
+        memory: Memory,
+        cache: CacheStats | None,
+        pruner_bytes: int,
+        timer: StageTimer,
+    ) -> SessionStats:
+        """Collect the totals of a session's parts; the caller holds the memory's lock."""
+        state = {"cacher": 0 if cache is None else cache.state_bytes, "pruner": pruner_bytes}
+        return cls(
+            frames=intake.frames,
+            waiting=len(intake.waiting),
+            refused=intake.refused,
+            evicted=getattr(memory, "evicted", 0),
+            times_back=intake.times_back,
+            tokens_seen=intake.tokens_seen,
+            tokens_kept=intake.tokens_kept,
+            memory_tokens=memory.tokens,
+            bytes=memory.nbytes() | state,
+            stages=timer.stats(),
+            cache=cache,
+        )
 
 
 @dataclass

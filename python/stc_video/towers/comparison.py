@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from stc_video.towers.block import Block
 from stc_video.towers.block_calls import Arguments, bind
-from stc_video.towers.pre_norm import PreNormBlock, attention_observers
+from stc_video.towers.observers import unobserved
+from stc_video.towers.pre_norm import PreNormBlock
 
 #: tokens of each of the two pictures of :func:`try_out`
 _FEW = 8
@@ -36,14 +37,10 @@ def from_parts(block: Block, x: Tensor, mask: Tensor | None = None) -> Tensor:
     """Output (F, N, C) of a block for all tokens, by its parts; or of packed rows, (N, C)."""
     if x.dim() == 2:
         return from_parts(block, x[None], mask)[0]
-    observers = attention_observers.pop(block.layer, None)  # this is no frame of theirs
-    try:
+    with unobserved(block.layer):
         query, key, value = block.project(block.norm1(x))
         middle = x + block.attend(query, key, value, mask)
         return middle + block.feed_forward(middle)
-    finally:
-        if observers is not None:
-            attention_observers[block.layer] = observers
 
 
 def disagreement(stock: Tensor, ours: Tensor, x: Tensor) -> str:

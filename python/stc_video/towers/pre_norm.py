@@ -11,7 +11,6 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import cast
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +19,7 @@ from torch.nn.functional import pad, scaled_dot_product_attention
 from stc_kernels import sparse_query_attention
 from stc_video.errors import UnsupportedModelError
 from stc_video.towers.block import Part
+from stc_video.towers.observers import show_attention
 from stc_video.versions import TOWERS_FROM, require_transformers
 
 _NORM1 = ("layer_norm1", "norm1")
@@ -37,11 +37,6 @@ _PADDED_FROM = 168
 SUPPORTED = (
     "vision towers of transformers' SigLIP, SigLIP2, CLIP and DINOv2 (with or without registers) "
     "and LLaVA-NeXT's SigLIP"
-)
-
-#: by layer, who looks at the queries (B, K, C) and keys (B, N, C) of :meth:`PreNormBlock.attend`
-attention_observers: WeakKeyDictionary[nn.Module, list[Callable[[Tensor, Tensor], None]]] = (
-    WeakKeyDictionary()
 )
 
 
@@ -165,8 +160,7 @@ class PreNormBlock:
         places: Tensor | None = None,
     ) -> Tensor:
         """Mix the values by attention: :meth:`attend` in front of the output projection."""
-        for observer in attention_observers.get(self.layer, ()):
-            observer(query, key)
+        show_attention(self.layer, query, key)
         return attention(query, key, value, self.heads, mask)
 
     def attention_branch(self, mixed: Tensor) -> Tensor:
