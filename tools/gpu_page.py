@@ -6,6 +6,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -13,8 +14,13 @@ from typing import NamedTuple
 from gpu_steps import Step
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.append(str(ROOT / "benchmarks"))
+
+from predictions import compared  # noqa: E402
+
 #: limits of tables that do not judge themselves, as `stc bench` does
 LIMITS = ROOT / "benchmarks" / "limits" / "gpu_session.csv"
+PREDICTED = ROOT / "benchmarks" / "results" / "gpu_predicted.csv"
 PRETENDED = "**A dry run on a CPU: no figure and no verdict on this page is about a GPU.**"
 
 
@@ -90,6 +96,9 @@ def write_page(
     for limit in () if pretend else limits(out):
         measured = "" if limit.measured is None else f"{limit.measured:.3g}"
         lines.append(f"| {limit.what} | {limit.at_most:g} | {measured} | {limit.verdict} |")
+    if (out / "gpu_cacher.csv").exists() and not pretend:
+        lines += ["", "## Predicted and measured", ""]
+        lines += compared(PREDICTED, out / "gpu_cacher.csv")
     temporary = out / "session.md.part"
     temporary.write_text("\n".join(lines) + "\n")
     os.replace(temporary, out / "session.md")

@@ -127,6 +127,17 @@ def test_limits_are_judged_by_the_best_backend_and_may_be_unmeasured(tmp_path):
     assert (second.measured, second.verdict) == (2.5, "FAIL")
 
 
+def test_the_page_sets_what_was_measured_beside_what_was_predicted(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu_page, "machine", lambda: "NVIDIA H100")
+    (tmp_path / "gpu_cacher.csv").write_text(
+        "geometry,contender,streams,device,median_ms\nsiglip-so400m,motion,1,NVIDIA H100,3.0\n"
+    )
+    gpu_page.write_page(tmp_path, STEPS, {}, pretend=False)
+    page = (tmp_path / "session.md").read_text()
+    assert "| NVIDIA H100 | 1 | motion | " in page
+    assert page.count("| not reached | 0 |") == len(STEPS)
+
+
 def test_wheels_leave_out_torch_and_name_no_index():
     requirements = pack_wheels.needed("3.12", with_build=False)
     names = {line.partition("==")[0] for line in requirements}
