@@ -16,6 +16,7 @@
 #   make bench    the CPU benchmarks, written to benchmarks/results
 #   make static   compile every GPU kernel for every architecture; needs no GPU
 #   make gpu      everything that needs a GPU: test-gpu, sanitize-gpu, bench-gpu
+#   make gpu-session   the same and more within 25 minutes, on a machine without a network
 #   make lock     choose the releases that everybody installs anew, into requirements/
 #
 # PYTHON=python3.12 chooses the interpreter of a new .venv. TORCH="torch==2.13.0" is what gets
@@ -44,8 +45,8 @@ HOSTILE_SECONDS ?= 3600
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test test-long test-quick test-gpu test-versions test-newest test-hub fuzz \
-    fuzz-hostile emulate emulate-long mutants lint format docs static bench gpu sanitize-gpu \
-    bench-gpu bench-service lock clean
+    fuzz-hostile emulate emulate-long mutants lint format docs static bench gpu gpu-session \
+    gpu-dry-run sanitize-gpu bench-gpu bench-service lock clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -99,6 +100,16 @@ sanitize-gpu: install
 	        $(BIN)/python -m pytest -n 0 -m gpu tests/ops/test_gpu.py -k "layouts or selection" \
 	        || exit 1; \
 	done
+
+# Whatever Python has torch: nothing is installed but what wheels/ holds (tools/pack_wheels.py).
+# SESSION_STEPS="cacher tuner" runs these alone, into the same folder.
+SESSION = tools/gpu_session.py $(if $(SESSION_STEPS),--only $(SESSION_STEPS))
+
+gpu-session:
+	$(PYTHON) $(SESSION) --out $(OUT)/gpu-session
+
+gpu-dry-run: install
+	$(BIN)/python $(SESSION) --out $(OUT)/gpu-dry-run --pretend
 
 # The model adapters once more, each release of transformers in a folder of its own.
 test-versions: $(addprefix test-transformers-,$(TRANSFORMERS))

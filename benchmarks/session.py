@@ -233,6 +233,8 @@ def main() -> None:
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
         print(row, flush=True)
         rows.append(row | environment() | ({"device": name} if device.type == "cuda" else {}))
+        if arguments.out is not None:
+            write_rows(arguments.out, rows)  # whatever happens next is kept
 
     with torch.inference_mode():
         bench = Bench(arguments)
@@ -241,8 +243,6 @@ def main() -> None:
             done(bench.prefill(count))
         for count in arguments.first_token:
             done(bench.first_token(count))
-    if arguments.out is not None:
-        write_rows(arguments.out, rows)
 
 
 if __name__ == "__main__":

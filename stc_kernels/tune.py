@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,8 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--op", nargs="+", choices=_triton.OPS, help="default: all operators")
     parser.add_argument("--only", choices=("kernels", "backends"), help="default: both")
+    names = (*_examples.TOWERS, *_examples.FEATURES)
+    parser.add_argument("--geometry", nargs="+", choices=names, help="default: all geometries")
     parser.add_argument("--device", default="cuda", help="such as cuda:1; default: cuda")
     parser.add_argument("--batch", nargs="+", type=int, default=[1, 8, 64], help="batch sizes")
     parser.add_argument("--out", type=Path, help="default: the file that the package reads")
@@ -74,16 +76,18 @@ def main(argv: list[str] | None = None) -> int:
     ops = arguments.op or _triton.OPS
     if arguments.only != "backends":
         for kernel, op in _kernels_of(ops):
-            shapes = list(_shapes(op, arguments.batch))
+            shapes = list(_shapes(op, arguments.batch, arguments.geometry or names))
             entries = [tune_kernel(kernel, op, geometry, device) for geometry in shapes]
-            write_entries(path, "kernels", kernel, entries, name)
+            if entries:
+                write_entries(path, "kernels", kernel, entries, name)
     if arguments.only != "kernels":
         for op in ops:
-            shapes = list(_shapes(op, arguments.batch))
+            shapes = list(_shapes(op, arguments.batch, arguments.geometry or names))
             entries = [
                 row for dtype in _DTYPES for row in compare_backends(op, shapes, dtype, device)
             ]
-            write_entries(path, "backends", op, entries, name)
+            if entries:
+                write_entries(path, "backends", op, entries, name)
     print(f"written to {path}")
     return 0
 
@@ -98,9 +102,9 @@ def _kernels_of(ops: tuple[str, ...] | list[str]) -> Iterator[tuple[str, str]]:
             yield kernel, op
 
 
-def _shapes(op: str, batches: list[int]) -> Iterator[Geometry]:
-    for geometry in _examples.geometries(op).values():
-        for batch in batches:
+def _shapes(op: str, batches: list[int], names: Collection[str]) -> Iterator[Geometry]:
+    for name, geometry in _examples.geometries(op).items():
+        for batch in batches if name in names else ():
             yield Geometry(geometry.tokens, geometry.channels, geometry.k, geometry.heads, batch)
 
 

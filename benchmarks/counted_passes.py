@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The passes whose launches are counted: a dense frame, cached ones of each policy, the paper's.
+
+Shapes are those of SigLIP-so400m (729 tokens, 1152 channels) in bfloat16; a cached frame encodes a
+quarter of the tokens.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import replace
+from fractions import Fraction
+from typing import Any
+
+import torch
+from counted import Call, count, pretended_gpu
+from torch import nn
+
+from stc_kernels import select_changed
+from stc_video.bench.cases import Case
+from stc_video.bench.contenders import Contender, Ours, motion_config, stc_config
+from stc_video.bench.paper import PublishedLayer
+from stc_video.bench.towers import BenchTower
+from stc_video.cacher.graphs import GraphCache, PlainRecorder
+from stc_video.cacher.motion.bucketed import BucketedEncoder, Rows
+from stc_video.cacher.motion.state import MotionState
+from stc_video.cacher.packed_weights import PackedWeights
+from stc_video.cacher.stc.layer import StcReference
+from stc_video.cacher.stc.passes import PlainPasses
+from stc_video.cacher.streams import Layout
+from stc_video.loading.geometries import build_random
+from stc_video.towers.pre_norm import PreNormTower
+
+GEOMETRY, LAYERS, RATIO = "siglip-so400m", 27, Fraction(1, 4)
+TOKENS, CHANNELS, ROWS = 729, 1152, 182
+_DTYPE = torch.bfloat16
+
+
+def dense(streams: int, layers: int = LAYERS) -> list[Call]:
+    """Count a frame of each stream through the stock tower."""
+    tower = _tower(layers)
+    with pretended_gpu():
+        frames = torch.empty((streams, 3, 384, 384), dtype=_DTYPE, device="cuda")
+        return count(lambda: tower(frames))
+
+
+def motion(streams: int, layers: int = LAYERS) -> list[Call]:
+    """Count the layers of a cached frame of the `motion` policy."""
+    blocks = _packed(layers).blocks
+    with pretended_gpu():
+        layout = Layout(TOKENS, CHANNELS, _DTYPE, torch.device("cuda"))
+        state = MotionState.empty(layout, layers, False, frozenset(), (streams,))
+        slots = torch.empty(streams, dtype=torch.int64, device="cuda")
+        places = torch.empty((streams, ROWS), dtype=torch.int32, device="cuda")
+        x = torch.empty((streams, ROWS, CHANNELS), dtype=_DTYPE, device="cuda")
+        encoder = BucketedEncoder(blocks, layers, GraphCache(PlainRecorder(), 0))
+        run = functools.partial(encoder._run, state, x, Rows(slots, places, False), None, False)
+        count(run)  # makes the copies of weights
+        return count(run)
+
+
+def stc(streams: int, layers: int = LAYERS) -> list[Call]:
+    """Count the layers of a cached frame of the `stc` policy."""
+    blocks = _packed(layers).blocks
+    with pretended_gpu():
+        frame = (TOKENS, CHANNELS)
+        planes = torch.empty((3, streams, layers, *frame), dtype=_DTYPE, device="cuda")
+        slots = torch.empty(streams, dtype=torch.int64, device="cuda")
+        x = torch.empty((streams, *frame), dtype=_DTYPE, device="cuda")
+
+        def references(layer: int) -> StcReference:
+            return StcReference(*(plane[:, layer].index_select(0, slots) for plane in planes))
+
+        passes = PlainPasses(blocks, lambda new, old: select_changed(new, old, ROWS), True)
+        run = functools.partial(passes.run_cached, x, None, frozenset(), references)
+        count(run)  # makes the copies of weights
+        return count(run)
+
+
+def paper(streams: int, layers: int = LAYERS) -> list[Call]:
+    """Count the layers of a cached frame of the published forward."""
+    published = [PublishedLayer(block, ROWS, 0) for block in _found(layers).blocks]
+    with pretended_gpu():
+        x = torch.empty((streams, TOKENS, CHANNELS), dtype=_DTYPE, device="cuda")
+
+        def run() -> None:
+            y = x
+            for layer in published:
+                y = layer(y)
+
+        count(run)  # the dense frame
+        return count(run)
+
+
+PASSES: dict[str, Callable[..., list[Call]]] = {
+    "dense": dense,
+    "motion": motion,
+    "stc": stc,
+    "paper": paper,
+}
+
+
+def around(policy: str, streams: int) -> list[Call]:
+    """Count what a cached frame launches outside of the layers: embedding, what changed, output.
+
+    Real calls on a CPU in the shapes of a GPU, which `pretended_gpu` cannot do, since what changed
+    decides what is done. Towers of one layer and of two tell what is outside of them, calls with
+    one stream and with two what a stream adds.
+    """
+    one, two = _outside(policy, 1), _outside(policy, 2)
+    calls = []
+    for op in dict.fromkeys([*one, *two]):
+        pairs = zip(one.get(op, (0, 0)), two.get(op, (0, 0)), strict=True)
+        launches, nbytes = (first + (streams - 1) * (second - first) for first, second in pairs)
+        if launches > 0:
+            calls.append(Call(op, launches, max(0, nbytes)))
+    return calls
+
+
+@functools.cache
+def _outside(policy: str, streams: int) -> dict[str, tuple[int, int]]:
+    """By operator, the launches and bytes of a frame that no layer adds to."""
+    shallow, deep = (_of_whole_frame(policy, streams, layers) for layers in (1, 2))
+    found = {}
+    for op, numbers in shallow.items():
+        pairs = zip(numbers, deep.get(op, (0, 0)), strict=True)
+        found[op] = tuple(2 * first - second for first, second in pairs)
+    return {op: numbers for op, numbers in found.items() if numbers[0] > 0}
+
+
+def _of_whole_frame(policy: str, streams: int, layers: int) -> dict[str, tuple[int, int]]:
+    tower = BenchTower.build(GEOMETRY, layers=layers, dtype=_DTYPE)
+    case = Case.of(tower, streams, RATIO)
+    config = motion_config(case, refresh=False) if policy == "motion" else stc_config(case)
+    shapes: dict[str, Any] = {"batching": "bucketed", "graphs": False, "pack_weights": False}
+    contender: Contender = Ours(case, replace(config, **shapes))
+    found: dict[str, tuple[int, int]] = {}
+    with torch.inference_mode():
+        contender.start()
+        contender.encode(case.clip.turn(0))
+        for call in count(lambda: contender.encode(case.clip.turn(1))):
+            launches, nbytes = found.get(call.op, (0, 0))
+            found[call.op] = launches + call.launches, nbytes + call.nbytes
+    if contender.problem:
+        raise RuntimeError(f"{policy} did not encode a cached frame: {contender.problem}")
+    return found
+
+
+def _tower(layers: int) -> nn.Module:
+    """A tower without data."""
+    with torch.device("meta"):
+        tower: nn.Module = build_random(GEOMETRY, layers=layers).to(_DTYPE).eval()
+    return tower
+
+
+def _found(layers: int) -> PreNormTower:
+    return PreNormTower.of(_tower(layers))
+
+
+def _packed(layers: int) -> PreNormTower:
+    """With the weights of query, key and value as one, as the cacher has them on a GPU."""
+    tower = _found(layers)
+    weights = PackedWeights()
+    weights.install(tower.blocks)
+    return weights.fuse(tower)
