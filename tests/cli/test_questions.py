@@ -3,14 +3,19 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from stc_video.cli.app import run_app
 from stc_video.cli.questions import pair_questions, parse_time
+from stc_video.memory import RekvConfig
+from stc_video.serve.config import ServeConfig
+from stc_video.session import StreamingSession
 
 MODEL = ("--model", "llava-onevision-tiny", "--threads", "1", "--dense-every", "0")
 SHORT = ("--max-new-tokens", "8")
@@ -104,3 +109,23 @@ def test_bad_input_is_one_sentence(
 def test_questions_need_a_model(clip: Path, tmp_path: Path, capsys) -> None:
     assert run(clip, "--ask", "what?", "--out", tmp_path) == 2
     assert "--ask needs a language model" in capsys.readouterr().err
+
+
+def test_run_chat_and_serve_answer_from_the_same_kind_of_memory(
+    clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memories = []
+    make = StreamingSession.__init__
+
+    def noting(self: StreamingSession, *arguments, memory, **settings) -> None:
+        memories.append(memory)
+        make(self, *arguments, memory=memory, **settings)
+
+    monkeypatch.setattr(StreamingSession, "__init__", noting)
+    monkeypatch.setattr("sys.stdin", io.StringIO("/quit\n"))
+    model = ("--model", "llava-onevision-tiny", "--threads", "1")
+    assert run(clip, "--max-frames", 2, *MODEL, "--ask", "what?", *SHORT, "--out", tmp_path) == 0
+    assert run_app(["chat", str(clip), *model, "--fast"]) == 0
+    memory = RekvConfig(retrieval="normalised")
+    assert memories == [memory, memory]
+    assert ServeConfig().memory == replace(memory, host_bytes=1 << 30)

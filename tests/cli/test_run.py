@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -21,9 +22,8 @@ from live_server import TS, paced, serving, serving_files, ts_pieces
 
 import stc_kernels
 from stc_video.cli.app import run_app
-from stc_video.cli.options import Prune
 from stc_video.cli.pipeline import measures
-from stc_video.cli.settings import RunSettings
+from stc_video.cli.run_settings import PrunerName, RunSettings
 from stc_video.pruners import PRUNERS
 
 TINY = ("--threads", "1")
@@ -100,12 +100,12 @@ def test_stc_policy_and_its_options(clip: Path, tower_folder: Path, tmp_path: Pa
 
 
 def test_every_pruner_is_offered() -> None:
-    assert {choice.value for choice in Prune} == set(PRUNERS)
-    for choice in Prune:
-        settings = RunSettings(prune=choice.value, tokens_per_frame=5)
+    assert set(get_args(PrunerName)) == set(PRUNERS)
+    for name in PRUNERS:
+        settings = RunSettings(prune=name, tokens_per_frame=5)
         pruner = settings.pruner()
         if pruner is None:
-            assert choice is Prune.none
+            assert name == "none"
             continue
         assert pruner.exact
         if settings.needs_attention:

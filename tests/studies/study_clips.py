@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 
 from stc_video.pruners import Attention
-from stc_video.studies.marks import moved_tokens
 from stc_video.studies.pruning.clips import CELL, EncodedClip
+from stc_video.studies.reference_masks import moved_tokens
 
 GRID = (4, 5)
 TOKENS = GRID[0] * GRID[1]

@@ -11,8 +11,8 @@ import torch
 from clip_maker import write_clip
 
 from stc_video.loading.vision import LoadedModel
-from stc_video.studies.marks import SaliencyMarker
 from stc_video.studies.pruning.clips import CELL, clip_names, encode_clip, open_clips
+from stc_video.studies.reference_masks import SaliencyMarker
 from stc_video.video import VideoError
 
 

@@ -22,8 +22,8 @@ from stc_video.studies.fidelity.calibrate import AIMS, calibrate
 from stc_video.studies.fidelity.measure import encode_densely, measure, problems_of
 from stc_video.studies.fidelity.settings import CacheSetting, make_grid
 from stc_video.studies.fidelity.study import ALL, DENSE_EVERY, FidelityStudy, run_study
-from stc_video.studies.marks import SaliencyMarker
 from stc_video.studies.pruning.clips import expected_frames, open_at_rates
+from stc_video.studies.reference_masks import SaliencyMarker
 from stc_video.video import VideoError
 
 GRID = make_grid(intervals=[2, 4], ratios=[0.25, 0.5], qualities=[0.9, 0.99], thresholds=[0.5])

@@ -12,7 +12,7 @@ from browser import browse, needs_browser
 from dense_clips import dense_clip
 
 from stc_video.loading.vision import LoadedModel
-from stc_video.studies.fidelity.page import headline, shown_tables, write_fidelity
+from stc_video.studies.fidelity.page import PAGE, headline, shown_tables
 from stc_video.studies.fidelity.settings import CacheSetting, make_grid
 from stc_video.studies.fidelity.study import ALL, FidelityStudy, run_study
 
@@ -59,7 +59,7 @@ def with_saliency(study: FidelityStudy) -> FidelityStudy:
 
 def written(study: FidelityStudy, path: Path) -> Path:
     details = {"Model": [("weights", "none at all")]}
-    return write_fidelity(
+    return PAGE.write(
         study, path / "fidelity.html", command="stc fidelity", created="now", details=details
     )
 

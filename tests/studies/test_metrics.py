@@ -8,8 +8,8 @@ import math
 import pytest
 import torch
 
-from stc_video.studies.marks import moved_tokens
 from stc_video.studies.metrics import explained, keep_mask, overlap, pareto_front, share
+from stc_video.studies.reference_masks import moved_tokens
 
 GENERATOR = torch.Generator().manual_seed(0)
 FEATURES = torch.randn(4, 7, 5, generator=GENERATOR)

@@ -12,7 +12,7 @@ from browser import browse, needs_browser
 from study_clips import clip
 
 from stc_video.studies.pruning.methods import find_methods
-from stc_video.studies.pruning.page import headline, write_study
+from stc_video.studies.pruning.page import PAGE, headline
 from stc_video.studies.pruning.study import PruneStudy, run_study
 
 NAMES = ["stc", "dtd", "evs-clip", "visionzip", "tome", "uniform", "random"]
@@ -60,7 +60,7 @@ def study() -> PruneStudy:
 
 def written(study: PruneStudy, path: Path) -> Path:
     details = {"Model": [("weights", "none at all")]}
-    return write_study(
+    return PAGE.write(
         study, path / "study.html", command="stc prune-study", created="now", details=details
     )
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How `stc bench` shows its results in a terminal."""
+"""The results of `stc bench` in a terminal."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from rich.table import Table
 
 from stc_video.bench.limits import Outcome
 from stc_video.bench.table import Measured, Row, shown_ratio
+from stc_video.report.summary import counted
 
 __all__ = ["case_name", "show_case", "show_limits"]
 
@@ -18,7 +19,7 @@ _TICK, _CROSS = "[green]✓[/green]", "[red]✗[/red]"
 
 def case_name(row: Row) -> str:
     """Name the case of a row in a sentence."""
-    streams = _count(row.streams, "stream")
+    streams = counted(row.streams, "stream")
     return f"{row.geometry}, {row.dtype}, {streams}, {shown_ratio(row.ratio)} of the tokens"
 
 
@@ -32,7 +33,7 @@ def show_case(console: Console, case: Measured) -> None:
             console.print(f"{row.contender} is wrong: {why}", style="red", markup=False)
     for one in case.left_out:
         console.print(
-            f"{one.geometry}, {_count(one.streams, 'stream')}, {shown_ratio(one.ratio)}: "
+            f"{one.geometry}, {counted(one.streams, 'stream')}, {shown_ratio(one.ratio)}: "
             f"{one.contender} is left out, it {one.reason}",
             style="yellow",
             markup=False,
@@ -52,7 +53,7 @@ def show_limits(console: Console, outcomes: Sequence[Outcome]) -> None:
         limit, measured = outcome.limit, outcome.measured
         table.add_row(
             _TICK if outcome.holds else _CROSS,
-            f"{limit.geometry}, {limit.dtype}, {_count(limit.streams, 'stream')}, "
+            f"{limit.geometry}, {limit.dtype}, {counted(limit.streams, 'stream')}, "
             f"{shown_ratio(limit.ratio)}",
             limit.contender,
             limit.baseline,
@@ -65,8 +66,8 @@ def show_limits(console: Console, outcomes: Sequence[Outcome]) -> None:
 def _case_table(rows: Sequence[Row]) -> Table:
     first = rows[0]
     title = (
-        f"{first.geometry}, {_count(first.layers, 'layer')}, {first.dtype}, "
-        f"{_count(first.streams, 'stream')}, "
+        f"{first.geometry}, {counted(first.layers, 'layer')}, {first.dtype}, "
+        f"{counted(first.streams, 'stream')}, "
         f"{shown_ratio(first.ratio)} of {first.tokens} tokens"
     )
     table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="dim")
@@ -103,7 +104,3 @@ def _ratio(value: float | None) -> str:
 
 def _range(low: str, high: str) -> str:
     return f"{low}-{high}" if low and high else ""
-
-
-def _count(count: int, what: str) -> str:
-    return f"{count} {what}{'s' if count > 1 else ''}"

@@ -4,72 +4,66 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from dataclasses import replace
-from itertools import chain
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
+import typer
 from rich.console import Console
 from rich.table import Table
 
 from stc_video.calibration import Calibration
 from stc_video.cli.environment import measured_on
-from stc_video.cli.output import collected_warnings, show_verdict, text_table
-from stc_video.cli.progress import bars
+from stc_video.cli.options import REPORT
+from stc_video.cli.output import collected_warnings, command_line, show_verdict, text_table
 from stc_video.cli.stop import INTERRUPTED, Stop
-from stc_video.cli.study_settings import CalibrationSettings
+from stc_video.cli.study import RatesSettings, set_up
 from stc_video.config import CacheConfig
 from stc_video.report.verdict import Verdict, calibration_verdict
 
 if TYPE_CHECKING:
     from stc_video.loading.vision import LoadedModel
 
-__all__ = ["calibrate_tower"]
+__all__ = ["calibrate"]
 
 
-def calibrate_tower(settings: CalibrationSettings, out: Path, command: str) -> int:
-    """Try every aim of the ``motion`` policy on some videos and write what it gave.
+@dataclass(frozen=True, kw_only=True)
+class CalibrationSettings(RatesSettings):
+    """Options of `stc calibrate`."""
 
-    Parameters
-    ----------
-    settings : CalibrationSettings
-        The options.
-    out : Path
-        The file to write; written whole, at the end, or not at all.
-    command : str
-        The command line, kept in the file.
+    out: Annotated[Path, typer.Option(rich_help_panel=REPORT, help="The file to write.")] = Path(
+        "calibration.json"
+    )
 
-    Returns
-    -------
-    int
-        The exit code: 0 done, 1 a video ended early, 130 interrupted; then nothing is written.
 
-    Raises
-    ------
-    ValueError, OSError
-        For bad input.
+def calibrate(settings: CalibrationSettings) -> int:
+    """Measure what the motion policy should start with on your videos, with your tower.
+
+    Give the file to CacheConfig(calibration=...).
+    Exit code: 0 done, 1 a video ended early, 2 bad input, 130 interrupted.
     """
     console = Console(highlight=False)
     settings.rates()  # wrong options should not wait for a model
+    out = settings.out
     if not out.parent.is_dir():
         raise ValueError(f"--out: there is no folder {out.parent}")
     stop = Stop()
     try:
         with stop, collected_warnings() as notes:
-            found, problems = _measure(settings, console, stop, command)
+            calibration, problems = _measure(settings, console, stop)
     except KeyboardInterrupt:
         console.print("Stopped; nothing was written.")
         return INTERRUPTED
-    verdict = _verdict(found)
-    # Kept with it, for who opens the file later.
+    verdict = _verdict(calibration)
+    # Kept with it, for whoever opens the file later.
     facts = {"verdict": verdict.text, "verdict_level": verdict.level}
-    replace(found, facts={**found.facts, **facts}).save(out)
+    replace(calibration, facts={**calibration.facts, **facts}).save(out)
     for note in (*problems, *notes):
         console.print(f"Note: {note}", style="yellow", markup=False)
-    console.print(_table(found))
+    console.print(_table(calibration))
     console.print(
         f"{out}: use it as CacheConfig(calibration={str(out)!r}, quality=...). Without audits "
-        f"every video had a cosine of {found.best_quality:.3f}; above that frames are dense "
+        f"every video had a cosine of {calibration.best_quality:.3f}; above that frames are dense "
         "to hold the quality.",
         soft_wrap=True,
         markup=False,
@@ -79,29 +73,23 @@ def calibrate_tower(settings: CalibrationSettings, out: Path, command: str) -> i
 
 
 def _measure(
-    settings: CalibrationSettings, console: Console, stop: Stop, command: str
+    settings: CalibrationSettings, console: Console, stop: Stop
 ) -> tuple[Calibration, list[str]]:
     """Encode the clips and try the aims; the calibration, and which clips ended early."""
     from stc_video.studies.fidelity.calibrate import AIMS, calibrate
     from stc_video.studies.fidelity.measure import encode_densely, problems_of
-    from stc_video.studies.pruning.clips import expected_frames, open_at_rates
 
-    rates = settings.rates()
     with ExitStack() as files:
-        opened = open_at_rates(settings.paths(), rates, max_frames=settings.max_frames, files=files)
-        frames = expected_frames(chain.from_iterable(opened.values()))
-        with console.status("Loading the model ..."):
-            model = settings.load()
-        with bars(console, stop) as bar:
-            on_frame = bar("Encoding densely", "frames", frames)
-            clips = encode_densely(opened, model, on_frame=on_frame)
-            steps = len(AIMS) * sum(clip.frames for clip in clips if clip.frames > 1)
-            trying = bar("Trying aims", "frames", steps)
-            found = calibrate(clips, model, AIMS, trying, _facts(settings, model, command))
-    return found, problems_of(clips)
+        setup = set_up(settings, settings.rates(), settings.max_frames, console, stop, files)
+        on_frame = setup.frames_bar("Encoding densely")
+        clips = encode_densely(setup.clips, setup.model, on_frame=on_frame)
+        steps = len(AIMS) * sum(clip.frames for clip in clips if clip.frames > 1)
+        on_step = setup.bar("Trying aims", "frames", steps)
+        calibration = calibrate(clips, setup.model, AIMS, on_step, _facts(settings, setup.model))
+        return calibration, problems_of(clips)
 
 
-def _facts(settings: CalibrationSettings, model: LoadedModel, command: str) -> dict[str, str]:
+def _facts(settings: CalibrationSettings, model: LoadedModel) -> dict[str, str]:
     """Return what is kept with a calibration."""
     from stc_video.video.location import locate
 
@@ -113,19 +101,19 @@ def _facts(settings: CalibrationSettings, model: LoadedModel, command: str) -> d
         "dtype": str(here["dtype"]),
         "clips": ", ".join(locate(path).name for path in settings.paths()),
         "fps": ", ".join(f"{fps:g}" for fps in settings.rates()),
-        "command": command,
+        "command": command_line(),
     }
 
 
-def _verdict(found: Calibration) -> Verdict:
-    """Judge by the quality that is asked for by default, or the best one."""
+def _verdict(calibration: Calibration) -> Verdict:
+    """Judge by the default quality, or by the best one if that is lower."""
     wanted = CacheConfig().quality
-    least = min(wanted, found.best_quality)
-    costs = [point.cost for point in found.points if point.worst_clip >= least]
-    return calibration_verdict(found.best_quality, wanted, min(costs, default=None))
+    least = min(wanted, calibration.best_quality)
+    costs = [point.cost for point in calibration.points if point.worst_clip >= least]
+    return calibration_verdict(calibration.best_quality, wanted, min(costs, default=None))
 
 
-def _table(found: Calibration) -> Table:
+def _table(calibration: Calibration) -> Table:
     header = ["aim", "effort at the start", "cost", "similarity", "worst clip"]
     rows = [
         [
@@ -135,6 +123,6 @@ def _table(found: Calibration) -> Table:
             f"{point.similarity:.4f}",
             f"{point.worst_clip:.4f}",
         ]
-        for point in found.points
+        for point in calibration.points
     ]
     return text_table(header, rows)

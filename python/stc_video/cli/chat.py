@@ -5,21 +5,33 @@ from __future__ import annotations
 
 import sys
 import threading
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Annotated, Any
 
+import typer
 from rich.console import Console
 from rich.table import Table
 
+from stc_video.cli.options import (
+    DeviceOption,
+    DtypeOption,
+    LanguageModelOption,
+    MaxNewTokensOption,
+    RetrieveTokensOption,
+    StorageOption,
+    ThreadsOption,
+    TokensPerFrameOption,
+)
 from stc_video.cli.output import show_verdict
-from stc_video.loading.video_llm import load_chat_model
-from stc_video.memory import RekvConfig
+from stc_video.memory.config import COMMAND_MEMORY
 from stc_video.report.tables import clock, milliseconds
 from stc_video.report.verdict import cache_verdict
-from stc_video.session import Answer, StreamingSession
-from stc_video.session.streaming import AnswerStream
-from stc_video.video.live import LiveVideo
 
-__all__ = ["run_chat"]
+if TYPE_CHECKING:
+    from stc_video.session import Answer, StreamingSession
+    from stc_video.video.live import LiveVideo
+
+__all__ = ["chat"]
 
 _HELP = (
     "A line is a question. /wait waits for the end of a recording, /stats shows times and memory, "
@@ -28,60 +40,64 @@ _HELP = (
 _SHOWN_TIMES = 6
 
 
-def run_chat(
-    source: str,
-    name: str,
-    *,
-    fps: float,
-    fast: bool,
-    memory: RekvConfig,
-    tokens_per_frame: int,
-    max_new_tokens: int,
-    device: str,
-    dtype: str,
-    threads: int | None,
-) -> int:
-    """Push a source in one thread and answer the lines of standard input in this one.
+@dataclass(frozen=True, kw_only=True)
+class ChatSettings:
+    """Options of `stc chat`."""
 
-    Parameters
-    ----------
-    source, fps, fast
-        As for :class:`LiveVideo`.
-    name, device, dtype
-        As for :func:`load_chat_model`.
-    memory, tokens_per_frame
-        As for :class:`StreamingSession`.
-    max_new_tokens
-        Longest answer.
-    threads
-        CPU threads, or None for torch's choice.
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="SOURCE",
+            help="A video file, a camera such as /dev/video0, or an address such as rtsp://...",
+        ),
+    ]
+    model: LanguageModelOption
+    fps: Annotated[float, typer.Option(help="Frames per second that the model gets.")] = 2.0
+    fast: Annotated[
+        bool,
+        typer.Option("--fast", help="Push a recording as fast as possible, not in its own time."),
+    ] = False
+    tokens_per_frame: TokensPerFrameOption = 64
+    retrieve_tokens: RetrieveTokensOption = COMMAND_MEMORY.retrieve_tokens
+    storage: StorageOption = COMMAND_MEMORY.storage
+    max_new_tokens: MaxNewTokensOption = 256
+    device: DeviceOption = "auto"
+    dtype: DtypeOption = "auto"
+    threads: ThreadsOption = None
 
-    Returns
-    -------
-    int
-        The exit code: 0, or 1 if the video broke off.
 
-    Raises
-    ------
-    ValueError
-        For bad input, such as a video without a first frame.
+def chat(settings: ChatSettings) -> int:
+    """Talk about a video or a camera while it runs.
+
+    Questions are lines; /help lists the commands. The conversation is remembered.
+    Exit code: 0 done, 1 the video broke off, 2 bad input.
     """
     import torch
 
+    from stc_video.loading.video_llm import load_chat_model
+    from stc_video.session import StreamingSession
+    from stc_video.video.live import LiveVideo
+
     console = Console(highlight=False, soft_wrap=True)
     stop = threading.Event()
-    video = LiveVideo(source, fps, stop, fast=fast)  # a wrong option should not wait for the model
-    if threads is not None:
-        torch.set_num_threads(threads)
+    # Wrong options should not wait for the model.
+    memory = replace(
+        COMMAND_MEMORY, retrieve_tokens=settings.retrieve_tokens, storage=settings.storage
+    )
+    video = LiveVideo(settings.source, settings.fps, stop, fast=settings.fast)
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
     with console.status("Loading the model ..."):
-        chat = load_chat_model(name, device=device, dtype=dtype)
-    if chat.notice:
-        console.print(f"Note: {chat.notice}", style="yellow")
+        loaded = load_chat_model(settings.model, device=settings.device, dtype=settings.dtype)
+    if loaded.notice:
+        console.print(f"Note: {loaded.notice}", style="yellow")
     with StreamingSession(
-        chat.model, chat.processor, memory=memory, tokens_per_frame=tokens_per_frame
+        loaded.model, loaded.processor, memory=memory, tokens_per_frame=settings.tokens_per_frame
     ) as session:
         camera = _Camera(session, video, console)
-        conversation = _Conversation(session, camera, console, max_new_tokens, chat.random)
+        conversation = _Conversation(
+            session, camera, console, settings.max_new_tokens, loaded.random
+        )
         console.print(_HELP, style="dim")
         camera.start()
         try:
@@ -170,6 +186,8 @@ class _Conversation:
         return line.strip()
 
     def _answer(self, question: str) -> None:
+        from stc_video.session.streaming import AnswerStream
+
         def show(text: str) -> None:
             self._console.print(text, end="", markup=False)
 

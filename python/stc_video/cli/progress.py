@@ -5,20 +5,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TypeAlias
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
 
 from stc_video.cli.stop import Stop
 
-__all__ = ["bars"]
+__all__ = ["Bar", "bars"]
+
+#: adds a bar, from its title, its unit and its length, and returns the function that moves it on
+Bar: TypeAlias = Callable[[str, str, "int | None"], Callable[[], None]]
 
 
 @contextmanager
-def bars(
-    console: Console, stop: Stop
-) -> Iterator[Callable[[str, str, int | None], Callable[[], None]]]:
-    """Show progress bars; yields the function that adds one and returns what moves it on."""
+def bars(console: Console, stop: Stop) -> Iterator[Bar]:
+    """Show progress bars."""
     columns = (
         SpinnerColumn(),
         TextColumn("{task.description}"),
@@ -28,18 +30,20 @@ def bars(
     )
     with Progress(*columns, console=console) as progress:
 
-        def add(what: str, unit: str, total: int | None) -> Callable[[], None]:
+        def finish() -> None:
             for task in progress.tasks:
                 progress.update(task.id, total=task.completed)
-            added = progress.add_task(what, total=total, unit=unit)
+
+        def add(title: str, unit: str, total: int | None) -> Callable[[], None]:
+            finish()
+            task = progress.add_task(title, total=total, unit=unit)
 
             def step() -> None:
-                progress.advance(added)
+                progress.advance(task)
                 if stop.wanted:
                     raise KeyboardInterrupt
 
             return step
 
         yield add
-        for task in progress.tasks:
-            progress.update(task.id, total=task.completed)
+        finish()

@@ -1,127 +1,96 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`stc prune-study`: from the options to the report."""
+"""`stc prune-study`: pruning methods on videos."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack, nullcontext
-from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
 
-from rich.console import Console
+import typer
 
-from stc_video.cli.environment import chosen_backends, measured_on
-from stc_video.cli.output import collected_warnings
-from stc_video.cli.progress import bars
-from stc_video.cli.stop import INTERRUPTED, Stop
-from stc_video.cli.study import Details, Finished, View, details_of, report_study
-from stc_video.cli.study_settings import PruneStudySettings
+from stc_video.cli.options import PRUNE, REPORT, FpsOption, MostFramesOption
+from stc_video.cli.study import Setup, StudySettings, parse_numbers, report_study
 
 if TYPE_CHECKING:
-    from stc_video.loading.vision import LoadedModel
-    from stc_video.studies.marks import SaliencyMarker
-    from stc_video.studies.pruning.clips import EncodedClip
+    from stc_video.studies.pruning.methods import Method
     from stc_video.studies.pruning.study import PruneStudy
-    from stc_video.video import VideoSource
 
-__all__ = ["study_videos"]
-
-_REMARK = "Which choice is better for a model's answers was not measured."
+__all__ = ["prune_study"]
 
 
-def study_videos(settings: PruneStudySettings, out: Path, command: str) -> int:
-    """Compare the pruning methods on some videos, write the report, and say where it is.
+@dataclass(frozen=True, kw_only=True)
+class PruneStudySettings(StudySettings):
+    """Options of `stc prune-study`."""
 
-    Parameters
-    ----------
-    settings : PruneStudySettings
-        The options.
-    out : Path
-        Folder for prune_study.html and prune_study.csv; made if missing.
-    command : str
-        The command line, for the report.
+    methods: Annotated[
+        str | None,
+        typer.Option(
+            rich_help_panel=PRUNE, help="Names with commas between.", show_default="every one"
+        ),
+    ] = None
+    budgets: Annotated[
+        str,
+        typer.Option(rich_help_panel=PRUNE, help="Percent of the tokens, with commas between."),
+    ] = "50,25,10,5"
+    fps: FpsOption = 2.0
+    max_frames: MostFramesOption = 32
+    repeats: Annotated[
+        int,
+        typer.Option(
+            rich_help_panel=REPORT, min=1, help="How often each frame is pruned for its latency."
+        ),
+    ] = 3
 
-    Returns
-    -------
-    int
-        The exit code: 0 done, 1 a video ended early, 130 interrupted; then nothing is written.
+    def chosen_methods(self) -> list[Method]:
+        """Return the methods.
 
-    Raises
-    ------
-    ValueError, OSError
-        For bad input, before anything is written.
+        Raises
+        ------
+        ValueError
+            If one is unknown.
+        """
+        from stc_video.studies.pruning.methods import find_methods
+
+        if self.methods is None:
+            return find_methods(None)
+        return find_methods([name.strip() for name in self.methods.split(",")])
+
+    def chosen_budgets(self) -> list[float]:
+        """Return the budgets in percent.
+
+        Raises
+        ------
+        ValueError
+            If one is no number above 0 and at most 100, or there is none.
+        """
+        allowed = "numbers above 0 and at most 100 (percent)"
+        return parse_numbers("budgets", [self.budgets], allowed, lambda x: 0.0 < x <= 100.0)
+
+
+def prune_study(settings: PruneStudySettings) -> int:
+    """Compare every pruning method at equal numbers of tokens on your videos.
+
+    No language model runs: it says what each method keeps, not what that does to answers.
+    Writes prune_study.html and prune_study.csv.
+    Exit code: 0 done, 1 a video ended early (the report says why), 2 bad input, 130 interrupted.
     """
-    from stc_video.studies.pruning import page
+    from stc_video.studies.pruning.page import PAGE
 
-    settings.chosen_methods()  # wrong options should not wait for a model
-    settings.chosen_budgets()
-    view = View(
-        "prune_study", page.write_study, page.headline, page.verdict, page.shown_tables, _REMARK
-    )
-    study = report_study(partial(_run, settings), view, out, command)
-    if study is None:
-        return INTERRUPTED
-    return 1 if any(clip.problem for clip in study.clips) else 0
-
-
-def _run(settings: PruneStudySettings, console: Console, stop: Stop) -> Finished[PruneStudy]:
-    """Encode the clips and measure the methods."""
-    from stc_kernels import use_backend
-    from stc_video.studies.marks import SaliencyMarker
-    from stc_video.studies.pruning.clips import expected_frames, open_at_rates
-    from stc_video.studies.pruning.study import run_study, steps
-
+    # Wrong options should not wait for a model.
     methods, budgets = settings.chosen_methods(), settings.chosen_budgets()
-    with (
-        collected_warnings() as notes,
-        ExitStack() as files,
-        use_backend(settings.backend) if settings.backend else nullcontext(),
-    ):
-        [sources] = open_at_rates(
-            settings.paths(), [settings.fps], max_frames=settings.max_frames, files=files
-        ).values()
-        with console.status("Loading the model ..."):
-            model = settings.load()
-            backends = chosen_backends(model.device.type, settings.backend)
-            marker = SaliencyMarker(model.tower if settings.is_default_tower else None)
-        frames = expected_frames(sources)
-        with bars(console, stop) as bar:
-            clips = _encode(sources, model, marker, bar("Encoding", "frames", frames))
-            count = steps(len(clips), len(methods), len(set(budgets)))
-            pruning = bar("Pruning", "choices", count)
-            study = run_study(clips, methods, budgets, repeats=settings.repeats, on_step=pruning)
-    study = study.with_notes([*([model.notice] if model.notice else []), *notes])
-    details = _details(settings, sources, study.clips, model, backends)
-    return Finished(study, details, measured_on(model))
 
+    def measure(setup: Setup) -> PruneStudy:
+        from stc_video.studies.pruning.clips import encode_clip
+        from stc_video.studies.pruning.study import run_study, steps
+        from stc_video.studies.reference_masks import SaliencyMarker
 
-def _encode(
-    sources: Sequence[tuple[str, VideoSource]],
-    model: LoadedModel,
-    marker: SaliencyMarker,
-    step: Callable[[], None],
-) -> list[EncodedClip]:
-    from stc_video.studies.pruning.clips import encode_clip
+        model = setup.model
+        marker = SaliencyMarker(model.tower if settings.is_default_tower else None)
+        [sources] = setup.clips.values()
+        on_frame = setup.frames_bar("Encoding")
+        clips = [encode_clip(name, source, model, marker, on_frame) for name, source in sources]
+        count = steps(len(clips), len(methods), len(set(budgets)))
+        on_step = setup.bar("Pruning", "choices", count)
+        return run_study(clips, methods, budgets, repeats=settings.repeats, on_step=on_step)
 
-    return [encode_clip(name, source, model, marker, step) for name, source in sources]
-
-
-def _details(
-    settings: PruneStudySettings,
-    sources: Sequence[tuple[str, VideoSource]],
-    clips: Sequence[EncodedClip],
-    model: LoadedModel,
-    backends: dict[str, str],
-) -> Details:
-    """Return what the report says about how it was run."""
-    grids = sorted({clip.grid for clip in clips})
-    shown = [
-        (name, f"{source.width} x {source.height}, {clip.frames} frames at {settings.fps:g} fps")
-        for (name, source), clip in zip(sources, clips, strict=True)
-    ]
-    tokens = [
-        ("tokens of a frame", ", ".join(f"{h} x {w}" for h, w in grids)),
-        ("width of a token", str(clips[0].features.shape[2])),
-    ]
-    return details_of(shown, model, settings.shown(), backends, tokens)
+    return report_study(settings, [settings.fps], settings.max_frames, measure, PAGE)

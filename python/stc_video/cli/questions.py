@@ -6,10 +6,11 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from stc_video.loading.video_llm import ChatModel
+from stc_video.memory.config import COMMAND_MEMORY
 from stc_video.report import AnswerRecord, RetrievedFrame
 
 __all__ = ["Interview", "Question", "pair_questions", "parse_time"]
@@ -60,8 +61,8 @@ def pair_questions(asked: Sequence[str], times: Sequence[str]) -> list[Question]
         if not text.strip():
             raise ValueError("--ask must be a question, got an empty text")
     at = [parse_time(text) for text in times] + [math.inf] * (len(asked) - len(times))
-    made = [Question(text, time) for text, time in zip(asked, at, strict=True)]
-    return sorted(made, key=lambda question: question.time)
+    questions = [Question(text, time) for text, time in zip(asked, at, strict=True)]
+    return sorted(questions, key=lambda question: question.time)
 
 
 class Interview:
@@ -90,7 +91,7 @@ class Interview:
         retrieve_tokens: int,
         max_new_tokens: int,
     ) -> None:
-        from stc_video import RekvConfig, StreamingSession
+        from stc_video import StreamingSession
 
         self.answers: list[AnswerRecord] = []
         self._chat = chat
@@ -101,7 +102,7 @@ class Interview:
         self._session = StreamingSession(
             chat.model,
             chat.processor,
-            memory=RekvConfig(retrieve_tokens=retrieve_tokens),
+            memory=replace(COMMAND_MEMORY, retrieve_tokens=retrieve_tokens),
             cache=None,
             prune="none",
         )

@@ -16,8 +16,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 
 from stc_video.cli.environment import chosen_backends, environment
-from stc_video.cli.output import collected_warnings, prepare_folder, show_verdict
-from stc_video.cli.settings import RunSettings
+from stc_video.cli.output import collected_warnings, command_line, prepare_folder, show_verdict
+from stc_video.cli.run_settings import RunSettings
 from stc_video.report import (
     ModelFacts,
     RunRecord,
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from stc_video.loading.vision import LoadedModel
     from stc_video.video import VideoSource
 
-__all__ = ["encode_video", "make_record", "run_video"]
+__all__ = ["encode_video", "make_record", "run", "write_report"]
 
 _LIVE = (
     "Note: a live source goes on until Ctrl-C, --duration or --max-frames; the report is written "
@@ -45,43 +45,33 @@ _LIVE = (
 _EXIT_CODES = {"complete": 0, "ended early": 1, "interrupted": 130}
 
 
-def run_video(settings: RunSettings, out: Path, command: str) -> int:
-    """Encode a video, write the report, and say where it is.
+def run(settings: RunSettings) -> int:
+    """Encode a video frame by frame and write a report of what was reused, kept and saved.
 
-    Parameters
-    ----------
-    settings : RunSettings
-        The options.
-    out : Path
-        Folder for report.html and report.json; made if missing.
-    command : str
-        The command line, for the report.
+    With --ask, a language model answers questions on the way.
 
-    Returns
-    -------
-    int
-        The exit code: 0 done, 1 ended early, 130 interrupted.
-
-    Raises
-    ------
-    ValueError, OSError
-        For bad input, before anything is written.
+    Exit code: 0 done, 1 ended early (the report says why), 2 bad input, 130 interrupted.
     """
     console = Console(highlight=False)
-    prepare_folder(out)
-    record = encode_video(settings, command, console)
+    prepare_folder(settings.out)
+    record = encode_video(settings, command_line(), console)
     if not record.frames:
         console.print("Stopped before the first frame; no report was written.")
-        return _EXIT_CODES[record.status]
+    else:
+        write_report(record, settings.out, console)
+    return _EXIT_CODES[record.status]
+
+
+def write_report(record: RunRecord, out: Path, console: Console) -> None:
+    """Write report.html and report.json, and say where they are and what they come to."""
     html = write_html(record, out / "report.html")
     data = write_json(record, out / "report.json")
-    _close(record, console)
+    _show_totals(record, console)
     console.print(f"Report: [bold]{html}[/bold] (open in a browser) and {data}", soft_wrap=True)
     show_verdict(console, run_verdict(record))
     if record.problem:
         error = Console(stderr=True, highlight=False, soft_wrap=True)
         error.print(f"{record.status}: {record.problem}", style="bold red", markup=False)
-    return _EXIT_CODES[record.status]
 
 
 def encode_video(settings: RunSettings, command: str, console: Console) -> RunRecord:
@@ -306,8 +296,7 @@ def _progress(console: Console, total: int | None) -> Iterator[Any]:
         bar.update(task, total=max(done, 1), completed=done)
 
 
-def _close(record: RunRecord, console: Console) -> None:
-    """Print the totals."""
+def _show_totals(record: RunRecord, console: Console) -> None:
     totals = summarise(record)
     console.print()
     console.print(headline(record, totals), style="bold")

@@ -1,40 +1,149 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`stc serve`: from the options to a running service."""
+"""`stc serve`: live streams over HTTP."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
 from rich.console import Console
 
+from stc_video.cli.options import (
+    ACCESS,
+    LIMITS,
+    MEMORY,
+    DeviceOption,
+    DtypeOption,
+    LanguageModelOption,
+    MaxNewTokensOption,
+    RetrieveTokensOption,
+    StorageOption,
+    ThreadsOption,
+    TokensPerFrameOption,
+)
+from stc_video.serve.config import MEMORY as STREAM_MEMORY
 from stc_video.serve.config import ServeConfig
 
-__all__ = ["run_service"]
+__all__ = ["serve"]
 
 
-def run_service(
-    config: ServeConfig, name: str, *, device: str, dtype: str, threads: int | None
-) -> None:
-    """Load the model and serve until told to end.
+@dataclass(frozen=True, kw_only=True)
+class ServeSettings:
+    """Options of `stc serve`."""
 
-    Parameters
-    ----------
-    config
-        Where, and what may be.
-    name, device, dtype
-        As for :func:`load_chat_model`.
-    threads
-        CPU threads, or None for torch's choice.
+    model: LanguageModelOption
+    host: Annotated[
+        str, typer.Option(rich_help_panel=ACCESS, help="Another one than loopback needs a token.")
+    ] = ServeConfig.host
+    port: Annotated[int, typer.Option(rich_help_panel=ACCESS, help="0: any free one.")] = (
+        ServeConfig.port
+    )
+    token: Annotated[
+        str | None,
+        typer.Option(
+            rich_help_panel=ACCESS,
+            envvar="STC_SERVE_TOKEN",
+            help="What clients must present. Other users of this machine can see options of a "
+            "command: prefer the variable, or --token-file.",
+        ),
+    ] = None
+    token_file: Annotated[
+        Path | None, typer.Option(rich_help_panel=ACCESS, help="A file with the token.")
+    ] = None
+    save_folder: Annotated[
+        Path | None,
+        typer.Option(
+            rich_help_panel=MEMORY,
+            help="Save streams here, and resume them at the start.",
+            show_default="no saves",
+        ),
+    ] = None
+    autosave: Annotated[
+        float, typer.Option(rich_help_panel=MEMORY, help="Seconds between saves.")
+    ] = ServeConfig.autosave_seconds
+    memory_mb: Annotated[
+        int,
+        typer.Option(
+            rich_help_panel=MEMORY, min=1, help="Main memory for the frames of each stream, in MB."
+        ),
+    ] = STREAM_MEMORY.host_bytes >> 20
+    tokens_per_frame: TokensPerFrameOption = ServeConfig.tokens_per_frame
+    retrieve_tokens: RetrieveTokensOption = STREAM_MEMORY.retrieve_tokens
+    storage: StorageOption = STREAM_MEMORY.storage
+    max_streams: Annotated[
+        int, typer.Option(rich_help_panel=LIMITS, min=1, help="Streams at a time.")
+    ] = ServeConfig.max_streams
+    queue: Annotated[
+        int,
+        typer.Option(
+            rich_help_panel=LIMITS,
+            min=1,
+            help="Frames of a stream that may wait; one more pushes the oldest out.",
+        ),
+    ] = ServeConfig.queue_frames
+    max_fps: Annotated[
+        float, typer.Option(rich_help_panel=LIMITS, help="Frames per second of a stream.")
+    ] = ServeConfig.max_fps
+    questions: Annotated[
+        int, typer.Option(rich_help_panel=LIMITS, min=1, help="Questions answered at a time.")
+    ] = ServeConfig.max_questions
+    questions_per_minute: Annotated[
+        int, typer.Option(rich_help_panel=LIMITS, min=1, help="Of all clients together.")
+    ] = ServeConfig.questions_per_minute
+    max_new_tokens: MaxNewTokensOption = ServeConfig.max_new_tokens
+    device: DeviceOption = "auto"
+    dtype: DtypeOption = "auto"
+    threads: ThreadsOption = None
 
-    Raises
-    ------
-    ValueError, OSError
-        For bad input, before anything is served.
+    def config(self) -> ServeConfig:
+        """Return the service's settings.
+
+        Raises
+        ------
+        ValueError, OSError
+            If one is out of range, or the token cannot be read.
+        """
+        token = self.token
+        if self.token_file is not None:
+            if token is not None:
+                raise ValueError("serve: give the token by --token-file or otherwise, not both")
+            token = self.token_file.read_text(encoding="utf-8").strip()
+        return ServeConfig(
+            host=self.host,
+            port=self.port,
+            token=token,
+            max_streams=self.max_streams,
+            queue_frames=self.queue,
+            max_fps=self.max_fps,
+            max_questions=self.questions,
+            questions_per_minute=self.questions_per_minute,
+            max_new_tokens=self.max_new_tokens,
+            save_folder=self.save_folder,
+            autosave_seconds=self.autosave,
+            tokens_per_frame=self.tokens_per_frame,
+            memory=replace(
+                STREAM_MEMORY,
+                host_bytes=self.memory_mb << 20,
+                retrieve_tokens=self.retrieve_tokens,
+                storage=self.storage,
+            ),
+        )
+
+
+def serve(settings: ServeSettings) -> int:
+    """Offer live streams over HTTP: push frames, ask questions, watch what is reused.
+
+    Ctrl-C or SIGTERM ends it; with --save-folder everything is saved then.
     """
     import torch
 
     from stc_video.loading.video_llm import load_chat_model
 
+    config = settings.config()
     try:
-        from stc_video.serve.server import serve
+        from stc_video.serve.server import serve as run_server
     except ModuleNotFoundError as error:
         if error.name is None or error.name.split(".")[0] == "stc_video":
             raise
@@ -43,10 +152,10 @@ def run_service(
         ) from error
 
     console = Console(highlight=False, soft_wrap=True)
-    if threads is not None:
-        torch.set_num_threads(threads)
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
     with console.status("Loading the model ..."):
-        chat = load_chat_model(name, device=device, dtype=dtype)
+        chat = load_chat_model(settings.model, device=settings.device, dtype=settings.dtype)
     if chat.notice:
         console.print(f"Note: {chat.notice}", style="yellow")
 
@@ -56,5 +165,6 @@ def run_service(
         if config.save_folder is None:
             console.print("Streams are not saved: --save-folder does.", style="dim")
 
-    serve(chat, config, ready)
+    run_server(chat, config, ready)
     console.print("Ended." if config.save_folder is None else "Saved and ended.")
+    return 0

@@ -3,12 +3,17 @@
 
 from __future__ import annotations
 
-from torch import nn
+import importlib
+from typing import TYPE_CHECKING, Any
 
-from stc_video.memory.base import Context, Frame, Memory, Retrieved, Snapshot, VideoPlace
 from stc_video.memory.config import PlainConfig, RekvConfig
-from stc_video.memory.plain import PlainMemory
-from stc_video.memory.rekv import RekvMemory
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from stc_video.memory.base import Context, Frame, Memory, Retrieved, Snapshot, VideoPlace
+    from stc_video.memory.plain import PlainMemory
+    from stc_video.memory.rekv import RekvMemory
 
 __all__ = [
     "Context",
@@ -25,6 +30,10 @@ __all__ = [
     "memory_config",
 ]
 
+#: imported when they are first used, so that reading the settings need not wait for torch
+_HOMES = {"PlainMemory": "plain", "RekvMemory": "rekv"} | dict.fromkeys(
+    ("Context", "Frame", "Memory", "Retrieved", "Snapshot", "VideoPlace"), "base"
+)
 _CONFIGS: dict[str, type[PlainConfig] | type[RekvConfig]] = {
     "plain": PlainConfig,
     "rekv": RekvConfig,
@@ -44,6 +53,15 @@ def memory_config(memory: str | PlainConfig | RekvConfig) -> PlainConfig | RekvC
 
 def make_memory(language_model: nn.Module, config: PlainConfig | RekvConfig) -> Memory:
     """Make a memory for a language model (without its head)."""
+    from stc_video.memory.plain import PlainMemory
+    from stc_video.memory.rekv import RekvMemory
+
     if isinstance(config, PlainConfig):
         return PlainMemory(language_model, config)
     return RekvMemory(language_model, config)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -8,7 +8,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias
 
-__all__ = ["EVICTIONS", "RETRIEVALS", "STORAGES", "PlainConfig", "RekvConfig", "Scorer"]
+__all__ = [
+    "COMMAND_MEMORY",
+    "EVICTIONS",
+    "RETRIEVALS",
+    "STORAGES",
+    "PlainConfig",
+    "RekvConfig",
+    "Scorer",
+]
 
 EVICTIONS = ("oldest", "redundant", "refuse")
 RETRIEVALS = ("plain", "normalised", "mmr")
@@ -60,7 +68,7 @@ class RekvConfig:
         them, in groups of 32 with a range each; see the documents for the errors.
     retrieval
         ``"plain"``: the dot product of the question's mean query and the frame's mean key, as in
-        the paper. ``"normalised"``: their cosine. ``"mmr"``: the cosine, less the likeness to
+        the paper. ``"normalised"``: their cosine. ``"mmr"``: the cosine, less the similarity to
         what is retrieved already (maximal marginal relevance).
     diversity
         ``mmr``: weight of that likeness, 0 to 1.
@@ -108,3 +116,7 @@ def _at_least(owner: str, name: str, value: int, low: int) -> None:
 def _one_of(name: str, value: str, allowed: Sequence[str]) -> None:
     if value not in allowed:
         raise ValueError(f"RekvConfig: {name} must be one of {', '.join(allowed)}, got {value!r}")
+
+
+#: the memory of `stc run --ask`, `stc chat` and `stc serve`
+COMMAND_MEMORY = RekvConfig(retrieval="normalised")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from stc_video.report.record import STAGES, FrameRecord, RunRecord
 
-__all__ = ["Totals", "headline", "percent", "summarise"]
+__all__ = ["Totals", "counted", "headline", "percent", "summarise"]
 
 
 @dataclass(frozen=True)
@@ -127,11 +127,11 @@ def headline(record: RunRecord, totals: Totals | None = None) -> str:
     if not t.frames:
         return "No frame was encoded."
     parts = [
-        f"{t.frames} frame{'s' if t.frames != 1 else ''} encoded with {percent(t.cost)} of the "
+        f"{counted(t.frames, 'frame')} encoded with {percent(t.cost)} of the "
         "work of encoding each one from scratch"
     ]
     if t.similarity is not None:
-        where = f"{t.measured} frame{'s' if t.measured != 1 else ''} measured"
+        where = f"{counted(t.measured, 'frame')} measured"
         parts.append(f"features are {t.similarity:.3f} similar to that on the {where}")
     if t.tokens_kept != t.tokens_before:
         parts.append(
@@ -146,6 +146,11 @@ def percent(fraction: float) -> str:
     """Write a fraction as a percentage: one digit after the point only below ten."""
     value = 100 * fraction
     return f"{value:.1f} %" if value < 9.95 else f"{value:.0f} %"
+
+
+def counted(number: int, noun: str) -> str:
+    """Write a number of things: "1 frame", "2 frames"."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _count(frames: Sequence[FrameRecord], kind: str) -> int:

@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from stc_video.report.record import AnswerRecord, PromiseFacts, RunRecord
-from stc_video.report.summary import Totals, percent
+from stc_video.report.summary import Totals, counted, percent
 
 __all__ = [
     "Tile",
@@ -197,9 +197,9 @@ def _promise(promise: PromiseFacts) -> str:
     if promise.promised is None:
         return "none"
     held = {None: "not audited", True: "held", False: "missed"}[promise.held]
-    found = "" if promise.estimated is None else f", {promise.estimated:.4f} by the audits"
-    audits = f"{promise.audits} audit{'' if promise.audits == 1 else 's'}"
-    return f"cosine {promise.promised:g}: {held}{found} ({audits})"
+    estimate = "" if promise.estimated is None else f", {promise.estimated:.4f} by the audits"
+    audits = counted(promise.audits, "audit")
+    return f"cosine {promise.promised:g}: {held}{estimate} ({audits})"
 
 
 def _grid(grid: tuple[int, int]) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from stc_video.report.record import RunRecord
-from stc_video.report.summary import Totals, percent, summarise
+from stc_video.report.summary import Totals, counted, percent, summarise
 
 __all__ = [
     "PAYS",
@@ -75,9 +75,9 @@ def run_verdict(record: RunRecord, totals: Totals | None = None) -> Verdict:
     """
     t, promise = totals or summarise(record), record.promise
     promised, measured, held = promise.promised, promise.estimated, promise.held
-    how = f"by {_count(promise.audits, 'audit')}"
+    how = f"by {counted(promise.audits, 'audit')}"
     if t.similarity is not None:
-        measured, how = t.similarity, f"measured on {_count(t.measured, 'frame')}"
+        measured, how = t.similarity, f"measured on {counted(t.measured, 'frame')}"
         if promised is not None:
             held = held is not False and measured >= promised
     return cache_verdict(
@@ -167,10 +167,6 @@ def _promise(
     if held is None:
         return f"whether {what} was held was not measured"
     return f"{what} was {'held' if held else 'missed'}" + (f" ({found})" if found else "")
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _why_not(work: float, *, pruned: bool = False) -> str:

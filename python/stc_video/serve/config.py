@@ -5,13 +5,16 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from stc_video.memory import PlainConfig, RekvConfig
+from stc_video.memory.config import COMMAND_MEMORY
 
-__all__ = ["ServeConfig", "is_loopback"]
+__all__ = ["MEMORY", "ServeConfig", "is_loopback"]
 
+#: of each stream by default, which does not have the machine for itself
+MEMORY = replace(COMMAND_MEMORY, host_bytes=1 << 30)
 _TOKEN = re.compile(r"[A-Za-z0-9._~-]{16,256}")
 
 
@@ -73,9 +76,7 @@ class ServeConfig:
     save_folder: Path | None = None
     autosave_seconds: float = 60.0
     shutdown_seconds: float = 5.0
-    memory: PlainConfig | RekvConfig = field(
-        default_factory=lambda: RekvConfig(host_bytes=1 << 30, retrieval="normalised")
-    )
+    memory: PlainConfig | RekvConfig = MEMORY
     cache: str | None = "motion"
     prune: str = "stc"
     tokens_per_frame: int = 64

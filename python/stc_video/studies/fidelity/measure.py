@@ -21,8 +21,8 @@ from stc_video.cacher.stats import DENSE, CacheStats
 from stc_video.clock import Clock
 from stc_video.config import DEFAULT_STREAM, CacheConfig
 from stc_video.loading.vision import LoadedModel
-from stc_video.studies.marks import SaliencyMarker
 from stc_video.studies.metrics import iou
+from stc_video.studies.reference_masks import SaliencyMarker
 from stc_video.video import VideoError, VideoSource
 
 __all__ = [

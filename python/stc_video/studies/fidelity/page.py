@@ -3,12 +3,10 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
-from stc_video.report.page import write_page
+from stc_video.report.summary import counted
 from stc_video.report.verdict import SIMILAR, Tried, Verdict, best_verdict
 from stc_video.studies.fidelity.settings import CacheSetting
 from stc_video.studies.fidelity.study import (
@@ -18,10 +16,10 @@ from stc_video.studies.fidelity.study import (
     FidelityStudy,
     front,
 )
+from stc_video.studies.page import StudyPage, TextTable, shown_number
 
-__all__ = ["headline", "shown_tables", "verdict", "write_fidelity"]
+__all__ = ["PAGE", "headline", "shown_tables", "verdict"]
 
-_NONE = "-"
 #: What is shown first of the frames, and beside it, if it was measured.
 _FIRST = (CacheSetting("motion", quality=0.983), CacheSetting("stc", interval=2, ratio=0.25))
 
@@ -67,72 +65,33 @@ COSTS = {
 }
 
 
-def write_fidelity(
-    study: FidelityStudy,
-    path: str | os.PathLike[str],
-    *,
-    command: str,
-    created: str,
-    details: Mapping[str, Sequence[tuple[str, str]]],
-) -> Path:
-    """Write the page, whole or not at all: one file that loads nothing.
-
-    Parameters
-    ----------
-    study
-        What was measured.
-    path
-        The file; one that is there is replaced in one step.
-    command, created, details
-        How and when it was run: title -> (name, value) pairs.
-
-    Returns
-    -------
-    Path
-        The file.
-
-    Raises
-    ------
-    OSError
-        If the file cannot be written; an earlier one is then as it was.
-    """
+def _values(study: FidelityStudy) -> dict[str, Any]:
+    """Return what the template needs."""
     measures, costs = _drawn(study)
-    write_page(
-        Path(path),
-        "fidelity.html.j2",
-        styles=["page.css", "study.css"],
-        scripts=["common.js", "fidelity.js"],
-        data=_page_data(study, measures, costs),
-        headline=headline(study),
-        verdict=verdict(study),
-        warnings=study.notes,
-        study=study,
-        has_saliency="saliency_iou" in measures,
-        has_times="time_ratio" in costs,
-        dense_every=DENSE_EVERY,
-        measures=measures,
-        costs=costs,
-        shown_first=_shown_first(study),
-        columns=COLUMNS,
-        tables=[
+    return {
+        "data": _page_data(study, measures, costs),
+        "has_saliency": "saliency_iou" in measures,
+        "has_times": "time_ratio" in costs,
+        "dense_every": DENSE_EVERY,
+        "measures": measures,
+        "costs": costs,
+        "shown_first": _shown_first(study),
+        "columns": COLUMNS,
+        "tables": [
             (rate_name(fps), [(clip, _lines(study, fps, clip)) for clip in (ALL, *study.clips)])
             for fps in study.rates
         ],
-        command=command,
-        created=created,
-        details=details,
-    )
-    return Path(path)
+    }
 
 
 def headline(study: FidelityStudy) -> str:
     """Say in one sentence what was compared, and what is cheap and similar."""
     text = (
-        f"{_count(len(study.settings), 'cache setting')} on {_count(len(study.clips), 'clip')}, "
-        f"{_count(study.frames, 'frame')}"
+        f"{counted(len(study.settings), 'cache setting')} on {counted(len(study.clips), 'clip')}, "
+        f"{counted(study.frames, 'frame')}"
     )
-    found = [f"at {rate_name(fps)} {_cheapest(study.at(fps))}" for fps in study.rates]
-    return f"{text}: {'; '.join(found)}."
+    cheapest = [f"at {rate_name(fps)} {_cheapest(study.at(fps))}" for fps in study.rates]
+    return f"{text}: {'; '.join(cheapest)}."
 
 
 def verdict(study: FidelityStudy) -> Verdict:
@@ -165,23 +124,23 @@ def _cheapest(rows: Sequence[FidelityRow]) -> str:
     )
 
 
-def shown_tables(study: FidelityStudy) -> list[tuple[str, list[str], list[list[str]]]]:
+def shown_tables(study: FidelityStudy) -> list[TextTable]:
     """Return a table for each rate for the console: its title, its header, its rows."""
     header = ["setting", "cost", "time", "error", "worst clip", "worst frame", "saliency"]
     header += ["promise", "front"]
     return [
         (
-            f"At {rate_name(fps)}, means over {_count(len(study.clips), 'clip')}",
+            f"At {rate_name(fps)}, means over {counted(len(study.clips), 'clip')}",
             header,
             [
                 [
                     row.setting.name,
                     f"{row.cost:.3f}",
-                    _shown(row.time_ratio, ".2f"),
+                    shown_number(row.time_ratio, ".2f"),
                     _error(row.error),
                     _error(row.worst_clip_error),
                     _error(1 - row.worst_frame),
-                    _overlap(row.saliency_iou),
+                    shown_number(row.saliency_iou),
                     _promise(row),
                     "*" if row.on_front else "",
                 ]
@@ -195,10 +154,6 @@ def shown_tables(study: FidelityStudy) -> list[tuple[str, list[str], list[list[s
 def rate_name(fps: float) -> str:
     """Write a frame rate."""
     return f"{fps:g} fps"
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _drawn(study: FidelityStudy) -> tuple[dict[str, Measure], dict[str, str]]:
@@ -227,35 +182,27 @@ def _lines(study: FidelityStudy, fps: float, clip: str) -> list[Line]:
 def _cells(row: FidelityRow) -> tuple[str, ...]:
     return (
         f"{row.cost:.3f}",
-        _shown(row.time_ratio, ".2f"),
-        _shown(row.frame_ms, ".1f", " ms"),
+        shown_number(row.time_ratio, ".2f"),
+        shown_number(row.frame_ms, ".1f", " ms"),
         f"{100 * row.dense_share:.0f} %",
         _error(row.error),
         _error(1 - row.similarity_p5),
         _error(1 - row.worst_frame),
         _error(row.worst_clip_error),
-        _overlap(row.saliency_iou),
-        _overlap(row.saliency_iou_worst),
+        shown_number(row.saliency_iou),
+        shown_number(row.saliency_iou_worst),
         _promise(row),
     )
 
 
-def _shown(value: float, form: str, unit: str = "") -> str:
-    return _NONE if value != value else f"{value:{form}}{unit}"
-
-
 def _error(value: float) -> str:
-    return _shown(value if value != value else max(0.0, value), ".4f")
+    return shown_number(value if value != value else max(0.0, value), ".4f")
 
 
 def _promise(row: FidelityRow) -> str:
     if row.promise_kept is None:
-        return _NONE
-    return f"{'kept' if row.promise_kept else 'missed'}, {_count(row.audits, 'audit')}"
-
-
-def _overlap(value: float) -> str:
-    return _shown(value, ".3f")
+        return "-"
+    return f"{'kept' if row.promise_kept else 'missed'}, {counted(row.audits, 'audit')}"
 
 
 def _page_data(
@@ -319,11 +266,22 @@ def _fronts(
 
 def _frames(study: FidelityStudy, fps: float, clip: str) -> list[dict[str, list[float]]]:
     """Return each setting's cost of every frame, and its error from the second on."""
-    found = [study.measured[setting, fps, clip] for setting in study.settings]
+    measured = [study.measured[setting, fps, clip] for setting in study.settings]
     return [
         {
             "costs": [round(cost, 4) for cost in one.costs],
             "errors": [round(max(0.0, 1 - value), 6) for value in one.similarities],
         }
-        for one in found
+        for one in measured
     ]
+
+
+PAGE = StudyPage(
+    name="fidelity",
+    remark="cost, time: fractions of dense. *: no setting is both cheaper and better. What the "
+    "errors do to a model's answers was not measured.",
+    headline=headline,
+    verdict=verdict,
+    tables=shown_tables,
+    values=_values,
+)

@@ -19,6 +19,7 @@ __all__ = [
     "THRESHOLDS",
     "CacheSetting",
     "calibration_notes",
+    "fraction",
     "make_grid",
 ]
 
@@ -65,7 +66,7 @@ class CacheSetting:
     def value(self) -> str:
         """The number in which it differs from the others of its family."""
         if self.ratio is not None:
-            return _fraction(self.ratio)
+            return fraction(self.ratio)
         number = self.quality if self.threshold is None else self.threshold
         return "" if number is None else f"{number:g}"
 
@@ -122,20 +123,20 @@ def make_grid(
     ValueError
         If a policy is unknown, or a value out of range.
     """
-    made: list[CacheSetting] = []
+    settings: list[CacheSetting] = []
     for policy in dict.fromkeys(policies):
         if policy not in POLICIES:
             raise ValueError(f"policies must be among {', '.join(POLICIES)}; got {policy!r}")
         if policy == "dense":
-            made.append(CacheSetting(policy))
+            settings.append(CacheSetting(policy))
         elif policy == "stc":
-            made += [CacheSetting(policy, *pair) for pair in product(intervals, ratios)]
+            settings += [CacheSetting(policy, *pair) for pair in product(intervals, ratios)]
         else:
-            made += [CacheSetting(policy, quality=quality) for quality in qualities]
-            made += [CacheSetting(policy, threshold=threshold) for threshold in thresholds]
-    for setting in made:
+            settings += [CacheSetting(policy, quality=quality) for quality in qualities]
+            settings += [CacheSetting(policy, threshold=threshold) for threshold in thresholds]
+    for setting in settings:
         setting.config()
-    return made
+    return settings
 
 
 def calibration_notes(
@@ -153,7 +154,7 @@ def calibration_notes(
     ]
 
 
-def _fraction(value: float) -> str:
+def fraction(value: float) -> str:
     """Write a ratio as a fraction if it is a simple one."""
     simple = Fraction(value).limit_denominator(_LARGEST_DENOMINATOR)
     return str(simple) if float(simple) == value else f"{value:g}"

@@ -12,8 +12,8 @@ from stc_video.calibration import Calibration
 from stc_video.loading.vision import LoadedModel
 from stc_video.studies.fidelity.measure import DenseClip, Fidelity, measure, problems_of
 from stc_video.studies.fidelity.settings import CacheSetting
-from stc_video.studies.marks import SaliencyMarker
 from stc_video.studies.metrics import pareto_front
+from stc_video.studies.reference_masks import SaliencyMarker
 
 __all__ = ["ALL", "DENSE_EVERY", "FidelityRow", "FidelityStudy", "front", "run_study"]
 
@@ -127,9 +127,15 @@ class FidelityStudy:
         """Return the rows of a rate and a clip, in the order of the settings."""
         return [row for row in self.rows if row.fps == fps and row.clip == clip]
 
-    def with_notes(self, notes: Sequence[str]) -> FidelityStudy:
-        """Return the study with these notes in front of its own."""
-        return replace(self, notes=(*notes, *self.notes))
+    @property
+    def frame_counts(self) -> dict[str, tuple[int, ...]]:
+        """Clip -> number of frames at each rate."""
+        return self.clips
+
+    @property
+    def model_facts(self) -> tuple[tuple[str, str], ...]:
+        """Nothing that the model itself does not know."""
+        return ()
 
     def table(self) -> list[dict[str, object]]:
         """Return the rows by column, with the setting's parameters first."""

@@ -18,7 +18,7 @@ from stc_video.loading.vision import LoadedModel
 from stc_video.pruners import Attention
 from stc_video.pruners.attention_capture import AttentionCapture, capture_attention
 from stc_video.report.pictures import webp
-from stc_video.studies.marks import SaliencyMarker, moved_tokens
+from stc_video.studies.reference_masks import SaliencyMarker, moved_tokens
 from stc_video.towers.pre_norm import PreNormTower
 from stc_video.video import VideoError, VideoFrame, VideoSource, open_video
 from stc_video.video.location import locate
@@ -57,7 +57,7 @@ class EncodedClip:
     pixels
         (F, 3, 14 H, 14 W) in [0, 1]: what the model saw.
     moved, salient
-        (F, N) bool; see `marks.py`.
+        (F, N) bool; see `reference_masks.py`.
     attention
         Of the last layer but one, or None if its tokens are not those of `features`.
     pictures

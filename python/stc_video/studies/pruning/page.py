@@ -4,26 +4,24 @@
 from __future__ import annotations
 
 import base64
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from torch import Tensor
 
-from stc_video.report.page import write_page
 from stc_video.report.pictures import data_url
+from stc_video.report.summary import counted
 from stc_video.report.verdict import Compared, Verdict, prune_verdict
 from stc_video.studies.metrics import pareto_front
+from stc_video.studies.page import StudyPage, TextTable, shown_number
 from stc_video.studies.pruning.clips import EncodedClip
 from stc_video.studies.pruning.methods import CONTROLS, EVERYTHING
 from stc_video.studies.pruning.study import ALL, MEASURES, PruneStudy, Row
 
-__all__ = ["budget_name", "headline", "shown_tables", "verdict", "write_study"]
+__all__ = ["PAGE", "budget_name", "headline", "shown_tables", "verdict"]
 
-_NONE = "-"
 #: The budget whose choice is shown first is the one nearest to this, in percent.
 _FIRST_BUDGET = 25.0
 #: What the console and the verdict go by.
@@ -52,56 +50,17 @@ COLUMNS = (
 )
 
 
-def write_study(
-    study: PruneStudy,
-    path: str | os.PathLike[str],
-    *,
-    command: str,
-    created: str,
-    details: Mapping[str, Sequence[tuple[str, str]]],
-) -> Path:
-    """Write the page, whole or not at all: one file that loads nothing.
-
-    Parameters
-    ----------
-    study
-        What was measured.
-    path
-        The file; one that is there is replaced in one step.
-    command, created, details
-        How and when it was run: title -> (name, value) pairs.
-
-    Returns
-    -------
-    Path
-        The file.
-
-    Raises
-    ------
-    OSError
-        If the file cannot be written; an earlier one is then as it was.
-    """
-    write_page(
-        Path(path),
-        "prune_study.html.j2",
-        styles=["page.css", "study.css"],
-        scripts=["common.js", "prune_study.js"],
-        data=_page_data(study),
-        headline=headline(study),
-        verdict=verdict(study),
-        warnings=study.notes,
-        study=study,
-        first_budget=_first_budget(study),
-        budget_name=budget_name,
-        measures=MEASURES,
-        columns=COLUMNS,
-        tables={budget_name(b): _lines(study, b) for b in study.budgets},
-        base=_lines(study, 100.0)[0],
-        command=command,
-        created=created,
-        details=details,
-    )
-    return Path(path)
+def _values(study: PruneStudy) -> dict[str, Any]:
+    """Return what the template needs."""
+    return {
+        "data": _page_data(study),
+        "first_budget": _first_budget(study),
+        "budget_name": budget_name,
+        "measures": MEASURES,
+        "columns": COLUMNS,
+        "tables": {budget_name(b): _lines(study, b) for b in study.budgets},
+        "base": _lines(study, 100.0)[0],
+    }
 
 
 def headline(study: PruneStudy) -> str:
@@ -116,10 +75,10 @@ def headline(study: PruneStudy) -> str:
 
     frames = sum(clip.frames for clip in study.clips)
     text = (
-        f"{_count(len(study.methods), 'method')} at {_count(len(study.budgets), 'budget')} on "
-        f"{_count(len(study.clips), 'clip')}, {_count(frames, 'frame')}"
+        f"{counted(len(study.methods), 'method')} at {counted(len(study.budgets), 'budget')} on "
+        f"{counted(len(study.clips), 'clip')}, {counted(frames, 'frame')}"
     )
-    found = [
+    leaders = [
         f"{what} {name}"
         for what, name in (
             ("the dropped tokens are explained best by", ahead("explained_mean")),
@@ -128,13 +87,13 @@ def headline(study: PruneStudy) -> str:
         )
         if name is not None
     ]
-    return f"{text}: at {budget_name(budget)}, {'; '.join(found)}." if found else f"{text}."
+    return f"{text}: at {budget_name(budget)}, {'; '.join(leaders)}." if leaders else f"{text}."
 
 
 def verdict(study: PruneStudy) -> Verdict:
     """Say whether a method does better than controls that do not look at the picture."""
     budget = _first_budget(study)
-    found = {
+    compared = {
         row.method: Compared(
             row.method,
             {MEASURES[name]: row.measure(name) for name in _CHOSEN},
@@ -143,11 +102,11 @@ def verdict(study: PruneStudy) -> Verdict:
         for row in study.at(budget)
         if row.method != EVERYTHING.name
     }
-    controls = [found.pop(name) for name in CONTROLS if name in found]
-    return prune_verdict(f"at {budget_name(budget)}", list(found.values()), controls)
+    controls = [compared.pop(name) for name in CONTROLS if name in compared]
+    return prune_verdict(f"at {budget_name(budget)}", list(compared.values()), controls)
 
 
-def shown_tables(study: PruneStudy) -> list[tuple[str, list[str], list[list[str]]]]:
+def shown_tables(study: PruneStudy) -> list[TextTable]:
     """Return a table for the console: its title, its header, the rows at one budget."""
     budget = _first_budget(study)
     header = ["method", "tokens", "latency", *(MEASURES[name] for name in _CHOSEN)]
@@ -156,7 +115,7 @@ def shown_tables(study: PruneStudy) -> list[tuple[str, list[str], list[list[str]
             row.method,
             f"{row.kept:.4g}",
             f"{row.latency_median:.2f} ms",
-            *(_number(row.measure(name)) for name in _CHOSEN),
+            *(shown_number(row.measure(name)) for name in _CHOSEN),
         ]
         for row in study.at(budget)
     ]
@@ -166,10 +125,6 @@ def shown_tables(study: PruneStudy) -> list[tuple[str, list[str], list[list[str]
 def budget_name(budget: float) -> str:
     """Write a budget."""
     return f"{budget:g} %"
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _first_budget(study: PruneStudy) -> float:
@@ -187,12 +142,8 @@ def _cells(row: Row) -> tuple[str, ...]:
         + (f" ({row.kept_min}-{row.kept_max})" if row.kept_min < row.kept_max else ""),
         f"{row.latency_median:.2f} ms",
         f"{row.latency_p99:.2f} ms",
-        *(_number(row.measure(name)) for name in MEASURES),
+        *(shown_number(row.measure(name)) for name in MEASURES),
     )
-
-
-def _number(value: float) -> str:
-    return _NONE if value != value else f"{value:.3f}"
 
 
 def _page_data(study: PruneStudy) -> dict[str, Any]:
@@ -247,3 +198,13 @@ def _bits(masks: Tensor) -> list[str]:
     """Write each row of a mask as base64, the first place in the lowest bit of the first byte."""
     packed = np.packbits(masks.cpu().numpy(), axis=1, bitorder="little")
     return [base64.b64encode(row.tobytes()).decode() for row in packed]
+
+
+PAGE = StudyPage(
+    name="prune_study",
+    remark="Which choice is better for a model's answers was not measured.",
+    headline=headline,
+    verdict=verdict,
+    tables=shown_tables,
+    values=_values,
+)

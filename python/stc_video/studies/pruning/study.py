@@ -30,8 +30,6 @@ MEASURES: dict[str, str] = {
     "salient_kept": "salient that are kept",
     "overlap_ideal": "overlap with the ideal",
 }
-#: How often each frame is pruned for its latency; the first pass is the one that is measured.
-REPEATS = 3
 
 
 @dataclass(frozen=True)
@@ -137,9 +135,24 @@ class PruneStudy:
         """Return the rows of a budget, in the order of the methods."""
         return [row for row in self.rows if row.budget == budget and row.clip == clip]
 
-    def with_notes(self, notes: Sequence[str]) -> PruneStudy:
-        """Return the study with these notes in front of its own."""
-        return replace(self, notes=(*notes, *self.notes))
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """Clips that ended early, with the reason."""
+        return tuple(f"{c.name} ended early: {c.problem}" for c in self.clips if c.problem)
+
+    @property
+    def frame_counts(self) -> dict[str, tuple[int, ...]]:
+        """Clip -> number of frames at each rate."""
+        return {clip.name: (clip.frames,) for clip in self.clips}
+
+    @property
+    def model_facts(self) -> tuple[tuple[str, str], ...]:
+        """Grid and width of the tokens that are pruned."""
+        grids = sorted({clip.grid for clip in self.clips})
+        return (
+            ("tokens of a frame", ", ".join(f"{h} x {w}" for h, w in grids)),
+            ("width of a token", str(self.clips[0].features.shape[2])),
+        )
 
     def table(self) -> list[dict[str, object]]:
         """Return the rows with the units in the names of their columns."""
@@ -158,7 +171,7 @@ def run_study(
     methods: Sequence[Method],
     budgets: Iterable[float],
     *,
-    repeats: int = REPEATS,
+    repeats: int = 1,
     on_step: Callable[[], None] = lambda: None,
 ) -> PruneStudy:
     """Measure every method at every budget on every clip.
@@ -208,8 +221,8 @@ def run_study(
                 keeps[method.name, budget, clip.name] = selection.keep.cpu()
                 on_step()
             rows += [_mean(measured), *(row for row, _ in measured)]
-    notes += [f"{clip.name} ended early: {clip.problem}" for clip in clips if clip.problem]
-    return PruneStudy(tuple(clips), tuple(able), tuple(budgets), tuple(rows), keeps, tuple(notes))
+    study = PruneStudy(tuple(clips), tuple(able), tuple(budgets), tuple(rows), keeps)
+    return replace(study, notes=(*notes, *study.problems))
 
 
 def steps(clips: int, methods: int, budgets: int) -> int:
