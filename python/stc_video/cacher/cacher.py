@@ -386,11 +386,13 @@ class Cacher:
         """Encode a batch, each stream's rows by that stream's state."""
         request = self._watcher.take()
         self._self_check.names_hidden_states = not isinstance(request.hidden, bool)
-        wanted = request.layers(len(self._tower.blocks)) | looked_at(self._tower.blocks)
+        output_layers = request.layers(len(self._tower.blocks)) | looked_at(self._tower.blocks)
         names = self._active or (DEFAULT_STREAM,)
         if self._is_rehearsal:
             layout = Layout.of(frames, request.grids[:1])
-            self._policy.timings = self._policy.rehearse(layout, frames, key_mask(mask), wanted)
+            self._policy.timings = self._policy.rehearse(
+                layout, frames, key_mask(mask), output_layers
+            )
             return {}
         streams = [self._streams.setdefault(name, Stream(name)) for name in names]
         rows = frames.shape[0] // len(names)
@@ -399,7 +401,9 @@ class Cacher:
             stream.meet(Layout.of(frames, grids))
             self._self_check.meet_mask(stream, key_mask(mask), slice(number * rows, None))
         try:
-            outputs, self.last_frames = self._policy.encode(streams, frames, key_mask(mask), wanted)
+            outputs, self.last_frames = self._policy.encode(
+                streams, frames, key_mask(mask), output_layers
+            )
         except BaseException:
             # Some layers may have written to the states and others not.
             for stream in streams:

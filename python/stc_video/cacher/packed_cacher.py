@@ -188,19 +188,19 @@ class PackedCacher(Cacher):
         request = self._watcher.take()
         self._self_check.names_hidden_states = not isinstance(request.hidden, bool)
         grids = self._grids(request.grids, len(rows), self._active or (DEFAULT_STREAM,))
-        wanted = request.layers(len(self._tower.blocks)) | looked_at(self._tower.blocks)
-        wanted |= {site.layer for site in self._tower.mergers}
+        output_layers = request.layers(len(self._tower.blocks)) | looked_at(self._tower.blocks)
+        output_layers |= {site.layer for site in self._tower.mergers}
         positions = kw.get("position_embeddings")
         call = PackedCall(self._tower, rows, grids, positions)
         with self._self_check.around(call, (args, kw)):
-            self._encode_videos(rows, grids, positions, wanted)
+            self._encode_videos(rows, grids, positions, output_layers)
 
     def _encode_videos(
         self,
         rows: Tensor,
         grids: Sequence[_Grid],
         positions: Any,
-        wanted: frozenset[int],
+        output_layers: frozenset[int],
     ) -> None:
         """Encode the rows (M, C) of one video for each stream."""
         names = self._active or (DEFAULT_STREAM,)
@@ -217,7 +217,7 @@ class PackedCacher(Cacher):
             stream = self._stream(name)
             stream.meet(Layout(size, rows.shape[1], rows.dtype, rows.device, (height, width)))
             try:
-                outputs, made = self._policy.encode([stream], frames, None, wanted)
+                outputs, made = self._policy.encode([stream], frames, None, output_layers)
             except BaseException:
                 # Some of the streams of the call, and some blocks, were written to, others not.
                 for touched in names:
@@ -228,7 +228,9 @@ class PackedCacher(Cacher):
             records += made
             start += time * size
         self.last_frames = records
-        self._pending = {layer: torch.cat([part[layer] for part in parts]) for layer in wanted}
+        self._pending = {
+            layer: torch.cat([part[layer] for part in parts]) for layer in output_layers
+        }
         self._tokens = {
             number: torch.cat(part)
             for number, part in enumerate(zip(*tokens, strict=True))

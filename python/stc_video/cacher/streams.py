@@ -8,19 +8,16 @@ stream has gone.
 
 from __future__ import annotations
 
+import copy
 import heapq
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from stc_video.cacher.stats import Counters
-
-if TYPE_CHECKING:
-    from stc_video.cacher.motion.control import Effort
-    from stc_video.cacher.motion.promise import Ledger
 
 StateT = TypeVar("StateT", bound="Buffers")
 
@@ -123,10 +120,8 @@ class Stream:
         Why the next frame is dense.
     slot
         The place that its state has in the cacher's pool.
-    effort
-        ``motion``: how much of its frames is re-encoded.
-    ledger
-        ``motion``: what audits have shown, and what is owed of the promise.
+    history
+        What its policy has learned from earlier frames, if it learns: a dataclass of numbers.
     """
 
     name: str
@@ -136,8 +131,7 @@ class Stream:
     counters: Counters = field(default_factory=Counters)
     restart_reason: str = ""
     slot: Slot | None = None
-    effort: Effort | None = None
-    ledger: Ledger | None = None
+    history: object | None = None
 
     def restart(self, reason: str) -> None:
         """Drop the state; the next frame is dense and gives this reason."""
@@ -145,7 +139,7 @@ class Stream:
             self.counters.resets += 1
         self.drop_state()
         self.layout, self.calls, self.restart_reason = None, 0, reason
-        self.effort = self.ledger = None
+        self.history = None
 
     def drop_state(self) -> None:
         """Forget what was kept and give the slot back."""
@@ -162,12 +156,8 @@ class Stream:
     def detached(self) -> Stream:
         """Return a copy that shares nothing with this stream and holds no slot."""
         state = None if self.state is None else self.state.clone()
-        effort = None if self.effort is None else replace(self.effort)
-        ledger = None if self.ledger is None else replace(self.ledger)
-        counters = replace(self.counters)
-        return replace(
-            self, state=state, counters=counters, slot=None, effort=effort, ledger=ledger
-        )
+        counters, history = replace(self.counters), copy.deepcopy(self.history)
+        return replace(self, state=state, counters=counters, slot=None, history=history)
 
     @property
     def nbytes(self) -> int:
