@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from stc_video.cacher.guard import Timings
 from stc_video.cacher.motion.policy import MotionPolicy
-from stc_video.cacher.packed_weights import PackedWeights
 from stc_video.cacher.policy import Outputs
+from stc_video.cacher.prepacked_weights import PrepackedWeights
 from stc_video.cacher.self_check import SelfCheck
 from stc_video.cacher.stats import CacheStats, Counters, FrameRecord
 from stc_video.cacher.stc.policy import StcPolicy
@@ -82,8 +82,10 @@ class Cacher:
         """Put everything that depends on the tower's modules on them."""
         config = self.config
         # A layer of `stc` asks for keys of all tokens, and for the rest of some.
-        self._packed = PackedWeights(config.pack_weights, fuses_on_cpu=config.policy == "motion")
-        self._tower = tower = self._packed.fuse(tower)
+        self._weights = PrepackedWeights(
+            config.pack_weights, fuses_on_cpu=config.policy == "motion"
+        )
+        self._tower = tower = self._weights.fuse(tower)
         self._pool = StreamPool()
         policy = MotionPolicy if config.policy == "motion" else StcPolicy
         self._policy = policy(tower, config, self._pool)
@@ -103,7 +105,7 @@ class Cacher:
         )
         try:
             self._watcher.install()
-            self._packed.install(self._tower.blocks)
+            self._weights.install(self._tower.blocks)
         except BaseException:
             self._remove()
             raise
@@ -114,7 +116,7 @@ class Cacher:
             patch.remove()
         self._patches.clear()
         self._watcher.remove()
-        self._packed.remove()
+        self._weights.remove()
 
     def detach(self, *, force: bool = False) -> None:
         """Take the cacher off; the tower is then exactly as before. ``stats()`` keeps its totals.
@@ -168,7 +170,7 @@ class Cacher:
             self._take(self._tower.rescan())
             self._policy.timings = timings
             return
-        self._packed.mark_stale()
+        self._weights.mark_stale()
         if self._policy.graphs is not None:
             self._policy.graphs.clear()
         self._watch = WeightWatch(self._tower)
@@ -281,8 +283,8 @@ class Cacher:
     def stream_state(self, stream: str) -> Stream | None:
         """Return a copy of what is kept of a stream, to be saved; None if there is no such one."""
         self._notice_changes()
-        found = self._streams.get(stream)
-        return None if found is None else found.detached()
+        known = self._streams.get(stream)
+        return None if known is None else known.detached()
 
     def restore_stream(self, stream: str, state: Stream) -> None:
         """Take over what :meth:`stream_state` returned, into a place in the pool."""
@@ -305,7 +307,7 @@ class Cacher:
             each,
             CacheStats.of(self._removed, 0, promised),
             free_bytes=self._pool.free_bytes,
-            packed_bytes=self._packed.nbytes,
+            packed_bytes=self._weights.nbytes,
             timings=self._policy.timings,
             graphs=None if self._policy.graphs is None else self._policy.graphs.stats,
         )
@@ -354,7 +356,7 @@ class Cacher:
         self._notice_changes()
         call = BatchCall(hidden_states, len(self._active or (DEFAULT_STREAM,)))
         check = nullcontext() if self._is_rehearsal else self._self_check.around(call, (args, kw))
-        with torch.no_grad(), self._packed.active(), check:
+        with torch.no_grad(), self._weights.active(), check:
             self._pending = self._encode(hidden_states, mask_of(args, kw))
         return self._hand_out(0, hidden_states, args, kw)
 

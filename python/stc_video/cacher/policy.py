@@ -153,6 +153,8 @@ class PolicyBase:
         similarity: Tensor | None = None,
         selected: Sequence[Tensor] = (),
         measured: float | None = None,
+        passes: int = 1,
+        finite: bool = True,
     ) -> FrameRecord:
         """Count a frame and describe it."""
         record = FrameRecord(
@@ -168,7 +170,10 @@ class PolicyBase:
             selected=selected,
             audited=measured is not None,
             measured=measured,
+            passes=passes,
+            finite=finite,
         )
+        stream.counters.nonfinite += not finite
         stream.counters.add(record, tokens if encoded is None else encoded)
         return record
 

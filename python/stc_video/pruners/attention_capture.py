@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from stc_video.cacher.policy import NONFINITE
 from stc_video.cacher.stats import UNCHANGED
 from stc_video.errors import AttachError, UnsupportedModelError
 from stc_video.pruners.base import Attention
@@ -95,11 +94,6 @@ def _records_passes(cacher: Any, tower: nn.Module) -> bool:
     """Whether a cacher may replay its passes, so that nobody sees what they compute."""
     on_gpu = any(parameter.is_cuda for parameter in tower.parameters())
     return bool(cacher.config.is_bucketed("cuda" if on_gpu else "cpu"))
-
-
-def _passes(record: Any) -> range:
-    """Once for each time that a frame passed through the layers: cached, and then densely."""
-    return range(2 if record.cost > 1.0 else 1)
 
 
 class _Heads(NamedTuple):
@@ -298,13 +292,10 @@ class AttentionCapture:
             )
         numbered = list(enumerate(records))
         if len(streams) == 1:
-            return [
-                n for n, record in numbered if record.kind != UNCHANGED for _ in _passes(record)
-            ]
-        kept = [n for n, record in numbered if record.kind != UNCHANGED]
-        kept = [n for n in kept if records[n].reason != NONFINITE]
-        redone = [n for n in kept if len(_passes(records[n])) > 1]
-        return [*kept, *redone, *(n for n, record in numbered if record.reason == NONFINITE)]
+            return [n for n, record in numbered for _ in range(record.passes)]
+        kept = [n for n, record in numbered if record.passes and record.finite]
+        redone = [n for n in kept if records[n].passes > 1]
+        return [*kept, *redone, *(n for n, record in numbered if not record.finite)]
 
     def _is_kept(self, stream: str) -> bool:
         """Whether the cacher could return a frame of the stream unchanged."""

@@ -335,7 +335,7 @@ class TowerMerger:
         bias = None
         if self._proportional and run.has_merged:
             bias = run.sizes.log().to(x.dtype)[:, None, None]
-        x = x + block.attend(block.query(normed), key, block.value(normed), bias)
+        x = x + block.attention(block.query(normed), key, block.value(normed), bias)
         if run.steps[number]:
             metric = key.unflatten(-1, (block.heads, -1)).mean(2, dtype=torch.float32)
             x = run.merge(x, metric, run.steps[number], self._tower.prefix_tokens)

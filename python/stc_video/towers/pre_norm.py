@@ -120,7 +120,7 @@ class PreNormBlock:
         return cast(int, self.query.in_features)
 
     def project(
-        self, normed: Tensor, places: Tensor | None = None
+        self, normed: Tensor, indices: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values of normalised rows, each (B, K, C)."""
         together = None if self.project_together is None else self.project_together(normed)
@@ -129,17 +129,32 @@ class PreNormBlock:
             return query, key, value
         return self.query(normed), self.key(normed), self.value(normed)
 
-    def project_query(self, normed: Tensor, places: Tensor | None = None) -> Tensor:
+    def project_query(self, normed: Tensor, indices: Tensor | None = None) -> Tensor:
         """Queries alone."""
         return cast(Tensor, self.query(normed))
 
-    def project_key(self, normed: Tensor, places: Tensor | None = None) -> Tensor:
+    def project_key(self, normed: Tensor, indices: Tensor | None = None) -> Tensor:
         """Keys alone."""
         return cast(Tensor, self.key(normed))
 
-    def project_value(self, normed: Tensor, places: Tensor | None = None) -> Tensor:
+    def project_value(self, normed: Tensor, indices: Tensor | None = None) -> Tensor:
         """Values alone."""
         return cast(Tensor, self.value(normed))
+
+    def attention(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        indices: Tensor | None = None,
+    ) -> Tensor:
+        """Attention branch of some rows: query (B, K, C), key and value (B, N, C) -> (B, K, C).
+
+        ``mask`` is None or broadcastable to (B, heads, K, N). ``indices`` (B, K) are the rows'
+        indices in the frame, which blocks with positions of their own need.
+        """
+        return self.attention_branch(self.attend(query, key, value, mask, indices))
 
     def attend(
         self,
@@ -147,24 +162,9 @@ class PreNormBlock:
         key: Tensor,
         value: Tensor,
         mask: Tensor | None,
-        places: Tensor | None = None,
+        indices: Tensor | None = None,
     ) -> Tensor:
-        """Attention branch of some rows: query (B, K, C), key and value (B, N, C) -> (B, K, C).
-
-        ``mask`` is None or broadcastable to (B, heads, K, N). ``places`` (B, K) are the rows'
-        places in the frame, which blocks with positions of their own need.
-        """
-        return self.attention_branch(self.mix(query, key, value, mask, places))
-
-    def mix(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        mask: Tensor | None,
-        places: Tensor | None = None,
-    ) -> Tensor:
-        """Mix the values by attention: :meth:`attend` in front of the output projection."""
+        """Values mixed by attention, in front of the output projection."""
         for observer in attention_observers.get(self.layer, ()):
             observer(query, key)
         return attention(query, key, value, self.heads, mask)
@@ -225,10 +225,10 @@ class PreNormTower:
             )
         if type(root).__module__.startswith("transformers."):
             require_transformers(TOWERS_FROM, "attach_cacher")
-        found = list(_block_lists(root))
-        if len(found) != 1:
-            raise UnsupportedModelError(_not_one_tower(root, [path for path, _ in found]))
-        path, layers = found[0]
+        stacks = list(_block_lists(root))
+        if len(stacks) != 1:
+            raise UnsupportedModelError(_not_one_tower(root, [path for path, _ in stacks]))
+        path, layers = stacks[0]
         devices = {str(parameter.device) for parameter in layers.parameters()}
         if len(devices) > 1:
             raise UnsupportedModelError(

@@ -363,7 +363,6 @@ class MotionPolicy(PolicyBase):
 
     def _record(self, stream: Stream, plan: Plan, tokens: int) -> FrameRecord:
         """Count a frame and describe it."""
-        stream.counters.nonfinite += not plan.is_kept
         if self.keeper is not None and plan.is_kept:
             stream.counters.error += self._settle(self.keeper, stream, plan)
         if plan.indices is None:
@@ -376,6 +375,8 @@ class MotionPolicy(PolicyBase):
                 changed=plan.changed,
                 similarity=plan.similarity,
                 measured=plan.measured,
+                passes=2 if plan.is_redone else 1,
+                finite=plan.is_kept,
             )
         return self.record(
             stream,
@@ -387,6 +388,7 @@ class MotionPolicy(PolicyBase):
             changed=plan.changed,
             similarity=plan.similarity,
             selected=(plan.indices[0],),
+            passes=int(plan.kind == CACHED),
         )
 
     def _settle(self, keeper: PromiseKeeper, stream: Stream, plan: Plan) -> float:

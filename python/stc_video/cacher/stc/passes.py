@@ -222,8 +222,8 @@ class RecordedPasses:
         def make(state: StcState) -> Callable[..., StcOutput]:
             def run(x: Tensor, slots: Tensor, rows: Tensor, *mask: Tensor) -> StcOutput:
                 def references(layer: int) -> StcReference:
-                    own = (planes[:, layer].index_select(0, slots) for planes in state.tensors())
-                    return StcReference(*(one.repeat_interleave(frames, 0) for one in own))
+                    rows = (planes[:, layer].index_select(0, slots) for planes in state.tensors())
+                    return StcReference(*(one.repeat_interleave(frames, 0) for one in rows))
 
                 return self.plain.run_cached(
                     x, mask[0] if mask else None, output_layers, references
@@ -248,18 +248,18 @@ class RecordedPasses:
         for number, part in enumerate(parts):
             assert part.slot is not None
             groups.setdefault(part.slot.slab, []).append(number)
-        made, order = [], []
+        outputs, order = [], []
         for slab, numbers in groups.items():
             assert isinstance(slab.state, StcState)
             rows = [number * frames + frame for number in numbers for frame in range(frames)]
             inputs = _inputs([parts[number] for number in numbers], rows, x, mask)
             key: Hashable = (kind, tuple(i.shape for i in inputs), frames, output_layers)
             output: StcOutput = self.graphs.run(slab, key, make(slab.state), inputs)
-            made.append(output.rows(slice(len(rows))))
+            outputs.append(output.rows(slice(len(rows))))
             order += rows
-        if len(made) == 1:
-            return made[0]
-        return _joined(made).rows(torch.tensor(order, device=x.device).argsort())
+        if len(outputs) == 1:
+            return outputs[0]
+        return _concatenated(outputs).rows(torch.tensor(order, device=x.device).argsort())
 
 
 def _inputs(
@@ -273,12 +273,12 @@ def _inputs(
     taken = torch.tensor([*rows, *[*rows[:frames]] * spare]).to(x.device, non_blocking=True)
     slots = [part.slot.number for part in filled if part.slot is not None]
     kept = [number * frames + (part.kept or 0) for number, part in enumerate(filled)]
-    made = [x.index_select(0, taken)]
-    made += [torch.tensor(one).to(x.device, non_blocking=True) for one in (slots, kept)]
-    return (*made, *([] if mask is None else [mask.index_select(0, taken)]))
+    inputs = [x.index_select(0, taken)]
+    inputs += [torch.tensor(one).to(x.device, non_blocking=True) for one in (slots, kept)]
+    return (*inputs, *([] if mask is None else [mask.index_select(0, taken)]))
 
 
-def _joined(parts: Sequence[StcOutput]) -> StcOutput:
+def _concatenated(parts: Sequence[StcOutput]) -> StcOutput:
     """Put the rows of some outputs one behind the other."""
     similarities = [part.similarity for part in parts if part.similarity is not None]
     return StcOutput(

@@ -86,22 +86,22 @@ class StcPolicy(PolicyBase):
         ]
         for call in calls:
             _commit(call)
-        made = {}
+        results = {}
         for group in self._groups(calls):
             whole = len(group) == len(calls)
             part = frames if whole else torch.cat([frames[call.rows] for call in group])
-            own_mask = mask
+            part_mask = mask
             if mask is not None and not whole:
-                own_mask = torch.cat([mask[call.rows] for call in group])
+                part_mask = torch.cat([mask[call.rows] for call in group])
             encode = self._encode_dense if group[0].is_dense else self._encode_cached
-            outputs, records = encode(group, part, own_mask, output_layers)
+            outputs, records = encode(group, part, part_mask, output_layers)
             if whole:
                 return outputs, records
             for number, call in enumerate(group):
                 rows = slice(number * count, (number + 1) * count)
                 cut = {layer: output[rows] for layer, output in outputs.items()}
-                made[call.stream.name] = cut, records[rows]
-        ordered = [made[stream.name] for stream in streams]
+                results[call.stream.name] = cut, records[rows]
+        ordered = [results[stream.name] for stream in streams]
         together = {layer: torch.cat([cut[layer] for cut, _ in ordered]) for layer in output_layers}
         return together, [record for _, records in ordered for record in records]
 
@@ -183,8 +183,8 @@ class StcPolicy(PolicyBase):
     def _dense_record(
         self, stream: Stream, frames: Tensor, finite: bool, reason: str
     ) -> FrameRecord:
-        stream.counters.nonfinite += not finite
-        return self.record(stream, DENSE, reason if finite else NONFINITE, frames.shape[1])
+        reason = reason if finite else NONFINITE
+        return self.record(stream, DENSE, reason, frames.shape[1], finite=finite)
 
     def _encode_cached(
         self,
@@ -234,12 +234,14 @@ class StcPolicy(PolicyBase):
             frame_mask = None if mask is None else mask[number, None]
             if is_finite:
                 one = replace(call, finite=[True])
-                outputs, made = self._encode_cached([one], frame, frame_mask, output_layers)
+                outputs, frame_records = self._encode_cached(
+                    [one], frame, frame_mask, output_layers
+                )
             else:
                 outputs = self.dense_uncached(frame, frame_mask, output_layers)
-                made = [self._dense_record(call.stream, frame, False, call.reason)]
+                frame_records = [self._dense_record(call.stream, frame, False, call.reason)]
             parts.append(outputs)
-            records += made
+            records += frame_records
         return {
             layer: torch.cat([part[layer] for part in parts]) for layer in output_layers
         }, records
