@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The handle of a cacher that is attached to a tower."""
+"""A cacher that is attached to a tower, and the forwards that it puts on its blocks."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ from stc_video.cacher.prepacked_weights import PrepackedWeights
 from stc_video.cacher.self_check import SelfCheck
 from stc_video.cacher.stats import CacheStats, Counters, FrameRecord
 from stc_video.cacher.stc.policy import StcPolicy
-from stc_video.cacher.streams import Layout, Stream, StreamPool
+from stc_video.cacher.streams import Layout, Stream, StreamPool, check_room, checked_names
 from stc_video.cacher.weight_watch import Change, WeightWatch
 from stc_video.config import DEFAULT_STREAM, CacheConfig
+from stc_video.towers.attention import key_mask
 from stc_video.towers.block import Tower
 from stc_video.towers.block_calls import BatchCall
 from stc_video.towers.call_request import RequestWatcher, looked_at, mask_of
@@ -30,7 +31,6 @@ from stc_video.towers.patching import (
     check_in_place,
     run_stock,
 )
-from stc_video.towers.pre_norm import key_mask
 
 
 class Cacher:
@@ -189,12 +189,7 @@ class Cacher:
         ValueError
             If a name occurs twice or is empty.
         """
-        names = (names,) if isinstance(names, str) else tuple(names)
-        if not names or len(set(names)) != len(names) or not all(names):
-            raise ValueError(
-                f"streams: names must be one or more different, non-empty names, got {list(names)}"
-            )
-        before, self._active = self._active, names
+        before, self._active = self._active, checked_names(names)
         try:
             yield
         finally:
@@ -290,7 +285,7 @@ class Cacher:
         """Take over what :meth:`stream_state` returned, into a place in the pool."""
         if stream in self._streams:
             self._streams[stream].drop_state()
-        self._check_room([stream])
+        check_room(self._streams, [stream], self.config.max_streams)
         restored = state.detached()
         restored.name = stream
         self._policy.restore(restored)
@@ -327,26 +322,15 @@ class Cacher:
                 f"{type(module).__name__}: a cached tower is for inference only; call eval() "
                 "first, or detach the cacher to train"
             )
+        names: Sequence[str] = self._active or (DEFAULT_STREAM,)
         if self._is_rehearsal:
-            self._check_room([f"warm-up {number}" for number in range(batch or 1)])
-            return True
-        names = self._active or (DEFAULT_STREAM,)
-        if self._active is not None and batch is not None and batch % len(names):
+            names = [f"warm-up {number}" for number in range(batch or 1)]
+        elif self._active is not None and batch is not None and batch % len(names):
             raise ValueError(
                 f"streams: the batch must have one row per stream ({len(names)}), got {batch}"
             )
-        self._check_room(names)
+        check_room(self._streams, names, self.config.max_streams)
         return True
-
-    def _check_room(self, names: Sequence[str]) -> None:
-        """Refuse streams beyond the limit; nobody's state is ever dropped to make room."""
-        streams = list(self._streams.items())  # other threads may add some
-        kept = {name for name, stream in streams if stream.state is not None} | set(names)
-        if len(kept) > self.config.max_streams:
-            raise ValueError(
-                f"streams: at most {self.config.max_streams} streams (max_streams) can be kept at "
-                f"a time, got {len(kept)}; reset(stream) frees one"
-            )
 
     def _first_forward(self, layer: nn.Module, hidden_states: Tensor, *args: Any, **kw: Any) -> Any:
         """Forward of the first layer: encodes the frames through all layers."""

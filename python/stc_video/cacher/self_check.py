@@ -27,6 +27,7 @@ from stc_video.cacher.watched_output import (
     without_hidden_states,
 )
 from stc_video.errors import UnsupportedModelError
+from stc_video.towers.attention import key_mask
 from stc_video.towers.block import Tower
 from stc_video.towers.block_calls import Arguments, Call, bind, form, kind
 from stc_video.towers.bypassed import Bypassed
@@ -41,7 +42,7 @@ from stc_video.towers.comparison import (
     try_out,
 )
 from stc_video.towers.patching import InstancePatch
-from stc_video.towers.pre_norm import PreNormBlock, key_mask
+from stc_video.towers.pre_norm import PreNormBlock
 
 #: kinds of error that tell of parts that do not fit together
 _BROKEN = (RuntimeError, TypeError, IndexError, AttributeError)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is kept per stream, and the slots of many streams side by side in one set of tensors.
+"""The state of each stream, and the slots of many streams side by side in one set of tensors.
 
 Streams that arrive in one call get neighbouring slots of one slab, so that one operator reads or
 writes all of them. A slab never moves, which captured graphs rely on, and goes when its last
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import heapq
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, TypeVar
 
@@ -164,6 +164,30 @@ class Stream:
         """Size of the state in bytes."""
         state = self.state  # another thread may reset it
         return 0 if state is None else state.nbytes
+
+
+def checked_names(names: Sequence[str]) -> tuple[str, ...]:
+    """Return the names of streams; raises ValueError if they are not different, or one is empty."""
+    names = (names,) if isinstance(names, str) else tuple(names)
+    if not names or len(set(names)) != len(names) or not all(names):
+        raise ValueError(
+            f"streams: names must be one or more different, non-empty names, got {list(names)}"
+        )
+    return names
+
+
+def check_room(streams: Mapping[str, Stream], names: Sequence[str], limit: int) -> None:
+    """Raise ValueError if streams of these names would be kept beyond a limit.
+
+    Nobody's state is ever dropped to make room.
+    """
+    known = list(streams.items())  # other threads may add some
+    kept = {name for name, stream in known if stream.state is not None} | set(names)
+    if len(kept) > limit:
+        raise ValueError(
+            f"streams: at most {limit} streams (max_streams) can be kept at a time, "
+            f"got {len(kept)}; reset(stream) frees one"
+        )
 
 
 @dataclass(eq=False)

@@ -14,16 +14,12 @@ from torch.utils.hooks import RemovableHandle
 from stc_video.cacher.stats import UNCHANGED
 from stc_video.errors import AttachError, UnsupportedModelError
 from stc_video.pruners.base import Attention
+from stc_video.towers.attention import key_mask
 from stc_video.towers.block_calls import BatchCall, bind
 from stc_video.towers.bypassed import Bypassed
 from stc_video.towers.comparison import disagreement, from_parts, hint, states_of
 from stc_video.towers.patching import PatchedHook, owner_of
-from stc_video.towers.pre_norm import (
-    PreNormTower,
-    attention_observers,
-    find_tower,
-    key_mask,
-)
+from stc_video.towers.pre_norm import PreNormTower, attention_observers, find_tower
 
 
 def capture_attention(tower: nn.Module, layer: int = -2) -> AttentionCapture:

@@ -13,12 +13,10 @@ from dataclasses import dataclass, field
 from typing import cast
 from weakref import WeakKeyDictionary
 
-import torch
 from torch import Tensor, nn
-from torch.nn.functional import pad, scaled_dot_product_attention
 
-from stc_kernels import sparse_query_attention
 from stc_video.errors import UnsupportedModelError
+from stc_video.towers.attention import attention
 from stc_video.towers.block import Part
 from stc_video.versions import TOWERS_FROM, require_transformers
 
@@ -28,11 +26,6 @@ _ATTENTION = ("self_attn", "attention", "attn")
 _QUERY, _KEY, _VALUE = ("q_proj", "query"), ("k_proj", "key"), ("v_proj", "value")
 _OUTPUT = ("out_proj", "o_proj", "proj")
 _HEADS = ("num_heads", "num_attention_heads")
-
-# In float32, torch's CPU attention takes 64 queries at a time from 192 on, and 32 below: so much
-# slower that a number just below, such as a quarter of 729 tokens, gains by padding with zeros.
-_CPU_QUERIES = 192
-_PADDED_FROM = 168
 
 SUPPORTED = (
     "vision towers of transformers' SigLIP, SigLIP2, CLIP and DINOv2 (with or without registers) "
@@ -240,7 +233,7 @@ class PreNormTower:
             ancestors=tuple(_ancestors(root, path)),
             blocks=tuple(PreNormBlock.of(layer) for layer in layers),
             path=path,
-            prefix_tokens=_prefix_tokens(root),
+            prefix_tokens=count_prefix_tokens(root),
         )
 
     @property
@@ -315,7 +308,7 @@ def _ancestors(root: nn.Module, path: str) -> Iterator[nn.Module]:
         yield root.get_submodule(".".join(names[: depth + 1]))
 
 
-def _prefix_tokens(root: nn.Module) -> int:
+def count_prefix_tokens(root: nn.Module) -> int:
     """Class token and registers, read off the parameters of the embeddings."""
     count = 0
     for name, parameter in root.named_parameters():
@@ -345,69 +338,3 @@ def _heads(attention: nn.Module) -> int:
         f"attach_cacher: {type(attention).__name__} does not tell its number of heads "
         f"({' or '.join(_HEADS)})"
     )
-
-
-def attention(
-    query: Tensor, key: Tensor, value: Tensor, heads: int, mask: Tensor | None = None
-) -> Tensor:
-    """Attention of queries (B, K, C) to keys and values (B, N, C), in front of its projection.
-
-    ``mask`` is None or broadcastable to (B, heads, K, N).
-    """
-    if _has_sparse_kernel(query, key):
-        return _sparse_attention(query, key, value, heads, mask)
-    if query.device.type == "cpu" and query.dtype == torch.float16:
-        # torch's CPU attention has no fast kernel for it.
-        mask = mask.float() if mask is not None and mask.is_floating_point() else mask
-        return attention(query.float(), key.float(), value.float(), heads, mask).half()
-    batch, rows, channels = query.shape
-    q, k, v = (_split_heads(part, heads) for part in (query, key, value))
-    is_key_mask = mask is None or mask.shape[-2] == 1
-    if is_key_mask and _is_float32_on_cpu(q) and _PADDED_FROM <= rows < _CPU_QUERIES:
-        q = pad(q, (0, 0, 0, _CPU_QUERIES - rows))
-    mixed = scaled_dot_product_attention(q, k, v, attn_mask=mask)[:, :, :rows]
-    return mixed.transpose(1, 2).reshape(batch, rows, channels)
-
-
-def _is_float32_on_cpu(x: Tensor) -> bool:
-    return x.device.type == "cpu" and x.dtype == torch.float32
-
-
-def _has_sparse_kernel(query: Tensor, key: Tensor) -> bool:
-    """Whether our kernel attends: on a GPU, for fewer queries than keys."""
-    return query.is_cuda and query.shape[1] < key.shape[1]
-
-
-def _sparse_attention(
-    query: Tensor, key: Tensor, value: Tensor, heads: int, mask: Tensor | None
-) -> Tensor:
-    """Attention of rows (B, K, C) to (B, N, C); ``mask`` is None or (B, 1, 1, N)."""
-    q, k, v = (part.unflatten(2, (heads, -1)) for part in (query, key, value))
-    bias = None if mask is None else mask[:, 0, 0, :]
-    if bias is not None and bias.dtype == torch.bool:
-        bias = torch.where(bias, 0.0, -torch.inf).to(query.dtype)
-    return sparse_query_attention(q, k, v, key_bias=bias).flatten(2)
-
-
-def _split_heads(x: Tensor, heads: int) -> Tensor:
-    """(B, K, C) -> (B, heads, K, C / heads), a view."""
-    batch, rows, channels = x.shape
-    return x.view(batch, rows, heads, channels // heads).transpose(1, 2)
-
-
-def key_mask(mask: object) -> Tensor | None:
-    """Mask over the keys of each frame, for any subset of its queries.
-
-    SigLIP2 masks padding keys, (B, 1, N, N) with equal rows, so that one row serves all queries.
-
-    Parameters
-    ----------
-    mask
-        What the tower passed to its layers: None or a tensor.
-
-    Returns
-    -------
-    Tensor or None
-        (B, 1, 1, N), bool or additive.
-    """
-    return mask[:, :, :1, :] if isinstance(mask, torch.Tensor) else None

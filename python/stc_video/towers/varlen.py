@@ -19,8 +19,8 @@ from torch.nn.functional import linear
 
 from stc_video.errors import UnsupportedModelError
 from stc_video.rotary import apply_rotary
+from stc_video.towers.attention import attention
 from stc_video.towers.block import Part, is_plain_linear
-from stc_video.towers.pre_norm import attention
 
 __all__ = ["FrameGeometry", "MergerSite", "VarlenBlock", "VarlenTower"]
 

@@ -3,8 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Hashable, Sequence
 
 import torch
 from torch import Tensor
@@ -13,9 +12,9 @@ from stc_video.cacher.guard import Timings, fastest
 from stc_video.cacher.motion.bucketed import BucketedEncoder
 from stc_video.cacher.motion.changes import FrameChange, compare
 from stc_video.cacher.motion.control import EffortControl
+from stc_video.cacher.motion.learning import Learner
 from stc_video.cacher.motion.plan import Plan, Planner
-from stc_video.cacher.motion.promise import PromiseKeeper, final_norms, measure_cosines
-from stc_video.cacher.motion.propagation import Refreshed
+from stc_video.cacher.motion.promise import PromiseKeeper, final_norms
 from stc_video.cacher.motion.ragged import RaggedEncoder
 from stc_video.cacher.motion.segments import Segment, SegmentEncoder, take_rows
 from stc_video.cacher.motion.state import (
@@ -25,7 +24,7 @@ from stc_video.cacher.motion.state import (
     motion_state,
 )
 from stc_video.cacher.policy import Outputs, PolicyBase
-from stc_video.cacher.stats import CACHED, DENSE, UNCHANGED, FrameRecord
+from stc_video.cacher.stats import CACHED, DENSE, FrameRecord
 from stc_video.cacher.streams import Layout, Stream, StreamPool
 from stc_video.config import CacheConfig
 from stc_video.towers.block import Tower
@@ -59,7 +58,8 @@ class MotionPolicy(PolicyBase):
             self.pays,
             self.describe_guard,
         )
-        self.norms = final_norms(tower)
+        norms = final_norms(tower)
+        self.learner = Learner(self.control, self.keeper, norms, config.propagate, self._cost)
         self._encoders: dict[torch.device, SegmentEncoder] = {}
 
     def encode(
@@ -160,14 +160,14 @@ class MotionPolicy(PolicyBase):
             return self._begin(streams[number], plan, frames[one], compared[one], masks(number))
 
         kept = [number for number, plan in enumerate(plans) if plan.is_kept]
-        refreshed = {number: self._refreshed(*chosen[number]) for number in kept}
+        refreshed = {number: self.learner.before(*chosen[number]) for number in kept}
         stale = {
             number: {self.last: motion_state(streams[number]).output[None].clone()}
             for number in kept
             if plans[number].weighed
         }
         self._encode_segments([segment(number, plans[number]) for number in kept])
-        plans = self._learn(streams, plans, refreshed)
+        plans = self.learner.after(streams, plans, refreshed)
         redone = [number for number, plan in enumerate(plans) if plan.is_redone]
         cached = {
             number: self._cached_outputs(motion_state(streams[number]), output_layers)
@@ -175,7 +175,12 @@ class MotionPolicy(PolicyBase):
             if plans[number].audit
         }
         self._encode_segments([segment(number, plans[number]) for number in redone])
-        self._measure(streams, plans, cached | stale)
+        before = cached | stale
+        now = {
+            number: self._cached_outputs(motion_state(streams[number]), frozenset(outputs))
+            for number, outputs in before.items()
+        }
+        plans = self.learner.measure(plans, before, now)
         outputs = [
             self._cached_outputs(motion_state(stream), output_layers)
             if plan.is_kept
@@ -189,79 +194,6 @@ class MotionPolicy(PolicyBase):
     def _encode_segments(self, segments: Sequence[Segment]) -> None:
         if filled := [segment for segment in segments if segment.rows]:
             self._encoder(filled[0].x.device).encode(filled)
-
-    def _refreshed(self, stream: Stream, plan: Plan) -> Refreshed | None:
-        """Keep the outputs of the tokens that are about to be refreshed, if there are any."""
-        if plan.refreshed is None or plan.left_out is None or not len(plan.refreshed):
-            return None
-        return Refreshed.before(motion_state(stream).output, plan.refreshed, plan.left_out)
-
-    def _learn(
-        self,
-        streams: Sequence[Stream],
-        plans: Sequence[Plan],
-        refreshed: dict[int, Refreshed | None],
-    ) -> list[Plan]:
-        """Learn from the refreshed tokens; frames that must be encoded densely get a new plan."""
-        drifts = self._drifts(streams, refreshed)
-        return [
-            self._learn_from(streams[number], plan, refreshed[number], drifts.get(number))
-            if plan.kind == CACHED
-            else plan
-            for number, plan in enumerate(plans)
-        ]
-
-    def _learn_from(
-        self, stream: Stream, plan: Plan, refreshed: Refreshed | None, drift: float | None
-    ) -> Plan:
-        """Learn from one stream's cached frame."""
-        output, reason, error = motion_state(stream).output, plan.audit, None
-        if drift is not None and refreshed is not None:
-            effort, ledger = motion_history(stream).effort, motion_history(stream).ledger
-            left_out = len(refreshed.left_out) / output.shape[0]
-            error = self.control.error(drift, left_out, plan.with_tail)
-            is_redone = self.control.is_too_far(drift)
-            risk = None if self.keeper is None else self.keeper.known_risk(ledger)
-            self.control.observe(effort, error, is_redone, risk)
-            if self.config.propagate and not plan.with_tail:
-                refreshed.propagate(output, self.config.propagate)
-            if self.keeper is not None:
-                is_redone = is_redone and self.keeper.is_too_much(ledger, error)
-                reason = reason or self.keeper.audit_reason(ledger, error)
-                self.keeper.note_shown(ledger, error)
-            if is_redone:
-                reason = f"refreshed tokens had changed by {drift:.2f}: encoded densely after all"
-        if not reason:
-            return plan
-        spent = self._cost(plan, output.shape[0])
-        return plan.redone(reason, spent, error, is_audit=self.keeper is not None)
-
-    def _measure(
-        self, streams: Sequence[Stream], plans: list[Plan], before: Mapping[int, Outputs]
-    ) -> None:
-        """Compare what was cached before some frames were encoded densely with what is now."""
-        if not before:
-            return
-        layers = {number: frozenset(outputs) for number, outputs in before.items()}
-        now = [self._cached_outputs(motion_state(streams[n]), layers[n]) for n in before]
-        weighed = [plans[number].weighed for number in before]
-        tokens = [None if one is None else one.left_out for one in weighed]
-        cosines = measure_cosines(list(before.values()), now, self.norms, tokens)
-        for number, cosine in zip(before, cosines, strict=True):
-            if plans[number].audit:
-                plans[number] = replace(plans[number], measured=cosine)
-            else:
-                plans[number] = replace(plans[number], stale=1.0 - cosine)
-
-    def _drifts(
-        self, streams: Sequence[Stream], refreshed: dict[int, Refreshed | None]
-    ) -> dict[int, float]:
-        """Measure how far refreshed tokens moved, with one transfer for all streams."""
-        seen = {number: tokens for number, tokens in refreshed.items() if tokens is not None}
-        if not seen:
-            return {}
-        moved = [t.drift(motion_state(streams[n]).output) for n, t in seen.items()]
-        return dict(zip(seen, torch.stack(moved).tolist(), strict=True))
 
     def rehearse(
         self, layout: Layout, frames: Tensor, mask: Tensor | None, output_layers: frozenset[int]
@@ -363,8 +295,7 @@ class MotionPolicy(PolicyBase):
 
     def _record(self, stream: Stream, plan: Plan, tokens: int) -> FrameRecord:
         """Count a frame and describe it."""
-        if self.keeper is not None and plan.is_kept:
-            stream.counters.error += self._settle(self.keeper, stream, plan)
+        stream.counters.error += self.learner.settle(stream, plan)
         if plan.indices is None:
             return self.record(
                 stream,
@@ -390,22 +321,6 @@ class MotionPolicy(PolicyBase):
             selected=(plan.indices[0],),
             passes=int(plan.kind == CACHED),
         )
-
-    def _settle(self, keeper: PromiseKeeper, stream: Stream, plan: Plan) -> float:
-        """Enter a frame into the ledger; returns the error now known to have been handed out."""
-        ledger = motion_history(stream).ledger
-        if plan.kind == CACHED:
-            return keeper.hand_out_cached(ledger)
-        if plan.kind == UNCHANGED:
-            return keeper.hand_out_again(ledger)
-        error = 0.0
-        if plan.weighed is not None:
-            keeper.weigh(ledger, plan.stale, plan.weighed.share)
-        if plan.measured is not None:
-            error = keeper.learn(ledger, 1.0 - plan.measured, plan.shown, plan.conditions)
-            keeper.give_notice(ledger, stream.name)
-        keeper.hand_out_dense(ledger)
-        return error
 
     def _cost(self, plan: Plan, tokens: int) -> float:
         assert plan.indices is not None
