@@ -19,11 +19,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, layer_norm, max_pool2d, pad, unfold
 
-from stc_video.cacher.motion.changes import Look, motion_state
+from stc_video.cacher.motion.changes import FrameChange
 from stc_video.cacher.motion.plan import Plan
 from stc_video.cacher.motion.policy import MotionPolicy
 from stc_video.cacher.motion.ragged import run_layers
 from stc_video.cacher.motion.segments import Segment, SegmentEncoder, take_rows
+from stc_video.cacher.motion.state import motion_state
 from stc_video.cacher.streams import Stream
 from stc_video.towers.block import Block
 
@@ -45,10 +46,10 @@ class ByPixels(MotionPolicy):
 
     def _compared(self, frames: Tensor) -> Tensor:
         small = avg_pool2d(self.pixels, _POOLED)
-        side = round((frames.shape[1] - self.pinned) ** 0.5)
+        side = round((frames.shape[1] - self.prefix_tokens) ** 0.5)
         patches = unfold(small, small.shape[-1] // side, stride=small.shape[-1] // side)
         rows = patches.transpose(1, 2)
-        return pad(rows, (0, frames.shape[2] - rows.shape[2], self.pinned, 0))
+        return pad(rows, (0, frames.shape[2] - rows.shape[2], self.prefix_tokens, 0))
 
 
 class ByLastFrame(MotionPolicy):
@@ -64,18 +65,22 @@ class ByLastFrame(MotionPolicy):
 class WithNeighbours(MotionPolicy):
     """A token also counts as changed if one of its eight neighbours did."""
 
-    def _look(self, streams: Sequence[Stream], frames: Tensor) -> tuple[Tensor, list[Look]]:
-        compared, looks = super()._look(streams, frames)
-        return compared, [self._spread(one) for one in looks]
+    def _compare(
+        self, streams: Sequence[Stream], frames: Tensor
+    ) -> tuple[Tensor, list[FrameChange]]:
+        compared, changes = super()._compare(streams, frames)
+        return compared, [self._spread(one) for one in changes]
 
-    def _spread(self, seen: Look) -> Look:
-        if seen.is_changed is None:
-            return seen
-        prefix, patches = seen.is_changed.split([self.pinned, len(seen.is_changed) - self.pinned])
+    def _spread(self, change: FrameChange) -> FrameChange:
+        if change.is_changed is None:
+            return change
+        prefix, patches = change.is_changed.split(
+            [self.prefix_tokens, len(change.is_changed) - self.prefix_tokens]
+        )
         side = round(len(patches) ** 0.5)
         grid = patches.view(1, 1, side, side).float()
         wide = max_pool2d(grid, 3, stride=1, padding=1).flatten() > 0
-        return _with_changed(seen, torch.cat([prefix, wide]))
+        return _with_changed(change, torch.cat([prefix, wide]))
 
 
 class PerTokenThresholds(MotionPolicy):
@@ -87,15 +92,17 @@ class PerTokenThresholds(MotionPolicy):
         super().__init__(*parts)
         self._gains: Tensor | None = None  # (N,), 1 on average
 
-    def _look(self, streams: Sequence[Stream], frames: Tensor) -> tuple[Tensor, list[Look]]:
-        compared, looks = super()._look(streams, frames)
-        [seen], [stream] = looks, streams
-        if seen.similarity is None or self._gains is None:
-            return compared, looks
-        allowed = (1.0 - self.control.threshold(stream.effort)) / self._gains
-        changed = ~(seen.similarity > 1.0 - allowed)
-        changed[: self.pinned] = False
-        return compared, [_with_changed(seen, changed)]
+    def _compare(
+        self, streams: Sequence[Stream], frames: Tensor
+    ) -> tuple[Tensor, list[FrameChange]]:
+        compared, changes = super()._compare(streams, frames)
+        [change], [stream] = changes, streams
+        if change.similarity is None or self._gains is None:
+            return compared, changes
+        allowed = (1.0 - self.control.threshold(self._history(stream).effort)) / self._gains
+        changed = ~(change.similarity > 1.0 - allowed)
+        changed[: self.prefix_tokens] = False
+        return compared, [_with_changed(change, changed)]
 
     def _carry_out(self, streams: Sequence[Stream], plans: Sequence[Plan], *rest: Any) -> Any:
         [stream], [plan] = streams, plans
@@ -130,7 +137,7 @@ class SelectedTwice(MotionPolicy):
 
     def __init__(self, *parts: Any) -> None:
         super().__init__(*parts)
-        self._narrowing = _NarrowingEncoder(self.blocks, self.planner.head, self.pinned)
+        self._narrowing = _NarrowingEncoder(self.blocks, self.planner.head, self.prefix_tokens)
 
     def _encoder(self, device: torch.device) -> SegmentEncoder:
         return self._narrowing
@@ -150,7 +157,7 @@ class _NarrowingEncoder:
 
     blocks: Sequence[Block]
     head: int
-    pinned: int
+    prefix_tokens: int
     rows: int = 0  # of the last frame that went on
 
     def encode(self, segments: Sequence[Segment]) -> None:
@@ -161,7 +168,7 @@ class _NarrowingEncoder:
         if segment.indices is not None:
             alike = _likeness(take_rows(middle[None], segment.indices)[0], x[0])
             goes_on = ~(alike > SelectedTwice.SECOND)
-            goes_on[: self.pinned] = True
+            goes_on[: self.prefix_tokens] = True
             segment.put(middle, x)
             x, indices = x[:, goes_on], segment.indices[:, goes_on]
             segment = replace(segment, indices=indices)
@@ -181,14 +188,14 @@ def in_use(variant: type[MotionPolicy], tower: nn.Module) -> Iterator[None]:
 
     hook = tower.register_forward_pre_hook(remember, with_kwargs=True)
     try:
-        with mock.patch("stc_video.cacher.cacher.make_policy", variant):
+        with mock.patch("stc_video.cacher.cacher.MotionPolicy", variant):
             yield
     finally:
         hook.remove()
 
 
-def _with_changed(seen: Look, changed: Tensor) -> Look:
-    return replace(seen, is_changed=changed, changed=int(changed.sum()))
+def _with_changed(change: FrameChange, changed: Tensor) -> FrameChange:
+    return replace(change, is_changed=changed, changed=int(changed.sum()))
 
 
 def _likeness(before: Tensor, after: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ if Version(transformers.__version__) < Version("4.57"):
         "test_self_check.py",
         "test_livecc.py",
         "test_load_chat.py",
-        "test_packed_cacher.py",
+        "test_varlen_cacher.py",
         "test_qwen_memory.py",
         "test_qwen_session.py",
         "test_qwen_vl.py",

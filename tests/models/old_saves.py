@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Saves that an earlier revision made, and how it went on from them.
 
-    PYTHONPATH=.:python:tests/session:tests/models python tests/models/old_saves.py FOLDER
+    PYTHONPATH=.:python:tests/session:tests/models python tests/models/old_saves.py FOLDER CASE...
 
-was run once at the revision that gives its name to a folder of `saves/`: for each case it writes
-the save and, in `*.after.safetensors`, what the session answered when it went on. The weights are
-kept too, as random numbers may differ by rounding between machines.
+was run once at each revision that gives its name to a folder of `saves/`: for each case it writes
+the save and, in `*.after.safetensors`, what the session answered when it went on. The weights lie
+beside the folders, as random numbers may differ by rounding between machines.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from torch import Tensor
 from stc_video import CacheConfig, RekvConfig, StreamingSession
 
 QUESTION = "what is it?"
+#: where the weights lie, those of each family once
+SAVES = Path(__file__).parent / "saves"
 #: a policy without a promise of quality: nothing that it does depends on measurements
 MOTION = CacheConfig(threshold=0.9)
 PRUNER = {"prune": "stc", "prefill_chunk": 4}
@@ -33,7 +35,12 @@ CASES: dict[str, dict[str, Any]] = {
         "cache": "stc", "tokens_per_frame": 6, **PRUNER,
     },
     "qwen-plain-motion": {"memory": "plain", "cache": MOTION, "tokens_per_frame": 3, **PRUNER},
+    "qwen-plain-promise": {
+        "memory": "plain", "cache": CacheConfig(), "tokens_per_frame": 3, **PRUNER
+    },
 }  # fmt: skip
+#: the revision that made the save of each case
+REVISIONS = dict.fromkeys(CASES, "6e68475") | {"qwen-plain-promise": "4a08406"}
 
 
 def build(case: str) -> torch.nn.Module:
@@ -65,8 +72,7 @@ def go_on(session: StreamingSession, case: str) -> dict[str, Tensor]:
 
 def make(folder: Path, case: str) -> None:
     """Write a case."""
-    model = build(case)
-    save_file(dict(model.named_parameters()), folder / f"{case.split('-')[0]}.safetensors")
+    model = with_weights(case)
     with StreamingSession(model, writer(case), **CASES[case]) as session:
         session.push(frames(case)[:9])
         session.ask("who?", dialogue=True, do_sample=False, max_new_tokens=3)
@@ -74,13 +80,19 @@ def make(folder: Path, case: str) -> None:
         save_file(go_on(session, case), folder / f"{case}.after.safetensors")
 
 
-def load(folder: Path, case: str) -> StreamingSession:
-    """Open the save of a case with the weights that it was made with."""
+def with_weights(case: str) -> torch.nn.Module:
+    """The model of a case with the weights that its save was made with."""
     model = build(case)
-    weights = load_file(folder / f"{case.split('-')[0]}.safetensors")
+    weights = load_file(SAVES / f"{case.split('-')[0]}.safetensors")
     model.load_state_dict(weights, strict=False)
     assert all(torch.equal(p, weights[name]) for name, p in model.named_parameters())
-    return StreamingSession.load(folder / case, model, writer(case), **CASES[case])
+    return model
+
+
+def load(case: str, folder: Path | None = None) -> StreamingSession:
+    """Open the save of a case, or another save of its session."""
+    folder = SAVES / REVISIONS[case] / case if folder is None else folder
+    return StreamingSession.load(folder, with_weights(case), writer(case), **CASES[case])
 
 
 if __name__ == "__main__":
@@ -88,5 +100,5 @@ if __name__ == "__main__":
     out = Path(sys.argv[1])
     out.mkdir(parents=True)
     with torch.no_grad():
-        for name in CASES:
+        for name in sys.argv[2:]:
             make(out, name)

@@ -90,7 +90,7 @@ def test_the_effort_follows_what_refreshed_tokens_show(name):
         settings = CacheConfig(calibration=Calibration((aim,)), redo_from=None, audits=False)
         cacher = stc_video.attach_cacher(tower, settings)
         encode(tower, noisy_walk(12))
-        effort = cacher.stream_state("default").effort
+        effort = cacher.stream_state("default").history.effort
         assert (effort.level > 0.5) is ends_higher
 
 
@@ -104,8 +104,8 @@ def test_streams_keep_efforts_of_their_own_and_save_them():
     with cacher.streams(["b"]):
         encode(tower, pictures[:1])
     a, b = cacher.stream_state("a"), cacher.stream_state("b")
-    assert a.effort.error is not None
-    assert b.effort.error is None
-    json.dumps(vars(a.effort))
+    assert a.history.effort.error is not None
+    assert b.history.effort.error is None
+    json.dumps(vars(a.history.effort))
     cacher.reset("a")
-    assert cacher.stream_state("a") is None or cacher.stream_state("a").effort is None
+    assert cacher.stream_state("a") is None or cacher.stream_state("a").history is None

@@ -180,7 +180,7 @@ def test_our_attention_kernel_takes_the_place_of_torchs(monkeypatch, name):
     expected = [encoder_output(tower, picture) for picture in pictures]
     cacher.reset()
     monkeypatch.setattr(
-        "stc_video.towers.pre_norm._has_sparse_kernel", lambda q, k: q.shape[1] < k.shape[1]
+        "stc_video.towers.attention._has_sparse_kernel", lambda q, k: q.shape[1] < k.shape[1]
     )
     for picture, want in zip(pictures, expected, strict=True):
         torch.testing.assert_close(encoder_output(tower, picture), want, atol=1e-4, rtol=0)

@@ -15,7 +15,8 @@ import stc_video
 from stc_video import CacheConfig
 from stc_video.cacher import PromiseWarning
 from stc_video.cacher.motion.changes import Conditions
-from stc_video.cacher.motion.promise import Ledger, PromiseKeeper, Way
+from stc_video.cacher.motion.promise import PromiseKeeper, Way
+from stc_video.cacher.motion.state import Ledger
 from stc_video.session.state_tree import pack, unpack
 
 STILL = Conditions(change=0.002, common=0.004)
@@ -28,7 +29,7 @@ def keep(quality: float, errors: list[float]) -> tuple[float, float, PromiseKeep
     keeper.hand_out_dense(ledger)
     handed = cost = 0.0
     for error in errors:
-        way, _ = keeper.before(ledger, STILL)
+        way, _ = keeper.decide(ledger, STILL)
         if way is Way.CACHED:
             keeper.hand_out_cached(ledger)
             handed, cost = handed + error, cost + CACHED_COST
@@ -98,8 +99,8 @@ def test_a_good_hour_does_not_pay_for_a_bad_minute():
 )
 def test_other_conditions_call_for_an_audit(seen, reason):
     _, _, keeper, ledger = keep(0.983, made_up(0.004, 0.1, 0, 8))
-    assert keeper.before(ledger, STILL)[0] is Way.CACHED
-    assert keeper.before(ledger, seen) == (Way.AUDIT, reason)
+    assert keeper.decide(ledger, STILL)[0] is Way.CACHED
+    assert keeper.decide(ledger, seen) == (Way.AUDIT, reason)
 
 
 def test_a_frozen_picture_that_is_not_good_enough_is_encoded_once_more():
@@ -209,10 +210,10 @@ def test_a_saved_stream_goes_on_with_what_it_knows():
         tensors: dict[str, torch.Tensor] = {}
         saved = pack(cacher.stream_state("default"), tensors)
         encode(tower, pictures[6:])
-        expected, ledger = cacher.stats(), cacher.stream_state("default").ledger
+        expected, ledger = cacher.stats(), cacher.stream_state("default").history.ledger
         cacher.restore_stream("default", unpack(saved, tensors, torch.device("cpu")))
         encode(tower, pictures[6:])
     assert ledger.audits > 0.0
-    assert cacher.stream_state("default").ledger == ledger
+    assert cacher.stream_state("default").history.ledger == ledger
     assert cacher.stats().cost == pytest.approx(expected.cost)
     assert cacher.stats().audits == expected.audits

@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 import pytest
-from tiny_towers import frame, last_hidden, make_tower, walk, with_changed_patches
+import torch
+from tiny_towers import frame, last_hidden, make_tower, noisy_walk, walk, with_changed_patches
 
 import stc_video
 from stc_video import CacheConfig
+from stc_video.towers.pre_norm import PreNormTower
 
 POLICIES = ["motion", "stc"]
 
@@ -30,6 +32,32 @@ def test_stats_add_up(policy):
         if record.kind == "cached":
             assert record.encoded[0] == pytest.approx(1.0), "the class token is always encoded"
             assert record.similarity.shape == (17,)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_records_say_how_often_a_frame_went_through_the_layers_and_whether_it_is_finite(
+    siglip, policy
+):
+    counted = []
+    mlp = PreNormTower.of(siglip).blocks[2].mlp
+    mlp.register_forward_hook(lambda *_: counted.append(1))
+    settings = CacheConfig(policy, interval=9, redo_from=0.0, audits=False)
+    cacher = stc_video.attach_cacher(siglip, settings)
+    last_hidden(siglip, frame(9))  # the first call is also checked
+    first, *others = noisy_walk(6)
+    bad = first.clone()
+    bad[0, 0, 0, 0] = torch.nan
+    seen = set()
+    for picture in (first, *others, others[-1], bad):
+        counted.clear()
+        last_hidden(siglip, picture)
+        [record] = cacher.last_frames
+        assert record.passes == len(counted)
+        assert record.finite == (picture is not bad)
+        assert (record.passes == 2) == (record.cost > 1.0)
+        seen.add(record.passes)
+    assert seen == ({0, 1, 2} if policy == "motion" else {1})
+    assert cacher.stats().nonfinite == 1
 
 
 def test_changed_patches_are_the_ones_encoded(siglip):

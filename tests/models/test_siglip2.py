@@ -53,7 +53,7 @@ def test_siglip2_masks_padding_in_cached_frames():
 def test_padding_is_nobodys_key_whichever_attention_runs(monkeypatch, kernel):
     tower = siglip2()
     first, second = siglip2_arguments(1, (3, 4)), siglip2_arguments(1, (3, 4), seed=1)
-    monkeypatch.setattr("stc_video.towers.pre_norm._has_sparse_kernel", lambda _q, _k: kernel)
+    monkeypatch.setattr("stc_video.towers.attention._has_sparse_kernel", lambda _q, _k: kernel)
     with torch.no_grad():
         expected = tower(**second).last_hidden_state
         cacher = stc_video.attach_cacher(tower, CacheConfig(buckets=(1.0,)))

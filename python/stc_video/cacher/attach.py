@@ -8,10 +8,10 @@ from typing import Any
 from torch import nn
 
 from stc_video.cacher.cacher import Cacher
-from stc_video.cacher.packed_cacher import PackedCacher
+from stc_video.cacher.varlen_cacher import VarlenCacher
 from stc_video.config import CacheConfig
-from stc_video.towers.packed_vision import PackedTower
 from stc_video.towers.pre_norm import PreNormTower
+from stc_video.towers.varlen import VarlenTower
 from stc_video.versions import warn_if_untested
 
 
@@ -27,7 +27,7 @@ def attach_cacher(
     ----------
     tower
         A SigLIP, SigLIP2, CLIP or DINOv2 vision model of transformers, LLaVA-NeXT's SigLIP, or the
-        tower of a Qwen2-VL, Qwen2.5-VL or Qwen3-VL (see :class:`PackedCacher`), in eval mode. Its
+        tower of a Qwen2-VL, Qwen2.5-VL or Qwen3-VL (see :class:`VarlenCacher`), in eval mode. Its
         instances are patched; its class and its ``state_dict`` are not touched.
     policy
         ``"motion"``, ``"stc"``, or a :class:`CacheConfig`.
@@ -65,7 +65,7 @@ def attach_cacher(
     """
     warn_if_untested()
     config = CacheConfig.of(policy, **settings)
-    packed = PackedTower.find(tower)
-    if packed is not None:
-        return PackedCacher(packed, config)
+    varlen = VarlenTower.find(tower)
+    if varlen is not None:
+        return VarlenCacher(varlen, config)
     return Cacher(PreNormTower.of(tower), config)

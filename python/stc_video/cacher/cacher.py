@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The handle of a cacher that is attached to a tower."""
+"""A cacher that is attached to a tower, and the forwards that it puts on its blocks."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ from torch import Tensor, nn
 
 from stc_video.cacher.guard import Timings
 from stc_video.cacher.motion.policy import MotionPolicy
-from stc_video.cacher.packed_weights import PackedWeights
 from stc_video.cacher.policy import Outputs
+from stc_video.cacher.prepacked_weights import PrepackedWeights
 from stc_video.cacher.self_check import SelfCheck
 from stc_video.cacher.stats import CacheStats, Counters, FrameRecord
 from stc_video.cacher.stc.policy import StcPolicy
-from stc_video.cacher.streams import Layout, Stream, StreamPool
+from stc_video.cacher.streams import Layout, Stream, StreamPool, check_room, checked_names
 from stc_video.cacher.weight_watch import Change, WeightWatch
 from stc_video.config import DEFAULT_STREAM, CacheConfig
+from stc_video.towers.attention import key_mask
 from stc_video.towers.block import Tower
 from stc_video.towers.block_calls import BatchCall
 from stc_video.towers.call_request import RequestWatcher, looked_at, mask_of
@@ -30,7 +31,6 @@ from stc_video.towers.patching import (
     check_in_place,
     run_stock,
 )
-from stc_video.towers.pre_norm import key_mask
 
 
 class Cacher:
@@ -82,8 +82,10 @@ class Cacher:
         """Put everything that depends on the tower's modules on them."""
         config = self.config
         # A layer of `stc` asks for keys of all tokens, and for the rest of some.
-        self._packed = PackedWeights(config.pack_weights, fuses_on_cpu=config.policy == "motion")
-        self._tower = tower = self._packed.fuse(tower)
+        self._weights = PrepackedWeights(
+            config.pack_weights, fuses_on_cpu=config.policy == "motion"
+        )
+        self._tower = tower = self._weights.fuse(tower)
         self._pool = StreamPool()
         policy = MotionPolicy if config.policy == "motion" else StcPolicy
         self._policy = policy(tower, config, self._pool)
@@ -103,7 +105,7 @@ class Cacher:
         )
         try:
             self._watcher.install()
-            self._packed.install(self._tower.blocks)
+            self._weights.install(self._tower.blocks)
         except BaseException:
             self._remove()
             raise
@@ -114,7 +116,7 @@ class Cacher:
             patch.remove()
         self._patches.clear()
         self._watcher.remove()
-        self._packed.remove()
+        self._weights.remove()
 
     def detach(self, *, force: bool = False) -> None:
         """Take the cacher off; the tower is then exactly as before. ``stats()`` keeps its totals.
@@ -168,7 +170,7 @@ class Cacher:
             self._take(self._tower.rescan())
             self._policy.timings = timings
             return
-        self._packed.mark_stale()
+        self._weights.mark_stale()
         if self._policy.graphs is not None:
             self._policy.graphs.clear()
         self._watch = WeightWatch(self._tower)
@@ -187,12 +189,7 @@ class Cacher:
         ValueError
             If a name occurs twice or is empty.
         """
-        names = (names,) if isinstance(names, str) else tuple(names)
-        if not names or len(set(names)) != len(names) or not all(names):
-            raise ValueError(
-                f"streams: names must be one or more different, non-empty names, got {list(names)}"
-            )
-        before, self._active = self._active, names
+        before, self._active = self._active, checked_names(names)
         try:
             yield
         finally:
@@ -281,14 +278,14 @@ class Cacher:
     def stream_state(self, stream: str) -> Stream | None:
         """Return a copy of what is kept of a stream, to be saved; None if there is no such one."""
         self._notice_changes()
-        found = self._streams.get(stream)
-        return None if found is None else found.detached()
+        known = self._streams.get(stream)
+        return None if known is None else known.detached()
 
     def restore_stream(self, stream: str, state: Stream) -> None:
         """Take over what :meth:`stream_state` returned, into a place in the pool."""
         if stream in self._streams:
             self._streams[stream].drop_state()
-        self._check_room([stream])
+        check_room(self._streams, [stream], self.config.max_streams)
         restored = state.detached()
         restored.name = stream
         self._policy.restore(restored)
@@ -305,7 +302,7 @@ class Cacher:
             each,
             CacheStats.of(self._removed, 0, promised),
             free_bytes=self._pool.free_bytes,
-            packed_bytes=self._packed.nbytes,
+            packed_bytes=self._weights.nbytes,
             timings=self._policy.timings,
             graphs=None if self._policy.graphs is None else self._policy.graphs.stats,
         )
@@ -325,26 +322,15 @@ class Cacher:
                 f"{type(module).__name__}: a cached tower is for inference only; call eval() "
                 "first, or detach the cacher to train"
             )
+        names: Sequence[str] = self._active or (DEFAULT_STREAM,)
         if self._is_rehearsal:
-            self._check_room([f"warm-up {number}" for number in range(batch or 1)])
-            return True
-        names = self._active or (DEFAULT_STREAM,)
-        if self._active is not None and batch is not None and batch % len(names):
+            names = [f"warm-up {number}" for number in range(batch or 1)]
+        elif self._active is not None and batch is not None and batch % len(names):
             raise ValueError(
                 f"streams: the batch must have one row per stream ({len(names)}), got {batch}"
             )
-        self._check_room(names)
+        check_room(self._streams, names, self.config.max_streams)
         return True
-
-    def _check_room(self, names: Sequence[str]) -> None:
-        """Refuse streams beyond the limit; nobody's state is ever dropped to make room."""
-        streams = list(self._streams.items())  # other threads may add some
-        kept = {name for name, stream in streams if stream.state is not None} | set(names)
-        if len(kept) > self.config.max_streams:
-            raise ValueError(
-                f"streams: at most {self.config.max_streams} streams (max_streams) can be kept at "
-                f"a time, got {len(kept)}; reset(stream) frees one"
-            )
 
     def _first_forward(self, layer: nn.Module, hidden_states: Tensor, *args: Any, **kw: Any) -> Any:
         """Forward of the first layer: encodes the frames through all layers."""
@@ -354,7 +340,7 @@ class Cacher:
         self._notice_changes()
         call = BatchCall(hidden_states, len(self._active or (DEFAULT_STREAM,)))
         check = nullcontext() if self._is_rehearsal else self._self_check.around(call, (args, kw))
-        with torch.no_grad(), self._packed.active(), check:
+        with torch.no_grad(), self._weights.active(), check:
             self._pending = self._encode(hidden_states, mask_of(args, kw))
         return self._hand_out(0, hidden_states, args, kw)
 
@@ -386,11 +372,13 @@ class Cacher:
         """Encode a batch, each stream's rows by that stream's state."""
         request = self._watcher.take()
         self._self_check.names_hidden_states = not isinstance(request.hidden, bool)
-        wanted = request.layers(len(self._tower.blocks)) | looked_at(self._tower.blocks)
+        output_layers = request.layers(len(self._tower.blocks)) | looked_at(self._tower.blocks)
         names = self._active or (DEFAULT_STREAM,)
         if self._is_rehearsal:
             layout = Layout.of(frames, request.grids[:1])
-            self._policy.timings = self._policy.rehearse(layout, frames, key_mask(mask), wanted)
+            self._policy.timings = self._policy.rehearse(
+                layout, frames, key_mask(mask), output_layers
+            )
             return {}
         streams = [self._streams.setdefault(name, Stream(name)) for name in names]
         rows = frames.shape[0] // len(names)
@@ -399,7 +387,9 @@ class Cacher:
             stream.meet(Layout.of(frames, grids))
             self._self_check.meet_mask(stream, key_mask(mask), slice(number * rows, None))
         try:
-            outputs, self.last_frames = self._policy.encode(streams, frames, key_mask(mask), wanted)
+            outputs, self.last_frames = self._policy.encode(
+                streams, frames, key_mask(mask), output_layers
+            )
         except BaseException:
             # Some layers may have written to the states and others not.
             for stream in streams:

@@ -1,9 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The passes through the transformer blocks: dense, and the cached one of ``stc``.
+"""The dense pass through the transformer blocks.
 
-Shapes: F frames, N tokens, C channels, K tokens encoded in a cached frame. None of these passes
-decides anything; which tokens, and when, is in ``policies``. The pass of ``motion`` is in
-``ragged``.
+Shapes: F frames, N tokens, C channels.
 """
 
 from __future__ import annotations
@@ -31,7 +29,7 @@ def dense_layers(blocks: Sequence[Block], x: Tensor, mask: Tensor | None) -> Ite
     for block in blocks:
         normed = block.norm1(x)
         query, key, value = block.project(normed)
-        attention = block.attend(query, key, value, mask)
+        attention = block.attention(query, key, value, mask)
         mlp = block.feed_forward(middle := x + attention)
         x = middle + mlp
         yield LayerTrace(normed, key, value, attention + mlp, x)

@@ -175,8 +175,8 @@ class GraphCache:
         if entry is None:
             return run(*inputs)
         self._entries.move_to_end(name)
-        for buffer, given in zip(entry.inputs, inputs, strict=True):
-            buffer.copy_(given, non_blocking=True)
+        for buffer, value in zip(entry.inputs, inputs, strict=True):
+            buffer.copy_(value, non_blocking=True)
         entry.recording.replay()
         self._totals = replace(self._totals, replayed=self._totals.replayed + 1)
         return entry.recording.result

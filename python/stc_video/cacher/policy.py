@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the policies share: dense frames, the counting of operations, the records."""
+"""The interface of a policy and what the two share: dense frames, operations, records."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ NONFINITE = "NaN or Inf in the input: encoded densely and not cached"
 
 
 class Policy(Protocol):
-    """What the handle asks of a policy."""
+    """A policy, as the cacher calls it."""
 
     graphs: GraphCache | None
     timings: Timings | None
@@ -34,12 +34,12 @@ class Policy(Protocol):
         streams: Sequence[Stream],
         frames: Tensor,
         mask: Tensor | None,
-        wanted: frozenset[int],
+        output_layers: frozenset[int],
     ) -> tuple[Outputs, list[FrameRecord]]:
         """Encode the next frames (S * F, N, C) of S streams, those of a stream one after another.
 
-        ``mask`` is None or (S * F, 1, 1, N), ``wanted`` are the layers to return. The records are
-        in the order of the rows.
+        ``mask`` is None or (S * F, 1, 1, N), ``output_layers`` has the numbers of the layers to
+        return. The records are in the order of the rows.
         """
         ...
 
@@ -48,14 +48,14 @@ class Policy(Protocol):
         ...
 
     def rehearse(
-        self, layout: Layout, frames: Tensor, mask: Tensor | None, wanted: frozenset[int]
+        self, layout: Layout, frames: Tensor, mask: Tensor | None, output_layers: frozenset[int]
     ) -> Timings:
         """Take the time of dense and of cached frames (S, N, C), one of each of S streams."""
         ...
 
 
 class PolicyBase:
-    """What both policies share: the tower's geometry, dense frames, and the book-keeping."""
+    """Base of both policies: the tower's geometry, dense frames, and the bookkeeping."""
 
     #: how often each kind of frame is timed
     REHEARSALS = 3
@@ -65,12 +65,12 @@ class PolicyBase:
         self.pool = pool
         self.graphs: GraphCache | None = None
         self.timings: Timings | None = None
-        self.pinned = tower.prefix_tokens
+        self.prefix_tokens = tower.prefix_tokens
         self.config = config
         self.operations = [Operations.of(block, block.channels) for block in tower.blocks]
 
-    def place(self, streams: Sequence[Stream], wanted: frozenset[int]) -> None:
-        """Give streams without a state an empty one for the outputs of the ``wanted`` layers."""
+    def place(self, streams: Sequence[Stream], output_layers: frozenset[int]) -> None:
+        """Give streams without a state an empty one, with room for the outputs of some layers."""
         raise NotImplementedError
 
     def restore(self, stream: Stream) -> None:
@@ -111,7 +111,7 @@ class PolicyBase:
         streams: Sequence[Stream],
         frames: Tensor,
         mask: Tensor | None,
-        wanted: frozenset[int],
+        output_layers: frozenset[int],
     ) -> tuple[Outputs, list[FrameRecord]]:
         """Encode frames (S * F, N, C) densely and keep nothing, because nothing else is faster."""
         assert self.timings is not None
@@ -122,7 +122,7 @@ class PolicyBase:
             for _ in range(frames.shape[0] // len(streams)):
                 stream.counters.guarded += 1
                 records.append(self.record(stream, DENSE, reason, frames.shape[1]))
-        return self.dense_uncached(frames, mask, wanted), records
+        return self.dense_uncached(frames, mask, output_layers), records
 
     @property
     def last(self) -> int:
@@ -134,11 +134,11 @@ class PolicyBase:
         return sum(operations.dense(tokens) for operations in self.operations)
 
     def dense_uncached(
-        self, frames: Tensor, mask: Tensor | None, wanted: frozenset[int]
+        self, frames: Tensor, mask: Tensor | None, output_layers: frozenset[int]
     ) -> Outputs:
         """Encode frames densely and keep nothing."""
         traces = enumerate(dense_layers(self.blocks, frames, mask))
-        return {layer: trace.output for layer, trace in traces if layer in wanted}
+        return {layer: trace.output for layer, trace in traces if layer in output_layers}
 
     def record(
         self,
@@ -153,6 +153,8 @@ class PolicyBase:
         similarity: Tensor | None = None,
         selected: Sequence[Tensor] = (),
         measured: float | None = None,
+        passes: int = 1,
+        finite: bool = True,
     ) -> FrameRecord:
         """Count a frame and describe it."""
         record = FrameRecord(
@@ -161,14 +163,17 @@ class PolicyBase:
             kind=kind,
             reason=reason,
             cost=cost,
-            changed=tokens - self.pinned if changed is None else changed,
-            prefix_tokens=self.pinned,
+            changed=tokens - self.prefix_tokens if changed is None else changed,
+            prefix_tokens=self.prefix_tokens,
             tokens=tokens,
             similarity=similarity,
             selected=selected,
             audited=measured is not None,
             measured=measured,
+            passes=passes,
+            finite=finite,
         )
+        stream.counters.nonfinite += not finite
         stream.counters.add(record, tokens if encoded is None else encoded)
         return record
 

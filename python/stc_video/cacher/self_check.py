@@ -27,6 +27,7 @@ from stc_video.cacher.watched_output import (
     without_hidden_states,
 )
 from stc_video.errors import UnsupportedModelError
+from stc_video.towers.attention import key_mask
 from stc_video.towers.block import Tower
 from stc_video.towers.block_calls import Arguments, Call, bind, form, kind
 from stc_video.towers.bypassed import Bypassed
@@ -41,7 +42,7 @@ from stc_video.towers.comparison import (
     try_out,
 )
 from stc_video.towers.patching import InstancePatch
-from stc_video.towers.pre_norm import PreNormBlock, key_mask
+from stc_video.towers.pre_norm import PreNormBlock
 
 #: kinds of error that tell of parts that do not fit together
 _BROKEN = (RuntimeError, TypeError, IndexError, AttributeError)
@@ -233,14 +234,14 @@ class SelfCheck:
 
     def meet_mask(self, stream: Stream, mask: Tensor | None, rows: slice) -> None:
         """Start a stream afresh if its frames are masked in another way than those before."""
-        own = None if mask is None else mask[rows][:1] if len(mask) > 1 else mask
-        before = self._masks.get(stream.name, own)
-        if own is None or before is None:
-            is_same = own is before
+        current = None if mask is None else mask[rows][:1] if len(mask) > 1 else mask
+        before = self._masks.get(stream.name, current)
+        if current is None or before is None:
+            is_same = current is before
         else:
-            is_same = own.shape == before.shape and torch.equal(own, before)
+            is_same = current.shape == before.shape and torch.equal(current, before)
         if not is_same or stream.name not in self._masks:
-            self._masks[stream.name] = None if own is None else own.clone()
+            self._masks[stream.name] = None if current is None else current.clone()
         if stream.state is not None and not is_same:
             layout = stream.layout
             stream.restart("the attention mask changed")
@@ -249,9 +250,9 @@ class SelfCheck:
     # -- every block -------------------------------------------------------------------------
 
     def hand_out(
-        self, number: int, given: Tensor, output: Tensor | None, arguments: Arguments
+        self, number: int, states: Tensor, output: Tensor | None, arguments: Arguments
     ) -> Tensor:
-        """Return what a block hands out: its output, or what it was given if nobody asked for it.
+        """Return what a block hands out: its output, or its input if nobody asked for it.
 
         Raises
         ------
@@ -260,30 +261,30 @@ class SelfCheck:
             block is checked and is not what its parts are.
         """
         if self._run is not None:
-            return self._check(self._run, number, given, output, arguments)
-        if number and given is not self._handed:
-            self.expect_handed(given, f"block {number}")
-        self._handed = given if output is None else output
+            return self._check(self._run, number, states, output, arguments)
+        if number and states is not self._handed:
+            self.expect_handed(states, f"block {number}")
+        self._handed = states if output is None else output
         return self._handed
 
-    def is_handed(self, given: Tensor) -> bool:
+    def is_handed(self, states: Tensor) -> bool:
         """Whether a tensor is what the last block handed out."""
         handed = self._run.handed[0] if self._run and self._run.handed else self._handed
-        if given is handed:
+        if states is handed:
             return True
-        return handed is not None and is_same(given, handed)
+        return handed is not None and is_same(states, handed)
 
-    def expect_handed(self, given: Tensor, whom: str) -> None:
+    def expect_handed(self, states: Tensor, whom: str) -> None:
         """Refuse the call unless a tensor is what the last block handed out."""
-        if not self.is_handed(given):
+        if not self.is_handed(states):
             self._refuse(f"what the block before hands out is changed before it reaches {whom}")
 
     def _check(
-        self, run: _Run, number: int, given: Tensor, output: Tensor | None, arguments: Arguments
+        self, run: _Run, number: int, states: Tensor, output: Tensor | None, arguments: Arguments
     ) -> Tensor:
         if number != run.next:
             self._refuse(f"block {number} is called where block {run.next} is expected")
-        self._check_between(run, number, given)
+        self._check_between(run, number, states)
         block, x = self._tower.blocks[number], run.x
         reason = run.call.ignored(number, bind(block.layer, *arguments))
         if not reason:
@@ -301,7 +302,7 @@ class SelfCheck:
             self._refuse(f"block {number}: {reason}")
         run.x, run.next = ours, number + 1
         if output is None:
-            output = plain(given).clone()
+            output = plain(states).clone()
             output[run.rows] = ours
             run.handed = output.as_subclass(run.watched), ours
         else:
@@ -310,28 +311,30 @@ class SelfCheck:
             self._pass(run)
         return run.handed[0]
 
-    def _check_between(self, run: _Run, number: int, given: Tensor) -> None:
+    def _check_between(self, run: _Run, number: int, states: Tensor) -> None:
         """Refuse a tower that does anything to the hidden states between two blocks."""
         if run.handed is None:
             return
         handed, content = run.handed
-        if given.shape != handed.shape:
+        if states.shape != handed.shape:
             self._refuse(
                 f"block {number - 1} hands out shape {tuple(handed.shape)}, and block {number} "
-                f"gets {tuple(given.shape)}: something between them changes it"
+                f"gets {tuple(states.shape)}: something between them changes it"
             )
-        if not is_same(plain(given)[run.rows], content):
+        if not is_same(plain(states)[run.rows], content):
             self._refuse(
                 f"block {number} gets something other than what block {number - 1} hands out"
             )
 
-    def _ours(self, run: _Run, number: int, output: Tensor | None, given: dict[str, Any]) -> Tensor:
+    def _ours(
+        self, run: _Run, number: int, output: Tensor | None, arguments: dict[str, Any]
+    ) -> Tensor:
         """Output of a block for the frame by its parts: what the pass gave, or computed here."""
         last = number + 1 == len(self._tower.blocks)
         seen = output if last else run.seen.get(number + 1)
         if not run.seen or seen is None:
             run.call.prepare()
-            mask = key_mask(given.get("attention_mask"))
+            mask = key_mask(arguments.get("attention_mask"))
             return from_parts(self._tower.blocks[number], run.x, mask)
         if last:
             return seen[run.rows]

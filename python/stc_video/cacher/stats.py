@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the cacher did: one record per frame, and totals."""
+"""Records of what was done with each frame, and totals."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Operations:
 
 @dataclass(frozen=True)
 class FrameRecord:
-    """What happened to one frame.
+    """The way in which one frame was encoded.
 
     Attributes
     ----------
@@ -81,6 +81,11 @@ class FrameRecord:
     measured
         Mean cosine over the tokens between the cached features of an audited frame and its dense
         ones; None for any other frame.
+    passes
+        How often the frame went through the layers: 0 if it is unchanged, 2 if it was encoded
+        cached and then densely.
+    finite
+        Whether it is free of NaN and Inf; with any, it is encoded densely and not cached.
     """
 
     stream: str
@@ -95,6 +100,8 @@ class FrameRecord:
     selected: Sequence[Tensor] = field(default=(), repr=False)
     audited: bool = False
     measured: float | None = None
+    passes: int = 1
+    finite: bool = True
 
     @property
     def encoded(self) -> Tensor:

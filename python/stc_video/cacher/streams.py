@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is kept per stream, and the slots of many streams side by side in one set of tensors.
+"""The state of each stream, and the slots of many streams side by side in one set of tensors.
 
 Streams that arrive in one call get neighbouring slots of one slab, so that one operator reads or
 writes all of them. A slab never moves, which captured graphs rely on, and goes when its last
@@ -8,19 +8,16 @@ stream has gone.
 
 from __future__ import annotations
 
+import copy
 import heapq
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from stc_video.cacher.stats import Counters
-
-if TYPE_CHECKING:
-    from stc_video.cacher.motion.control import Effort
-    from stc_video.cacher.motion.promise import Ledger
 
 StateT = TypeVar("StateT", bound="Buffers")
 
@@ -123,10 +120,8 @@ class Stream:
         Why the next frame is dense.
     slot
         The place that its state has in the cacher's pool.
-    effort
-        ``motion``: how much of its frames is re-encoded.
-    ledger
-        ``motion``: what audits have shown, and what is owed of the promise.
+    history
+        What its policy has learned from earlier frames, if it learns: a dataclass of numbers.
     """
 
     name: str
@@ -136,8 +131,7 @@ class Stream:
     counters: Counters = field(default_factory=Counters)
     restart_reason: str = ""
     slot: Slot | None = None
-    effort: Effort | None = None
-    ledger: Ledger | None = None
+    history: object | None = None
 
     def restart(self, reason: str) -> None:
         """Drop the state; the next frame is dense and gives this reason."""
@@ -145,7 +139,7 @@ class Stream:
             self.counters.resets += 1
         self.drop_state()
         self.layout, self.calls, self.restart_reason = None, 0, reason
-        self.effort = self.ledger = None
+        self.history = None
 
     def drop_state(self) -> None:
         """Forget what was kept and give the slot back."""
@@ -162,18 +156,38 @@ class Stream:
     def detached(self) -> Stream:
         """Return a copy that shares nothing with this stream and holds no slot."""
         state = None if self.state is None else self.state.clone()
-        effort = None if self.effort is None else replace(self.effort)
-        ledger = None if self.ledger is None else replace(self.ledger)
-        counters = replace(self.counters)
-        return replace(
-            self, state=state, counters=counters, slot=None, effort=effort, ledger=ledger
-        )
+        counters, history = replace(self.counters), copy.deepcopy(self.history)
+        return replace(self, state=state, counters=counters, slot=None, history=history)
 
     @property
     def nbytes(self) -> int:
         """Size of the state in bytes."""
         state = self.state  # another thread may reset it
         return 0 if state is None else state.nbytes
+
+
+def checked_names(names: Sequence[str]) -> tuple[str, ...]:
+    """Return the names of streams; raises ValueError if they are not different, or one is empty."""
+    names = (names,) if isinstance(names, str) else tuple(names)
+    if not names or len(set(names)) != len(names) or not all(names):
+        raise ValueError(
+            f"streams: names must be one or more different, non-empty names, got {list(names)}"
+        )
+    return names
+
+
+def check_room(streams: Mapping[str, Stream], names: Sequence[str], limit: int) -> None:
+    """Raise ValueError if streams of these names would be kept beyond a limit.
+
+    Nobody's state is ever dropped to make room.
+    """
+    known = list(streams.items())  # other threads may add some
+    kept = {name for name, stream in known if stream.state is not None} | set(names)
+    if len(kept) > limit:
+        raise ValueError(
+            f"streams: at most {limit} streams (max_streams) can be kept at a time, "
+            f"got {len(kept)}; reset(stream) frees one"
+        )
 
 
 @dataclass(eq=False)

@@ -23,6 +23,7 @@ from stc_video.models.preprocess import (
     default_processor,
     patch_processor,
 )
+from stc_video.towers.pre_norm import count_prefix_tokens
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -258,7 +259,7 @@ def wrap_model(
         processor = default_processor(config.model_type, config.image_size)
     if vision is None:
         preprocessor = Preprocessor(processor, config.patch_size)
-    prefix = _prefix_tokens(config)
+    prefix = count_prefix_tokens(tower)
     return LoadedModel(
         tower=tower,
         name=f"{name} (random weights)" if random else name,
@@ -270,12 +271,6 @@ def wrap_model(
         dtype=model.dtype,
         vision=vision,
     )
-
-
-def _prefix_tokens(config: Any) -> int:
-    if config.model_type.startswith("siglip"):
-        return 0
-    return 1 + int(getattr(config, "num_register_tokens", 0))
 
 
 def _describe(config: Any, prefix: int, vision: VisionEncoder | None) -> str:

@@ -23,7 +23,7 @@ from stc_video.models.prompt import Encoder, Numbered, Written
 from stc_video.models.prompted import PromptedAdapter
 from stc_video.models.qwen_frames import TemporalPatches
 from stc_video.models.qwen_prompt import QwenPictures, positions, write_pictures
-from stc_video.towers.packed_vision import PackedTower
+from stc_video.towers.varlen import VarlenTower
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -57,7 +57,7 @@ class QwenVLAdapter(PromptedAdapter):
                 f"accelerate: {type(model).__name__} of transformers {__version__} has no "
                 f"model.{missing[0]}; supported is transformers from 4.57 on"
             )
-        tower = PackedTower.find(inner.visual)
+        tower = VarlenTower.find(inner.visual)
         if tower is None:
             raise UnsupportedModelError(
                 f"accelerate: {type(inner.visual).__name__} is not the tower of a Qwen-VL"

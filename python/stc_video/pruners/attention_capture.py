@@ -11,16 +11,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from stc_video.cacher.policy import NONFINITE
 from stc_video.cacher.stats import UNCHANGED
 from stc_video.errors import AttachError, UnsupportedModelError
 from stc_video.pruners.base import Attention
+from stc_video.towers.attention import key_mask
 from stc_video.towers.block_calls import BatchCall, bind
 from stc_video.towers.bypassed import Bypassed
 from stc_video.towers.comparison import disagreement, from_parts, hint, states_of
 from stc_video.towers.observers import add_observer, remove_observer
 from stc_video.towers.patching import PatchedHook, owner_of
-from stc_video.towers.pre_norm import PreNormTower, find_tower, key_mask
+from stc_video.towers.pre_norm import PreNormTower, find_tower
 
 
 def capture_attention(tower: nn.Module, layer: int = -2) -> AttentionCapture:
@@ -91,11 +91,6 @@ def _records_passes(cacher: Any, tower: nn.Module) -> bool:
     """Whether a cacher may replay its passes, so that nobody sees what they compute."""
     on_gpu = any(parameter.is_cuda for parameter in tower.parameters())
     return bool(cacher.config.is_bucketed("cuda" if on_gpu else "cpu"))
-
-
-def _passes(record: Any) -> range:
-    """Once for each time that a frame passed through the layers: cached, and then densely."""
-    return range(2 if record.cost > 1.0 else 1)
 
 
 class _Heads(NamedTuple):
@@ -292,13 +287,10 @@ class AttentionCapture:
             )
         numbered = list(enumerate(records))
         if len(streams) == 1:
-            return [
-                n for n, record in numbered if record.kind != UNCHANGED for _ in _passes(record)
-            ]
-        kept = [n for n, record in numbered if record.kind != UNCHANGED]
-        kept = [n for n in kept if records[n].reason != NONFINITE]
-        redone = [n for n in kept if len(_passes(records[n])) > 1]
-        return [*kept, *redone, *(n for n, record in numbered if record.reason == NONFINITE)]
+            return [n for n, record in numbered for _ in range(record.passes)]
+        kept = [n for n, record in numbered if record.passes and record.finite]
+        redone = [n for n in kept if records[n].passes > 1]
+        return [*kept, *redone, *(n for n, record in numbered if not record.finite)]
 
     def _is_kept(self, stream: str) -> bool:
         """Whether the cacher could return a frame of the stream unchanged."""

@@ -14,12 +14,13 @@ from stc_kernels import bipartite_match, gather_rows, merge_tokens
 from stc_video.errors import UnsupportedModelError
 from stc_video.pruners.base import PrunedTokens
 from stc_video.pruners.merge_schedule import MergeSchedule
+from stc_video.towers.attention import key_mask
 from stc_video.towers.block_calls import Arguments, BatchCall, bind, kind
 from stc_video.towers.bypassed import Bypassed
 from stc_video.towers.call_request import RequestWatcher, mask_of
 from stc_video.towers.comparison import disagreement, from_parts, hint, states_of, try_out
 from stc_video.towers.patching import InstancePatch, check_in_place
-from stc_video.towers.pre_norm import PreNormBlock, PreNormTower, find_tower, key_mask
+from stc_video.towers.pre_norm import PreNormBlock, PreNormTower, find_tower
 
 OUTPUTS = ("merged", "full")
 
@@ -335,7 +336,7 @@ class TowerMerger:
         bias = None
         if self._proportional and run.has_merged:
             bias = run.sizes.log().to(x.dtype)[:, None, None]
-        x = x + block.attend(block.query(normed), key, block.value(normed), bias)
+        x = x + block.attention(block.query(normed), key, block.value(normed), bias)
         if run.steps[number]:
             metric = key.unflatten(-1, (block.heads, -1)).mean(2, dtype=torch.float32)
             x = run.merge(x, metric, run.steps[number], self._tower.prefix_tokens)

@@ -12,13 +12,14 @@ __all__ = ["SAVED_CLASSES", "make_instance", "name_of"]
 #: name in a save -> home of the dataclass
 SAVED_CLASSES = {
     "counters": "stc_video.cacher.stats:Counters",
-    "effort": "stc_video.cacher.motion.control:Effort",
+    "effort": "stc_video.cacher.motion.state:Effort",
     "frame": "stc_video.memory.base:Frame",
     "layout": "stc_video.cacher.streams:Layout",
-    "ledger": "stc_video.cacher.motion.promise:Ledger",
-    "merged-tokens": "stc_video.cacher.packed_cacher:Merged",
+    "ledger": "stc_video.cacher.motion.state:Ledger",
+    "merged-tokens": "stc_video.cacher.varlen_cacher:Merged",
+    "motion-history": "stc_video.cacher.motion.state:MotionHistory",
     "motion-state": "stc_video.cacher.motion.state:MotionState",
-    "packed-stream": "stc_video.cacher.packed_cacher:PackedStream",
+    "packed-stream": "stc_video.cacher.varlen_cacher:VarlenStream",
     "session": "stc_video.session.saving:SavedSession",
     "stc-pruner-memory": "stc_video.pruners.stc:FrameMeans",
     "stc-state": "stc_video.cacher.stc.state:StcState",
@@ -56,13 +57,15 @@ def make_instance(name: str, values: dict[str, Any]) -> Any:
     ValueError
         If there is no such name, a field is unknown, or one without a default is missing.
     """
-    home = SAVED_CLASSES.get(_FORMAT_1.get(name, name))
+    name = _FORMAT_1.get(name, name)
+    home = SAVED_CLASSES.get(name)
     if home is None:
         raise ValueError(
             f"load: {name!r} is none of the parts that a save may have: {', '.join(SAVED_CLASSES)}"
         )
     module, _, class_name = home.partition(":")
     kind: Any = getattr(importlib.import_module(module), class_name)
+    values = _converted(name, values)
     unknown = values.keys() - {field.name for field in fields(kind)}
     if unknown:
         raise ValueError(f"load: {_NAMES[home]} has no field {', '.join(sorted(unknown))}")
@@ -70,3 +73,16 @@ def make_instance(name: str, values: dict[str, Any]) -> Any:
         return kind(**values)
     except TypeError as error:  # names the fields that are missing
         raise ValueError(f"load: {_NAMES[home]} is incomplete: {error}") from error
+
+
+def _converted(name: str, values: dict[str, Any]) -> dict[str, Any]:
+    """Fields of a class as they are named now, from a save in which they may be older."""
+    if name == "effort" and "doubt" in values:
+        return {"redo_rate" if key == "doubt" else key: value for key, value in values.items()}
+    if name in ("stream", "packed-stream") and "effort" in values:
+        # Streams held what `motion` had learned in fields of their own.
+        learned = {key: values[key] for key in ("effort", "ledger") if values.get(key) is not None}
+        rest = {key: value for key, value in values.items() if key not in ("effort", "ledger")}
+        history = make_instance("motion-history", learned) if learned else None
+        return rest | {"history": history}
+    return values

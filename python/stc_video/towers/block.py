@@ -62,8 +62,8 @@ def is_plain_linear(module: nn.Module) -> bool:
 class Block(Protocol):
     """One transformer block, by its parts.
 
-    Shapes: B frames, N tokens of a frame, K of them, C channels. ``places`` (B, K) int32 are the
-    places of the K tokens in the frame, None if they are all N in order; blocks with positions of
+    Shapes: B frames, N tokens of a frame, K of them, C channels. ``indices`` (B, K) int32 tell
+    where in the frame the K tokens are, None if they are all N in order; blocks with positions of
     their own (RoPE) or with windows need them.
     """
 
@@ -92,18 +92,28 @@ class Block(Protocol):
         """Whether this release's class wraps its output in a tuple."""
 
     def project(
-        self, normed: Tensor, places: Tensor | None = None
+        self, normed: Tensor, indices: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values (B, K, C) of normalised rows (B, K, C)."""
 
-    def project_query(self, normed: Tensor, places: Tensor | None = None) -> Tensor:
+    def project_query(self, normed: Tensor, indices: Tensor | None = None) -> Tensor:
         """Queries alone."""
 
-    def project_key(self, normed: Tensor, places: Tensor | None = None) -> Tensor:
+    def project_key(self, normed: Tensor, indices: Tensor | None = None) -> Tensor:
         """Keys alone."""
 
-    def project_value(self, normed: Tensor, places: Tensor | None = None) -> Tensor:
+    def project_value(self, normed: Tensor, indices: Tensor | None = None) -> Tensor:
         """Values alone."""
+
+    def attention(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        indices: Tensor | None = None,
+    ) -> Tensor:
+        """Attention branch of queries (B, K, C) over keys and values (B, N, C): (B, K, C)."""
 
     def attend(
         self,
@@ -111,19 +121,9 @@ class Block(Protocol):
         key: Tensor,
         value: Tensor,
         mask: Tensor | None,
-        places: Tensor | None = None,
+        indices: Tensor | None = None,
     ) -> Tensor:
-        """Attention branch of queries (B, K, C) over keys and values (B, N, C): (B, K, C)."""
-
-    def mix(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        mask: Tensor | None,
-        places: Tensor | None = None,
-    ) -> Tensor:
-        """Values mixed by attention: ``attend`` in front of the output projection."""
+        """Values mixed by attention, in front of the output projection."""
 
     def attention_branch(self, mixed: Tensor) -> Tensor:
         """Project mixed values (B, K, C) to what is added to the residual stream."""

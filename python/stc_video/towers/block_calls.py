@@ -12,13 +12,13 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from stc_video.towers.packed_vision import PackedTower
+from stc_video.towers.varlen import VarlenTower
 
 #: arguments of a block: those by position and those by name
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
-#: arguments of packed blocks that their parts take into account, or that follow from the others
-_PACKED_ARGUMENTS = ("cu_seqlens", "max_seqlen", "position_embeddings", "rotary_pos_emb")
+#: arguments of varlen blocks that their parts take into account, or that follow from the others
+_VARLEN_ARGUMENTS = ("cu_seqlens", "max_seqlen", "position_embeddings", "rotary_pos_emb")
 
 
 def bind(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -71,7 +71,7 @@ class Call(Protocol):
     def is_single(self) -> bool:
         """Whether there is one frame only, where that makes a difference."""
 
-    def ignored(self, number: int, given: dict[str, Any]) -> str:
+    def ignored(self, number: int, arguments: dict[str, Any]) -> str:
         """Say what the parts of a block ignore of its arguments; empty if nothing."""
 
     def sample(self) -> slice | None:
@@ -101,21 +101,21 @@ class BatchCall:
         """Frames of a batch are tried out as such, see :func:`comparison.try_out`."""
         return True
 
-    def ignored(self, number: int, given: dict[str, Any]) -> str:
+    def ignored(self, number: int, arguments: dict[str, Any]) -> str:
         """Say what the parts of a block ignore of its arguments; empty if nothing."""
         if self.states.dim() != 3:
             shape = tuple(self.states.shape)
             return f"it takes hidden states of shape {shape}, not (frames, tokens, channels)"
-        for name, value in given.items():
-            found = list(tensors_in(value))
-            if not found or name == "max_seqlen":
+        for name, value in arguments.items():
+            tensors = list(tensors_in(value))
+            if not tensors or name == "max_seqlen":
                 continue
             if name == "attention_mask" and isinstance(value, Tensor):
                 reason = _no_key_mask(value, self.states)
             elif name == "cu_seqlens" and isinstance(value, Tensor):
                 reason = self._several_in_a_row(value)
             else:
-                reason = f"it gets {name} {_shapes(found)}, which it would not see"
+                reason = f"it gets {name} {_shapes(tensors)}, which it would not see"
             if reason:
                 return reason
         return ""
@@ -149,10 +149,10 @@ class BatchCall:
 
 
 @dataclass(frozen=True)
-class PackedCall:
+class VarlenCall:
     """Rows (M, C) of some videos, each of (time, height, width) places."""
 
-    tower: PackedTower
+    tower: VarlenTower
     states: Tensor
     grids: Sequence[tuple[int, int, int]]
     positions: Any
@@ -172,18 +172,18 @@ class PackedCall:
         _, height, width = self.grids[0]
         return height * width
 
-    def ignored(self, number: int, given: dict[str, Any]) -> str:
+    def ignored(self, number: int, arguments: dict[str, Any]) -> str:
         """Say what the parts of a block ignore of its arguments; empty if nothing."""
-        for name, value in given.items():
-            found = list(tensors_in(value))
-            if found and name not in _PACKED_ARGUMENTS:
-                return f"it gets {name} {_shapes(found)}, which it would not see"
+        for name, value in arguments.items():
+            tensors = list(tensors_in(value))
+            if tensors and name not in _VARLEN_ARGUMENTS:
+                return f"it gets {name} {_shapes(tensors)}, which it would not see"
         sizes: list[int] = []
         for time, height, width in self.grids:
             is_windowed = self.tower.blocks[number].is_windowed
             whole = (height * width,)
             sizes += time * (self.tower.windows(height, width) if is_windowed else whole)
-        bounds = given.get("cu_seqlens")
+        bounds = arguments.get("cu_seqlens")
         if not isinstance(bounds, Tensor) or bounds.tolist() != [0, *accumulate(sizes)]:
             got = bounds.tolist() if isinstance(bounds, Tensor) else bounds
             return f"it attends over other rows than those of a frame or window (cu_seqlens {got})"

@@ -58,14 +58,14 @@ class Bypassed:
         modules = []
         for number, block in enumerate(blocks):
             ours = {inner for part in block.parts for inner in part.modules()}
-            own = [(n, m) for n, m in block.layer.named_modules() if m not in ours]
-            _refuse_weights(number, block.layer, own, caller)
-            modules += [(f"{number}.{name}", module) for name, module in own if name]
+            uncalled = [(n, m) for n, m in block.layer.named_modules() if m not in ours]
+            _refuse_weights(number, block.layer, uncalled, caller)
+            modules += [(f"{number}.{name}", module) for name, module in uncalled if name]
         with_config = [module for _, module in modules if hasattr(module, "config")]
-        found = cls(tuple(modules), tuple(with_config), caller)
-        found.check()
-        found.check_attention()
-        return found
+        bypassed = cls(tuple(modules), tuple(with_config), caller)
+        bypassed.check()
+        bypassed.check_attention()
+        return bypassed
 
     @property
     def attends_by(self) -> str | None:
@@ -103,16 +103,16 @@ def _put_on(module: nn.Module) -> str:
         return "a forward pre-hook"
     # accelerate's hooks and transformers 4.57 leave the class's own forward on the instance.
     slot = "_old_forward" if hasattr(module, "_hf_hook") else "forward"
-    own = module.__dict__.get(slot)
-    if own is not None and getattr(own, "__func__", None) is not type(module).forward:
+    forward = module.__dict__.get(slot)
+    if forward is not None and getattr(forward, "__func__", None) is not type(module).forward:
         return "a forward of its own"
     return ""
 
 
 def _refuse_weights(
-    number: int, layer: nn.Module, own: Sequence[tuple[str, nn.Module]], caller: str
+    number: int, layer: nn.Module, uncalled: Sequence[tuple[str, nn.Module]], caller: str
 ) -> None:
-    for name, module in own:
+    for name, module in uncalled:
         for weight, _ in _tensors_of(module):
             path = f"{name}.{weight}" if name else weight
             raise UnsupportedModelError(

@@ -34,12 +34,12 @@ def is_same(one: Tensor, other: Tensor) -> bool:
 
 
 def from_parts(block: Block, x: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Output (F, N, C) of a block for all tokens, by its parts; or of packed rows, (N, C)."""
+    """Output (F, N, C) of a block for all tokens, by its parts; or of rows, (N, C)."""
     if x.dim() == 2:
         return from_parts(block, x[None], mask)[0]
     with unobserved(block.layer):
         query, key, value = block.project(block.norm1(x))
-        middle = x + block.attend(query, key, value, mask)
+        middle = x + block.attention(query, key, value, mask)
         return middle + block.feed_forward(middle)
 
 
@@ -153,10 +153,10 @@ def try_out(block: PreNormBlock, stock: Callable[..., Any], x: Tensor, arguments
     few = _two_pictures(x[0])
     with _sharpened(block):
         try:
-            given = states_of(stock(few, *args, **kwargs))
+            stock_states = states_of(stock(few, *args, **kwargs))
         except (RuntimeError, TypeError, ValueError, IndexError) as error:
             return f"it takes no two pictures of {few.shape[1]} tokens ({_first_line(error)})"
-        return disagreement(given, from_parts(block, few), few)
+        return disagreement(stock_states, from_parts(block, few), few)
 
 
 def settings_of(layer: nn.Module) -> Hashable:

@@ -12,12 +12,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import cast
 
-import torch
 from torch import Tensor, nn
-from torch.nn.functional import pad, scaled_dot_product_attention
 
-from stc_kernels import sparse_query_attention
 from stc_video.errors import UnsupportedModelError
+from stc_video.towers.attention import attention
 from stc_video.towers.block import Part
 from stc_video.towers.observers import show_attention
 from stc_video.versions import TOWERS_FROM, require_transformers
@@ -28,11 +26,6 @@ _ATTENTION = ("self_attn", "attention", "attn")
 _QUERY, _KEY, _VALUE = ("q_proj", "query"), ("k_proj", "key"), ("v_proj", "value")
 _OUTPUT = ("out_proj", "o_proj", "proj")
 _HEADS = ("num_heads", "num_attention_heads")
-
-# In float32, torch's CPU attention takes 64 queries at a time from 192 on, and 32 below: so much
-# slower that a number just below, such as a quarter of 729 tokens, gains by padding with zeros.
-_CPU_QUERIES = 192
-_PADDED_FROM = 168
 
 SUPPORTED = (
     "vision towers of transformers' SigLIP, SigLIP2, CLIP and DINOv2 (with or without registers) "
@@ -115,7 +108,7 @@ class PreNormBlock:
         return cast(int, self.query.in_features)
 
     def project(
-        self, normed: Tensor, places: Tensor | None = None
+        self, normed: Tensor, indices: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values of normalised rows, each (B, K, C)."""
         together = None if self.project_together is None else self.project_together(normed)
@@ -124,17 +117,32 @@ class PreNormBlock:
             return query, key, value
         return self.query(normed), self.key(normed), self.value(normed)
 
-    def project_query(self, normed: Tensor, places: Tensor | None = None) -> Tensor:
+    def project_query(self, normed: Tensor, indices: Tensor | None = None) -> Tensor:
         """Queries alone."""
         return cast(Tensor, self.query(normed))
 
-    def project_key(self, normed: Tensor, places: Tensor | None = None) -> Tensor:
+    def project_key(self, normed: Tensor, indices: Tensor | None = None) -> Tensor:
         """Keys alone."""
         return cast(Tensor, self.key(normed))
 
-    def project_value(self, normed: Tensor, places: Tensor | None = None) -> Tensor:
+    def project_value(self, normed: Tensor, indices: Tensor | None = None) -> Tensor:
         """Values alone."""
         return cast(Tensor, self.value(normed))
+
+    def attention(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        indices: Tensor | None = None,
+    ) -> Tensor:
+        """Attention branch of some rows: query (B, K, C), key and value (B, N, C) -> (B, K, C).
+
+        ``mask`` is None or broadcastable to (B, heads, K, N). ``indices`` (B, K) are the rows'
+        indices in the frame, which blocks with positions of their own need.
+        """
+        return self.attention_branch(self.attend(query, key, value, mask, indices))
 
     def attend(
         self,
@@ -142,24 +150,9 @@ class PreNormBlock:
         key: Tensor,
         value: Tensor,
         mask: Tensor | None,
-        places: Tensor | None = None,
+        indices: Tensor | None = None,
     ) -> Tensor:
-        """Attention branch of some rows: query (B, K, C), key and value (B, N, C) -> (B, K, C).
-
-        ``mask`` is None or broadcastable to (B, heads, K, N). ``places`` (B, K) are the rows'
-        places in the frame, which blocks with positions of their own need.
-        """
-        return self.attention_branch(self.mix(query, key, value, mask, places))
-
-    def mix(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        mask: Tensor | None,
-        places: Tensor | None = None,
-    ) -> Tensor:
-        """Mix the values by attention: :meth:`attend` in front of the output projection."""
+        """Values mixed by attention, in front of the output projection."""
         show_attention(self.layer, query, key)
         return attention(query, key, value, self.heads, mask)
 
@@ -219,10 +212,10 @@ class PreNormTower:
             )
         if type(root).__module__.startswith("transformers."):
             require_transformers(TOWERS_FROM, "attach_cacher")
-        found = list(_block_lists(root))
-        if len(found) != 1:
-            raise UnsupportedModelError(_not_one_tower(root, [path for path, _ in found]))
-        path, layers = found[0]
+        stacks = list(_block_lists(root))
+        if len(stacks) != 1:
+            raise UnsupportedModelError(_not_one_tower(root, [path for path, _ in stacks]))
+        path, layers = stacks[0]
         devices = {str(parameter.device) for parameter in layers.parameters()}
         if len(devices) > 1:
             raise UnsupportedModelError(
@@ -234,7 +227,7 @@ class PreNormTower:
             ancestors=tuple(_ancestors(root, path)),
             blocks=tuple(PreNormBlock.of(layer) for layer in layers),
             path=path,
-            prefix_tokens=_prefix_tokens(root),
+            prefix_tokens=count_prefix_tokens(root),
         )
 
     @property
@@ -309,7 +302,7 @@ def _ancestors(root: nn.Module, path: str) -> Iterator[nn.Module]:
         yield root.get_submodule(".".join(names[: depth + 1]))
 
 
-def _prefix_tokens(root: nn.Module) -> int:
+def count_prefix_tokens(root: nn.Module) -> int:
     """Class token and registers, read off the parameters of the embeddings."""
     count = 0
     for name, parameter in root.named_parameters():
@@ -339,69 +332,3 @@ def _heads(attention: nn.Module) -> int:
         f"attach_cacher: {type(attention).__name__} does not tell its number of heads "
         f"({' or '.join(_HEADS)})"
     )
-
-
-def attention(
-    query: Tensor, key: Tensor, value: Tensor, heads: int, mask: Tensor | None = None
-) -> Tensor:
-    """Attention of queries (B, K, C) to keys and values (B, N, C), in front of its projection.
-
-    ``mask`` is None or broadcastable to (B, heads, K, N).
-    """
-    if _has_sparse_kernel(query, key):
-        return _sparse_attention(query, key, value, heads, mask)
-    if query.device.type == "cpu" and query.dtype == torch.float16:
-        # torch's CPU attention has no fast kernel for it.
-        mask = mask.float() if mask is not None and mask.is_floating_point() else mask
-        return attention(query.float(), key.float(), value.float(), heads, mask).half()
-    batch, rows, channels = query.shape
-    q, k, v = (_split_heads(part, heads) for part in (query, key, value))
-    is_key_mask = mask is None or mask.shape[-2] == 1
-    if is_key_mask and _is_float32_on_cpu(q) and _PADDED_FROM <= rows < _CPU_QUERIES:
-        q = pad(q, (0, 0, 0, _CPU_QUERIES - rows))
-    mixed = scaled_dot_product_attention(q, k, v, attn_mask=mask)[:, :, :rows]
-    return mixed.transpose(1, 2).reshape(batch, rows, channels)
-
-
-def _is_float32_on_cpu(x: Tensor) -> bool:
-    return x.device.type == "cpu" and x.dtype == torch.float32
-
-
-def _has_sparse_kernel(query: Tensor, key: Tensor) -> bool:
-    """Whether our kernel attends: on a GPU, for fewer queries than keys."""
-    return query.is_cuda and query.shape[1] < key.shape[1]
-
-
-def _sparse_attention(
-    query: Tensor, key: Tensor, value: Tensor, heads: int, mask: Tensor | None
-) -> Tensor:
-    """Attention of rows (B, K, C) to (B, N, C); ``mask`` is None or (B, 1, 1, N)."""
-    q, k, v = (part.unflatten(2, (heads, -1)) for part in (query, key, value))
-    bias = None if mask is None else mask[:, 0, 0, :]
-    if bias is not None and bias.dtype == torch.bool:
-        bias = torch.where(bias, 0.0, -torch.inf).to(query.dtype)
-    return sparse_query_attention(q, k, v, key_bias=bias).flatten(2)
-
-
-def _split_heads(x: Tensor, heads: int) -> Tensor:
-    """(B, K, C) -> (B, heads, K, C / heads), a view."""
-    batch, rows, channels = x.shape
-    return x.view(batch, rows, heads, channels // heads).transpose(1, 2)
-
-
-def key_mask(mask: object) -> Tensor | None:
-    """Mask over the keys of each frame, for any subset of its queries.
-
-    SigLIP2 masks padding keys, (B, 1, N, N) with equal rows, so that one row serves all queries.
-
-    Parameters
-    ----------
-    mask
-        What the tower passed to its layers: None or a tensor.
-
-    Returns
-    -------
-    Tensor or None
-        (B, 1, 1, N), bool or additive.
-    """
-    return mask[:, :, :1, :] if isinstance(mask, torch.Tensor) else None

@@ -32,20 +32,20 @@ class Rows:
     ----------
     slots
         (B,) int64, slot of each stream.
-    places
-        (B, K) int32, places of the rows in their frames; -1 for rows that are written nowhere.
+    indices
+        (B, K) int32, indices of the rows in their frames; -1 for rows that are written nowhere.
     covers_all
         Whether they are all tokens, in order.
     """
 
     slots: Tensor
-    places: Tensor
+    indices: Tensor
     covers_all: bool
 
     def flat(self, planes: int, plane: int, tokens: int) -> Tensor:
-        """Places (1, B * K) in a tensor of (slots, planes, N) rows, in the given plane."""
+        """Indices (1, B * K) in a tensor of (slots, planes, N) rows, in the given plane."""
         first = (self.slots * planes + plane) * tokens
-        at = torch.where(self.places < 0, -1, first[:, None] + self.places)
+        at = torch.where(self.indices < 0, -1, first[:, None] + self.indices)
         return at.int().view(1, -1)
 
     def put(self, whole: Tensor, rows: Tensor) -> None:
@@ -90,8 +90,8 @@ class BucketedEncoder:
         shapes = tuple(tensor.shape for tensor in inputs)
         key: Hashable = (shapes, with_tail, covers_all)
 
-        def encode(x: Tensor, slots: Tensor, places: Tensor, *mask: Tensor) -> None:
-            rows = Rows(slots, places, covers_all)
+        def encode(x: Tensor, slots: Tensor, indices: Tensor, *mask: Tensor) -> None:
+            rows = Rows(slots, indices, covers_all)
             self._run(state, x, rows, mask[0] if mask else None, with_tail)
 
         self.graphs.run(slab, key, encode, inputs)
@@ -123,18 +123,18 @@ class BucketedEncoder:
     ) -> Tensor:
         """Attention branch (B, K, C); the rows' keys and values go into the states first."""
         layers, tokens = state.keys.shape[1:3]
-        places = None if rows.covers_all else rows.places.clamp(min=0)
-        query, key, value = block.project(normed, places)
+        indices = None if rows.covers_all else rows.indices.clamp(min=0)
+        query, key, value = block.project(normed, indices)
         at = rows.flat(layers, layer, tokens)
-        _store(state.keys, state.values, at, key, value)
+        _store_rows(state.keys, state.values, at, key, value)
         if not rows.covers_all:
             key = state.keys[:, layer].index_select(0, rows.slots)
             value = state.values[:, layer].index_select(0, rows.slots)
-        return block.attention_branch(block.mix(query, key, value, mask, places))
+        return block.attention_branch(block.attend(query, key, value, mask, indices))
 
 
-def _store(keys: Tensor, values: Tensor, at: Tensor, key: Tensor, value: Tensor) -> None:
-    """Write rows (B, K, C) at flat places (1, B * K) of the slab's keys and values."""
+def _store_rows(keys: Tensor, values: Tensor, at: Tensor, key: Tensor, value: Tensor) -> None:
+    """Write rows (B, K, C) at flat indices (1, B * K) of the slab's keys and values."""
     channels = keys.shape[-1]
     caches = keys.view(1, -1, channels), values.view(1, -1, channels)
     rows = key.reshape(1, -1, channels), value.reshape(1, -1, channels)
@@ -146,19 +146,19 @@ def _store(keys: Tensor, values: Tensor, at: Tensor, key: Tensor, value: Tensor)
 
 
 def _inputs(group: Sequence[Segment]) -> tuple[Tensor, ...]:
-    """Rows, slots, places and perhaps masks of a group, filled up to a power of two of streams."""
+    """Rows, slots, indices and perhaps masks of a group, filled up to a power of two of streams."""
     first = group[0]
     spare = (1 << (len(group) - 1).bit_length()) - len(group)
     device, rows = first.x.device, first.rows
     every = torch.arange(rows, dtype=torch.int32, device=device)[None]
     # What fills up repeats the first segment's rows and writes them nowhere.
     nowhere = torch.full((spare, rows), -1, dtype=torch.int32, device=device)
-    places = [every if one.indices is None else one.indices for one in group]
+    indices = [every if one.indices is None else one.indices for one in group]
     numbers = [one.slot.number for one in group] + [first.slot.number] * spare
     inputs = [
         torch.cat([one.x for one in group] + [first.x] * spare),
         torch.tensor(numbers, dtype=torch.int64).to(device, non_blocking=True),
-        torch.cat([*places, nowhere]),
+        torch.cat([*indices, nowhere]),
     ]
     if first.mask is not None:
         masks = [one.mask for one in group if one.mask is not None]
@@ -168,6 +168,6 @@ def _inputs(group: Sequence[Segment]) -> tuple[Tensor, ...]:
 
 def _all_tokens(rows: Rows, tokens: int) -> Rows:
     """All tokens of the same streams, except those that write nowhere."""
-    every = torch.arange(tokens, dtype=torch.int32, device=rows.places.device)
-    places = torch.where(rows.places[:, :1] < 0, -1, every)
-    return Rows(rows.slots, places, covers_all=True)
+    every = torch.arange(tokens, dtype=torch.int32, device=rows.indices.device)
+    indices = torch.where(rows.indices[:, :1] < 0, -1, every)
+    return Rows(rows.slots, indices, covers_all=True)

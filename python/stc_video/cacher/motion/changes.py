@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the ``motion`` policy sees of a frame before it decides anything."""
+"""The comparison of a frame with its stream's state, by which the ``motion`` policy decides."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from stc_kernels import token_cosine
-from stc_video.cacher.motion.state import MotionState
+from stc_video.cacher.motion.state import MotionState, motion_state
 from stc_video.cacher.streams import Stream
 
 
@@ -36,8 +36,8 @@ NOTHING_SEEN = Conditions()
 
 
 @dataclass(frozen=True)
-class Look:
-    """What is seen of a frame before anything is decided.
+class FrameChange:
+    """The difference between a frame and what its stream's tokens were last encoded at.
 
     Attributes
     ----------
@@ -64,14 +64,14 @@ class Look:
     conditions: Conditions = NOTHING_SEEN
 
 
-def look(
+def compare(
     streams: Sequence[Stream],
     frames: Tensor,
     compared: Tensor,
     thresholds: Sequence[float],
-    pinned: int,
+    prefix_tokens: int,
     with_conditions: bool = False,
-) -> list[Look]:
+) -> list[FrameChange]:
     """Compare the next frame of each stream with its state, with one transfer for all of them.
 
     Parameters
@@ -84,62 +84,66 @@ def look(
         (S, N, C) what is compared with the states' references.
     thresholds
         For each stream the cosine at or below which a token counts as changed.
-    pinned
-        How many tokens at the start are not asked.
+    prefix_tokens
+        How many tokens at the start are no patches, and never count as changed.
     with_conditions
         Whether to look at how the patches changed as a whole.
 
     Returns
     -------
-    list of Look
+    list of FrameChange
         One for each stream.
     """
     # A sum shows any NaN or Inf, at the price of one pass.
     finite = torch.isfinite(frames.sum(dim=(1, 2), dtype=torch.float32))
     known = [number for number, stream in enumerate(streams) if stream.state is not None]
     if not known:
-        return [Look(bool(is_finite)) for is_finite in finite.tolist()]
+        return [FrameChange(bool(is_finite)) for is_finite in finite.tolist()]
     states = [motion_state(streams[number]) for number in known]
     limits = torch.tensor([thresholds[number] for number in known])
     limits = limits.to(frames.device, non_blocking=True)
     compared = _rows(compared, known)
-    counts, repeated, similarity, changed = _compare(
-        states, _rows(frames, known), compared, limits, pinned
+    counts, repeated, similarity, changed = _compare_states(
+        states, _rows(frames, known), compared, limits, prefix_tokens
     )
     facts = [counts, repeated]
     if with_conditions:
-        facts += _conditions(states, compared, similarity, pinned)
+        facts += _conditions(states, compared, similarity, prefix_tokens)
     # float32 holds any number of tokens.
     each = torch.cat([finite.float(), *(fact.float() for fact in facts)]).tolist()
-    looks = [Look(bool(is_finite)) for is_finite in each[: len(streams)]]
+    changes = [FrameChange(bool(is_finite)) for is_finite in each[: len(streams)]]
     columns = [each[at : at + len(known)] for at in range(len(streams), len(each), len(known))]
-    for place, (number, (count, is_repeated, *seen)) in enumerate(
+    for row, (number, (count, is_repeated, *seen)) in enumerate(
         zip(known, zip(*columns, strict=True), strict=True)
     ):
-        looks[number] = Look(
-            looks[number].is_finite,
+        changes[number] = FrameChange(
+            changes[number].is_finite,
             int(count),
             bool(is_repeated),
-            similarity[place],
-            changed[place],
+            similarity[row],
+            changed[row],
             Conditions(*seen),
         )
-    return looks
+    return changes
 
 
 def _conditions(
-    states: Sequence[MotionState], compared: Tensor, similarity: Tensor, pinned: int
+    states: Sequence[MotionState], compared: Tensor, similarity: Tensor, prefix_tokens: int
 ) -> list[Tensor]:
     """See how the patches of frames (S, N, C) changed as a whole: two tensors (S,)."""
-    moves = (compared - _stacked([state.reference for state in states]))[:, pinned:]
+    moves = (compared - _stacked([state.reference for state in states]))[:, prefix_tokens:]
     squares = torch.linalg.vector_norm(moves, dim=(1, 2), dtype=torch.float32).square()
     means = moves.mean(dim=1, dtype=torch.float32)
     common = moves.shape[1] * means.square().sum(dim=1) / squares.clamp(min=1e-12)
-    return [1.0 - similarity[:, pinned:].float().median(dim=1).values, common]
+    return [1.0 - similarity[:, prefix_tokens:].float().median(dim=1).values, common]
 
 
-def _compare(
-    states: Sequence[MotionState], frames: Tensor, compared: Tensor, limits: Tensor, pinned: int
+def _compare_states(
+    states: Sequence[MotionState],
+    frames: Tensor,
+    compared: Tensor,
+    limits: Tensor,
+    prefix_tokens: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Compare frames (S, N, C) with the states of their streams.
 
@@ -148,7 +152,7 @@ def _compare(
     """
     similarity = token_cosine(compared, _stacked([state.reference for state in states]))
     changed = ~(similarity > limits[:, None])
-    changed[:, :pinned] = False
+    changed[:, :prefix_tokens] = False
     counts = changed.sum(dim=1)
     # On a CPU a look at a number is free, and one at every value of a frame is not.
     if frames.device.type == "cpu" and bool(counts.all()):
@@ -157,12 +161,6 @@ def _compare(
         last = _stacked([state.last_input for state in states])
         repeated = (frames == last).flatten(1).all(dim=1)
     return counts, repeated, similarity, changed
-
-
-def motion_state(stream: Stream) -> MotionState:
-    """Return the state of a stream that has one."""
-    assert isinstance(stream.state, MotionState)
-    return stream.state
 
 
 def _rows(x: Tensor, numbers: list[int]) -> Tensor:

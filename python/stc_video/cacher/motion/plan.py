@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the ``motion`` policy decides about a frame: which tokens are encoded, and how."""
+"""The plan of a frame under the ``motion`` policy: which of its tokens are encoded, and how.
+
+A plan is made from what is seen of a frame and known of its stream, without changing either;
+:meth:`Planner.commit` then enters it into the stream's state.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +14,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from stc_video.cacher.motion.changes import NOTHING_SEEN, Conditions, Look, motion_state
-from stc_video.cacher.motion.control import Effort, EffortControl
-from stc_video.cacher.motion.promise import Ledger, PromiseKeeper, Way
+from stc_video.cacher.motion.changes import NOTHING_SEEN, Conditions, FrameChange
+from stc_video.cacher.motion.control import EffortControl
+from stc_video.cacher.motion.promise import PromiseKeeper, Way
+from stc_video.cacher.motion.state import Effort, motion_history, motion_state
 from stc_video.cacher.policy import NONFINITE
 from stc_video.cacher.stats import CACHED, DENSE, UNCHANGED, Operations
 from stc_video.cacher.streams import Stream
@@ -20,8 +25,26 @@ from stc_video.config import CacheConfig
 
 
 @dataclass(frozen=True)
+class Weighed:
+    """A frame that could be cached, and is dense only because the promise would not be kept.
+
+    It costs nothing to see what caching it would have done: the stale outputs are there.
+
+    Attributes
+    ----------
+    left_out
+        (N,) bool, the tokens that had not changed.
+    share
+        The part of the tokens that a cached frame would have encoded.
+    """
+
+    left_out: Tensor
+    share: float
+
+
+@dataclass(frozen=True)
 class Plan:
-    """What is done with a frame.
+    """The way in which a frame is encoded, and, once that is done, what came of it.
 
     Attributes
     ----------
@@ -35,25 +58,32 @@ class Plan:
         (N,) cosine of each token with the input at which it was last encoded, if compared.
     refreshed, left_out
         (R,) and (U,) int64, the tokens encoded though they had not changed, and those not encoded.
+    staleness
+        (N,) what the tokens' staleness is after the frame; None if all tokens are encoded, or none.
     with_tail
         Whether the last layers run for all tokens.
     is_kept
-        Whether what is computed goes into the state.
-    spent
-        Cost of an attempt that is not handed out, as a fraction of a dense frame's.
-    audit
-        Why the frame is encoded both ways; empty if it is not.
-    shown
-        Error of the cached features as far as the refreshed tokens showed it.
+        Whether what is computed goes into the state; not for a frame with NaN or Inf.
+    is_guarded
+        Whether it is dense because a cached frame is no faster here.
+    is_skipped
+        Whether it is dense because too many cached frames were encoded densely after all.
+    weighed
+        What it tells about cached frames, if it is dense for the promise alone.
     conditions
         How the patches changed as a whole.
+    audit
+        Why the frame is encoded both ways to be measured; empty if it is not.
+    is_redone
+        Whether it was encoded the cached way first, and then densely.
+    spent
+        Cost of the first of these two, as a fraction of a dense frame's.
+    shown
+        Error of its cached features as far as the refreshed tokens showed it.
     measured
         Mean cosine of an audited frame's cached features to its dense ones.
-    weighed
-        Of a frame that is dense for the promise alone: what was seen of it, and the part of the
-        tokens that a cached frame would have encoded.
     stale
-        What the others were off by.
+        Of a weighed frame, what the tokens that had not changed were off by.
     """
 
     reason: str
@@ -62,14 +92,18 @@ class Plan:
     similarity: Tensor | None = None
     refreshed: Tensor | None = None
     left_out: Tensor | None = None
+    staleness: Tensor | None = None
     with_tail: bool = False
     is_kept: bool = True
-    spent: float = 0.0
-    audit: str = ""
-    shown: float | None = None
+    is_guarded: bool = False
+    is_skipped: bool = False
+    weighed: Weighed | None = None
     conditions: Conditions = NOTHING_SEEN
+    audit: str = ""
+    is_redone: bool = False
+    spent: float = 0.0
+    shown: float | None = None
     measured: float | None = None
-    weighed: tuple[Look, float] | None = None
     stale: float = 0.0
 
     @property
@@ -79,9 +113,22 @@ class Plan:
             return DENSE
         return CACHED if self.indices.shape[1] else UNCHANGED
 
+    def redone(self, reason: str, spent: float, shown: float | None, *, is_audit: bool) -> Plan:
+        """Return the plan to encode the frame densely as well, after it was encoded cached."""
+        return Plan(
+            reason,
+            self.changed,
+            similarity=self.similarity,
+            conditions=self.conditions,
+            audit=reason if is_audit else "",
+            is_redone=True,
+            spent=spent,
+            shown=shown,
+        )
+
 
 class Planner:
-    """Decides by the settings, by what is seen of a frame, and by the stream's effort.
+    """Plans frames by the settings, by what changed in them, and by the stream's history.
 
     Parameters
     ----------
@@ -91,7 +138,7 @@ class Planner:
         Sets the streams' efforts.
     keeper
         Keeps what is promised; None if nothing is.
-    pinned
+    prefix_tokens
         Class token and registers, which are always encoded.
     operations
         Of each layer.
@@ -106,7 +153,7 @@ class Planner:
         config: CacheConfig,
         control: EffortControl,
         keeper: PromiseKeeper | None,
-        pinned: int,
+        prefix_tokens: int,
         operations: list[Operations],
         pays: Callable[[int], bool],
         describe_guard: Callable[[int], str],
@@ -114,7 +161,7 @@ class Planner:
         self.config = config
         self.control = control
         self.keeper = keeper
-        self.pinned = pinned
+        self.prefix_tokens = prefix_tokens
         self.operations = operations
         self.pays = pays
         self.describe_guard = describe_guard
@@ -132,44 +179,42 @@ class Planner:
         """Whether any layers may run for all tokens."""
         return self.head < len(self.operations)
 
-    def plan(self, stream: Stream, look: Look, tokens: int) -> Plan:
-        """Choose the rows to encode, and let the others grow staler."""
-        patches = tokens - self.pinned
-        if not look.is_finite:
+    def plan(self, stream: Stream, change: FrameChange, tokens: int) -> Plan:
+        """Choose which rows of a stream's next frame to encode."""
+        patches = tokens - self.prefix_tokens
+        if not change.is_finite:
             return Plan(NONFINITE, patches, is_kept=False)
-        if look.similarity is None or look.is_changed is None:
+        if change.similarity is None or change.is_changed is None:
             return Plan(stream.restart_reason or "first frame of the stream", patches)
-        count = look.changed
-        rows = 0 if look.is_repeated else self._bucket(count, patches)
-        if rows == 0 and (self.keeper is None or self.keeper.may_repeat(ledger_of(stream))):
-            nothing = look.similarity.new_empty((1, 0), dtype=torch.int32)
-            return Plan("nothing changed", 0, nothing, look.similarity)
+        history, similarity = motion_history(stream), change.similarity
+        rows = 0 if change.is_repeated else self._bucket(change.changed, patches)
+        if rows == 0 and (self.keeper is None or self.keeper.may_repeat(history.ledger)):
+            nothing = similarity.new_empty((1, 0), dtype=torch.int32)
+            return Plan("nothing changed", 0, nothing, similarity)
         if rows == 0:
             return Plan("a repeated frame, and the last one was not good enough", 0)
-        reason = self._reason_for_dense(stream, count, rows, tokens)
-        if rows is None or reason:
-            return Plan(reason, count, similarity=look.similarity)
+        if rows is None:
+            part = f"{change.changed / max(1, patches):.0%}"
+            return Plan(f"{part} of the tokens changed", change.changed, similarity=similarity)
+        dense = self._dense_for_cost(history.effort, change, rows, tokens)
+        if dense is not None:
+            return dense
         audit = ""
         if self.keeper is not None:
-            way, audit = self.keeper.before(ledger_of(stream), look.conditions)
+            way, audit = self.keeper.decide(history.ledger, change.conditions)
             if way is Way.DENSE:
-                stream.counters.for_promise += 1
-                share = (rows + self.pinned) / tokens
-                return Plan(audit, count, similarity=look.similarity, weighed=(look, share))
-        order = self._order(stream, look)
-        encoded, left_out = order.split([rows + self.pinned, patches - rows])
-        motion_state(stream).staleness[encoded] = 0.0
-        return Plan(
-            f"{count} tokens changed, {rows - count} refreshed",
-            count,
-            encoded.sort().values.int()[None],
-            look.similarity,
-            refreshed=encoded[count + self.pinned :],
-            left_out=left_out,
-            with_tail=self.runs_tail(rows, patches, effort_of(stream)),
-            audit=audit,
-            conditions=look.conditions,
-        )
+                weighed = Weighed(~change.is_changed, (rows + self.prefix_tokens) / tokens)
+                return Plan(audit, change.changed, similarity=similarity, weighed=weighed)
+        return self._cached(stream, change, rows, audit)
+
+    def commit(self, stream: Stream, plan: Plan) -> None:
+        """Enter a plan into its stream's state, before the frame is encoded."""
+        stream.counters.guarded += plan.is_guarded
+        stream.counters.for_promise += plan.weighed is not None
+        if plan.is_skipped:
+            self.control.skip(motion_history(stream).effort)
+        if plan.staleness is not None:
+            motion_state(stream).staleness.copy_(plan.staleness)
 
     def bucket_sizes(self, patches: int) -> list[int]:
         """Numbers of patches that a cached frame may encode, ascending."""
@@ -188,32 +233,49 @@ class Planner:
         last = sum(layer.rows(tail_rows, tokens) for layer in operations[head:])
         return (first + last) / sum(layer.dense(tokens) for layer in operations)
 
-    def _reason_for_dense(self, stream: Stream, count: int, rows: int | None, tokens: int) -> str:
-        """Say why a frame is encoded densely; empty if it is not."""
-        patches = tokens - self.pinned
-        if rows is None:
-            return f"{count / max(1, patches):.0%} of the tokens changed"
-        encoded = rows + self.pinned
+    def _dense_for_cost(
+        self, effort: Effort, change: FrameChange, rows: int, tokens: int
+    ) -> Plan | None:
+        """Plan a dense frame if a cached one would not be cheaper; None if it is."""
+        count, similarity = change.changed, change.similarity
+        encoded = rows + self.prefix_tokens
         if not self.pays(encoded):
-            stream.counters.guarded += 1
-            return self.describe_guard(encoded)
-        effort = effort_of(stream)
-        with_tail = self.runs_tail(rows, patches, effort)
-        if self.keeper is None and not self.control.is_worth_trying(
-            effort, self.cost(encoded, tokens, with_tail)
-        ):
-            return "cached frames were encoded densely after all lately"
-        return ""
+            reason = self.describe_guard(encoded)
+            return Plan(reason, count, similarity=similarity, is_guarded=True)
+        if self.keeper is not None:
+            return None
+        with_tail = self.runs_tail(rows, tokens - self.prefix_tokens, effort)
+        if self.control.is_worth_trying(effort, self.cost(encoded, tokens, with_tail)):
+            return None
+        reason = "cached frames were encoded densely after all lately"
+        return Plan(reason, count, similarity=similarity, is_skipped=True)
 
-    def _order(self, stream: Stream, look: Look) -> Tensor:
-        """All tokens: class token and registers, the changed ones, then the stalest first."""
-        state = motion_state(stream)
-        assert look.similarity is not None
-        assert look.is_changed is not None
-        state.staleness += (1.0 - look.similarity) + self.config.age_rate
-        rank = torch.where(look.is_changed, torch.inf, state.staleness)
-        rank[: self.pinned] = torch.inf
-        return torch.sort(rank, descending=True, stable=True).indices
+    def _cached(self, stream: Stream, change: FrameChange, rows: int, audit: str) -> Plan:
+        """Plan a cached frame: the changed tokens are encoded, and then the stalest."""
+        assert change.similarity is not None
+        assert change.is_changed is not None
+        count, prefix = change.changed, self.prefix_tokens
+        patches = len(change.similarity) - prefix
+        staleness = motion_state(stream).staleness + (
+            (1.0 - change.similarity) + self.config.age_rate
+        )
+        rank = torch.where(change.is_changed, torch.inf, staleness)
+        rank[:prefix] = torch.inf
+        order = torch.sort(rank, descending=True, stable=True).indices
+        encoded, left_out = order.split([rows + prefix, patches - rows])
+        staleness[encoded] = 0.0
+        return Plan(
+            f"{count} tokens changed, {rows - count} refreshed",
+            count,
+            encoded.sort().values.int()[None],
+            change.similarity,
+            refreshed=encoded[count + prefix :],
+            left_out=left_out,
+            staleness=staleness,
+            with_tail=self.runs_tail(rows, patches, motion_history(stream).effort),
+            conditions=change.conditions,
+            audit=audit,
+        )
 
     def _bucket(self, changed: int, patches: int) -> int | None:
         """How many patches to encode; None for all of them, 0 for nothing to do."""
@@ -221,18 +283,5 @@ class Planner:
         if changed > sizes[-1]:
             return None
         # The refresh yields when the largest bucket is full of changed tokens.
-        wanted = min(changed + math.floor(self.config.refresh * patches), sizes[-1])
-        return next(size for size in sizes if size >= wanted) if wanted else 0
-
-
-def effort_of(stream: Stream) -> Effort:
-    """Return the effort of a stream that has a state."""
-    assert stream.effort is not None
-    return stream.effort
-
-
-def ledger_of(stream: Stream) -> Ledger:
-    """Return the ledger of a stream, which is started if it has none."""
-    if stream.ledger is None:
-        stream.ledger = Ledger()
-    return stream.ledger
+        least = min(changed + math.floor(self.config.refresh * patches), sizes[-1])
+        return next(size for size in sizes if size >= least) if least else 0

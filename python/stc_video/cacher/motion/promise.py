@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Holding a promised similarity by what audits measure.
+"""Bookkeeping that holds a promised similarity by what audits measure.
 
 An audit encodes a frame both ways, cached and densely, hands out the dense features, and tells
 what the cached ones would have been off by. Each stream has a ledger: every frame handed out may
@@ -13,7 +13,6 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from enum import Enum
 
 import torch
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
 from stc_video.cacher.motion.changes import Conditions
+from stc_video.cacher.motion.state import FIRST_GAP, Ledger
 from stc_video.towers.block import Tower
 
 # The part of the promised error that is spent: the rest is for what no audit saw.
@@ -36,14 +36,12 @@ _MEMORY = 0.9
 # Refreshed tokens that show less than this part of the error are taken not to see it. What is
 # between the audits is then unknown, and the spread larger.
 _SEEN, _BLINDNESS = 1 / 4, 0.5
-# Frames to the first audit, and the longest gap between two.
-_FIRST, _LONGEST = 2, 16
+# The longest gap between two audits.
+_LONGEST = 16
 # By what factor conditions must differ from those of the last audit to call for another one.
 _OTHER, _MORE_CHANGE, _MORE_DRIFT = 2.0, 3.0, 3.0
 # How slowly the conditions of earlier audits are forgotten.
 _CONDITIONS = 0.7
-# How many times what the refreshed tokens show the error is, before the first audit; a logarithm.
-_UNSEEN = 1.0
 _LEAST_CHANGE, _LEAST_COMMON = 0.001, 0.03
 # A frame charged more than this many times the allowance is not handed out, whatever is saved.
 _HOPELESS = 2.0
@@ -59,56 +57,11 @@ class PromiseWarning(RuntimeWarning):
 
 
 class Way(Enum):
-    """How a frame that could be cached is encoded."""
+    """The ways to encode a frame that could be cached."""
 
     CACHED = "cached"
     AUDIT = "audit"
     DENSE = "dense"
-
-
-@dataclass
-class Ledger:
-    """What audits have shown of one stream, and what it owes.
-
-    Errors are 1 - cosine to a dense encode, mean over a frame's tokens.
-
-    Attributes
-    ----------
-    debt
-        Error handed out beyond the promised one, summed up over frames; below 0 what is saved.
-    log_error, spread, audits
-        Mean and variance of the audits' log errors and how many audits they stand for, older
-        ones counting less.
-    unseen
-        Mean log of how many times the error was what the refreshed tokens showed.
-    shown
-        What the refreshed tokens show of the error in cached frames, on average.
-    change, common
-        Conditions at the last audit (:class:`Conditions`).
-    gap, since
-        Cached frames between two audits, and so far since the last one.
-    expected, charged
-        The error that those frames were taken for, and what they were charged, summed up.
-    last
-        The error that the frame handed out last is taken for.
-    warned
-        Whether the caller was told that the promise takes dense frames.
-    """
-
-    debt: float = 0.0
-    log_error: float = 0.0
-    spread: float = 0.0
-    audits: float = 0.0
-    unseen: float = _UNSEEN
-    shown: float = 0.0
-    change: float = 0.0
-    common: float = 0.0
-    gap: int = _FIRST
-    since: int = 0
-    expected: float = 0.0
-    charged: float = 0.0
-    last: float = 0.0
-    warned: bool = False
 
 
 class PromiseKeeper:
@@ -124,8 +77,8 @@ class PromiseKeeper:
         self.promised = promised
         self.allowed = _SPENT * (1.0 - promised)
 
-    def before(self, ledger: Ledger, seen: Conditions) -> tuple[Way, str]:
-        """Say how the next frame is to be encoded, and why."""
+    def decide(self, ledger: Ledger, seen: Conditions) -> tuple[Way, str]:
+        """Decide how the next frame is to be encoded, and say why."""
         is_due = ledger.since >= ledger.gap
         if self._is_hopeless(ledger):
             return Way.DENSE, "caching does not keep the promise here"
@@ -140,20 +93,21 @@ class PromiseKeeper:
         """Whether the last frame's features may be handed out once more."""
         return ledger.debt + ledger.last <= self.allowed or ledger.last == 0.0
 
-    def after(self, ledger: Ledger, shown: float | None) -> str:
+    def audit_reason(self, ledger: Ledger, shown: float) -> str:
         """Say why a frame that was encoded the cached way is to be audited; empty if it is not.
 
-        ``shown`` is its error as far as the refreshed tokens show it, None if there were none.
+        ``shown`` is its error as far as the refreshed tokens show it.
         """
-        if shown is None:
-            return ""
-        usual = ledger.shown or shown
-        ledger.shown = 0.7 * usual + 0.3 * shown
-        if not self.is_much(ledger, shown) or shown < _MORE_DRIFT * usual:
-            return ""
-        return "refreshed tokens had changed more than before"
+        is_unusual = shown >= _MORE_DRIFT * (ledger.shown or shown)
+        if is_unusual and self.is_too_much(ledger, shown):
+            return "refreshed tokens had changed more than before"
+        return ""
 
-    def is_much(self, ledger: Ledger, shown: float) -> bool:
+    def note_shown(self, ledger: Ledger, shown: float) -> None:
+        """Take in what the refreshed tokens of a cached frame show of its error."""
+        ledger.shown = 0.7 * (ledger.shown or shown) + 0.3 * shown
+
+    def is_too_much(self, ledger: Ledger, shown: float) -> bool:
         """Whether what refreshed tokens show means an error of more than the allowance."""
         return shown * math.exp(ledger.unseen) > self.allowed
 
@@ -283,7 +237,7 @@ class PromiseKeeper:
     def _schedule(self, ledger: Ledger, error: float) -> None:
         """Choose when the next audit is due."""
         is_good = error <= self.allowed
-        ledger.gap = min(_LONGEST, 2 * ledger.gap) if is_good else max(_FIRST, ledger.gap // 2)
+        ledger.gap = min(_LONGEST, 2 * ledger.gap) if is_good else max(FIRST_GAP, ledger.gap // 2)
 
     def _differs(self, ledger: Ledger, seen: Conditions) -> str:
         """Say in what a frame differs from the last audited one; empty if in nothing."""
@@ -332,8 +286,8 @@ def measure_cosines(
         if which is not None:
             each = each * which * (which.numel() / which.sum())
         lowest.append(each.mean(dim=1).min())
-    found: list[float] = torch.stack(lowest).tolist()
-    return found
+    cosines: list[float] = torch.stack(lowest).tolist()
+    return cosines
 
 
 def final_norms(tower: Tower) -> list[nn.Module]:

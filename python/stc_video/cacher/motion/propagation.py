@@ -27,7 +27,7 @@ class Refreshed:
 
     Attributes
     ----------
-    places
+    indices
         (R,) their indices.
     left_out
         (U,) indices of the tokens that are not encoded.
@@ -35,14 +35,14 @@ class Refreshed:
         (R, C) their outputs as cached.
     """
 
-    places: Tensor
+    indices: Tensor
     left_out: Tensor
     outputs: Tensor
 
     @classmethod
-    def before(cls, output: Tensor, places: Tensor, left_out: Tensor) -> Refreshed:
+    def before(cls, output: Tensor, indices: Tensor, left_out: Tensor) -> Refreshed:
         """Look at the cached outputs (N, C) before the frame is encoded."""
-        return cls(places, left_out, output[places])
+        return cls(indices, left_out, output[indices])
 
     def drift(self, output: Tensor) -> Tensor:
         """Mean 1 - cosine of the refreshed outputs to what they were, a float32 number.
@@ -51,7 +51,7 @@ class Refreshed:
         """
         channels = output.shape[1:]
         before, after = (
-            layer_norm(rows.float(), channels) for rows in (self.outputs, output[self.places])
+            layer_norm(rows.float(), channels) for rows in (self.outputs, output[self.indices])
         )
         return (1.0 - cosine_similarity(before, after, dim=-1)).mean()
 
@@ -59,6 +59,6 @@ class Refreshed:
         """Let the outputs (N, C) of the tokens left out move as the refreshed ones did."""
         stale = output[self.left_out]
         alike = normalize(stale.float(), dim=-1) @ normalize(self.outputs.float(), dim=-1).T
-        moves = (output[self.places] - self.outputs).float()
+        moves = (output[self.indices] - self.outputs).float()
         moved = torch.softmax(alike / _TEMPERATURE, dim=-1) @ moves
         output[self.left_out] = (stale + weight * moved).to(output.dtype)

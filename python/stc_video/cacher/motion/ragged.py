@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The pass of the ``motion`` policy: any number of rows of any number of streams, packed.
+"""The pass of the ``motion`` policy: any number of rows of any number of streams, concatenated.
 
 Matrix products, norms and activations run once for the rows of all streams, whatever each one's
 number; only attention and the writes to its state go stream by stream. Nothing is padded, so that
@@ -38,38 +38,38 @@ class RaggedEncoder:
     def encode(self, segments: Sequence[Segment]) -> None:
         """Write what becomes of the segments' rows into their states; at least one segment."""
         layers = range(len(self.blocks))
-        x = _packed([segment.x for segment in segments])
+        x = _concatenated([segment.x for segment in segments])
         x = run_layers(self.blocks, x, segments, layers[: self.head])
         if self.head < len(self.blocks):
             x, segments = _widen(x, segments)
             x = run_layers(self.blocks, x, segments, layers[self.head :])
-        for segment, rows in _parts(x, segments):
+        for segment, rows in _by_segment(x, segments):
             segment.put(segment.state.output, rows)
 
 
 def _widen(x: Tensor, segments: Sequence[Segment]) -> tuple[Tensor, list[Segment]]:
     """Keep what the first layers gave, and turn segments with a tail into whole frames."""
     rows, widened = [], []
-    for segment, part in _parts(x, segments):
+    for segment, part in _by_segment(x, segments):
         whole = segment.state.tail_input
         assert whole is not None
         segment.put(whole, part)
         is_wide = segment.with_tail and segment.indices is not None
         rows.append(whole[None] if is_wide else part)
         widened.append(replace(segment, indices=None) if is_wide else segment)
-    return _packed(rows), widened
+    return _concatenated(rows), widened
 
 
 def run_layers(
     blocks: Sequence[Block], x: Tensor, segments: Sequence[Segment], layers: range
 ) -> Tensor:
-    """Run packed rows (1, R, C) through some layers; what these keep goes into the states."""
-    places = _places(segments, x.device)
+    """Run concatenated rows (1, R, C) through some layers; what these keep goes into the states."""
+    indices = _indices(segments, x.device)
     for layer in layers:
         block = blocks[layer]
-        x = x + _attention(block, block.norm1(x), segments, places, layer)
+        x = x + _attention(block, block.norm1(x), segments, indices, layer)
         x = x + block.feed_forward(x)
-        for segment, rows in _parts(x, segments):
+        for segment, rows in _by_segment(x, segments):
             if layer in segment.state.hidden:
                 segment.put(segment.state.hidden[layer], rows)
     return x
@@ -79,25 +79,25 @@ def _attention(
     block: Block,
     normed: Tensor,
     segments: Sequence[Segment],
-    places: Tensor | None,
+    indices: Tensor | None,
     layer: int,
 ) -> Tensor:
     """Attention branch (1, R, C); the rows' keys and values go into the states first."""
     mixed = []
-    query, key, value = block.project(normed, places)
+    query, key, value = block.project(normed, indices)
     at = 0
     for segment in segments:
         rows = slice(at, at := at + segment.rows)
         keys, values = segment.state.keys[layer], segment.state.values[layer]
         segment.put(keys, key[:, rows])
         segment.put(values, value[:, rows])
-        own = query[:, rows], keys[None], values[None]
-        mixed.append(block.mix(*own, segment.mask, segment.indices))
-    return block.attention_branch(_packed(mixed))
+        parts = query[:, rows], keys[None], values[None]
+        mixed.append(block.attend(*parts, segment.mask, segment.indices))
+    return block.attention_branch(_concatenated(mixed))
 
 
-def _places(segments: Sequence[Segment], device: torch.device) -> Tensor | None:
-    """Places (1, R) of the packed rows in their frames; None for one whole frame."""
+def _indices(segments: Sequence[Segment], device: torch.device) -> Tensor | None:
+    """Indices (1, R) of the concatenated rows in their frames; None for one whole frame."""
     if len(segments) == 1:
         return segments[0].indices
     every = [
@@ -109,10 +109,10 @@ def _places(segments: Sequence[Segment], device: torch.device) -> Tensor | None:
     return torch.cat(every, dim=1)
 
 
-def _parts(x: Tensor, segments: Sequence[Segment]) -> Iterator[tuple[Segment, Tensor]]:
-    """Split packed rows (1, R, C) into those of each segment."""
+def _by_segment(x: Tensor, segments: Sequence[Segment]) -> Iterator[tuple[Segment, Tensor]]:
+    """Split concatenated rows (1, R, C) into those of each segment."""
     return zip(segments, x.split([segment.rows for segment in segments], dim=1), strict=True)
 
 
-def _packed(rows: Sequence[Tensor]) -> Tensor:
+def _concatenated(rows: Sequence[Tensor]) -> Tensor:
     return rows[0] if len(rows) == 1 else torch.cat(list(rows), dim=1)

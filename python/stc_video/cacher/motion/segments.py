@@ -27,7 +27,7 @@ class Segment:
     x
         (1, K, C) the rows of the input of the first layer.
     indices
-        (1, K) int32, the places of the rows; None for all tokens.
+        (1, K) int32, the indices of the rows in the frame; None for all tokens.
     mask
         Key mask, (1, 1, 1, N), or None.
     with_tail

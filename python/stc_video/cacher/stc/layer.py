@@ -73,7 +73,7 @@ def stc_layer(
     stale = reference.reused.expand_as(x).clone()
     scatter_rows_(stale, indices, reuse(rows, indices))
     key, value = (fresh, stale) if by_keys else (stale, fresh)
-    attention = block.attend(block.project_query(rows, indices), key, value, mask, indices)
+    attention = block.attention(block.project_query(rows, indices), key, value, mask, indices)
     # The MLP needs the selected rows only, so only they are normalised.
     update = attention + block.feed_forward(gather_rows(x, indices) + attention)
     output = scatter_residual(x, reference.update, indices, update)

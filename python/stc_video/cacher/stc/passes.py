@@ -77,12 +77,12 @@ class StcPasses(Protocol):
     """Runs passes."""
 
     def dense(
-        self, parts: Sequence[Part], x: Tensor, mask: Tensor | None, wanted: frozenset[int]
+        self, parts: Sequence[Part], x: Tensor, mask: Tensor | None, output_layers: frozenset[int]
     ) -> StcOutput:
         """Encode all tokens of (B * F, N, C), and keep the references."""
 
     def cached(
-        self, parts: Sequence[Part], x: Tensor, mask: Tensor | None, wanted: frozenset[int]
+        self, parts: Sequence[Part], x: Tensor, mask: Tensor | None, output_layers: frozenset[int]
     ) -> StcOutput:
         """Re-encode in each layer the tokens of (B * F, N, C) that it selects."""
 
@@ -106,7 +106,7 @@ class PlainPasses:
     by_keys: bool
 
     def dense(
-        self, parts: Sequence[Part], x: Tensor, mask: Tensor | None, wanted: frozenset[int]
+        self, parts: Sequence[Part], x: Tensor, mask: Tensor | None, output_layers: frozenset[int]
     ) -> StcOutput:
         """Encode all tokens, and keep the references."""
         frames = x.shape[0] // len(parts)
@@ -121,10 +121,10 @@ class PlainPasses:
                 for planes, new in zip(state.tensors(), computed, strict=True):
                     planes[layer].copy_(new[row])
 
-        return self.run_dense(x, mask, wanted, keep)
+        return self.run_dense(x, mask, output_layers, keep)
 
     def cached(
-        self, parts: Sequence[Part], x: Tensor, mask: Tensor | None, wanted: frozenset[int]
+        self, parts: Sequence[Part], x: Tensor, mask: Tensor | None, output_layers: frozenset[int]
     ) -> StcOutput:
         """Re-encode what each layer selects."""
         states = [part.state for part in parts if part.state is not None]
@@ -137,13 +137,13 @@ class PlainPasses:
             together = (torch.stack([planes[layer] for planes in of]) for of in alike)
             return StcReference(*(one.repeat_interleave(frames, 0) for one in together))
 
-        return self.run_cached(x, mask, wanted, references)
+        return self.run_cached(x, mask, output_layers, references)
 
     def run_dense(
         self,
         x: Tensor,
         mask: Tensor | None,
-        wanted: frozenset[int],
+        output_layers: frozenset[int],
         keep: Callable[[int, Tensor, Tensor, Tensor], None],
     ) -> StcOutput:
         """Run all layers; ``keep`` gets a layer's number and what a reference is made of."""
@@ -151,7 +151,7 @@ class PlainPasses:
         for layer, trace in enumerate(dense_layers(self.blocks, x, mask)):
             pair = (trace.key, trace.value) if self.by_keys else (trace.value, trace.key)
             keep(layer, *pair, trace.update)
-            if layer in wanted:
+            if layer in output_layers:
                 hidden[layer] = trace.output
         return StcOutput(hidden)
 
@@ -159,7 +159,7 @@ class PlainPasses:
         self,
         x: Tensor,
         mask: Tensor | None,
-        wanted: frozenset[int],
+        output_layers: frozenset[int],
         references: Callable[[int], StcReference],
     ) -> StcOutput:
         """Run all layers against the references of each."""
@@ -170,7 +170,7 @@ class PlainPasses:
                 block, x, references(layer), select=self.select, by_keys=self.by_keys, mask=mask
             )
             first = similarity if first is None else first
-            if layer in wanted:
+            if layer in output_layers:
                 hidden[layer] = x
             selected.append(indices)
         return StcOutput(hidden, tuple(selected), first)
@@ -195,11 +195,11 @@ class RecordedPasses:
     graphs: GraphCache
 
     def dense(
-        self, parts: Sequence[Part], x: Tensor, mask: Tensor | None, wanted: frozenset[int]
+        self, parts: Sequence[Part], x: Tensor, mask: Tensor | None, output_layers: frozenset[int]
     ) -> StcOutput:
         """Encode all tokens, and keep the references."""
         if any(part.kept is None for part in parts):  # NaN in all its frames, which is rare
-            return self.plain.dense(parts, x, mask, wanted)
+            return self.plain.dense(parts, x, mask, output_layers)
 
         def make(state: StcState) -> Callable[..., StcOutput]:
             def run(x: Tensor, slots: Tensor, rows: Tensor, *mask: Tensor) -> StcOutput:
@@ -207,14 +207,14 @@ class RecordedPasses:
                     for planes, new in zip(state.tensors(), computed, strict=True):
                         planes[:, layer].index_copy_(0, slots, new.index_select(0, rows))
 
-                return self.plain.run_dense(x, mask[0] if mask else None, wanted, keep)
+                return self.plain.run_dense(x, mask[0] if mask else None, output_layers, keep)
 
             return run
 
-        return self._by_slab("dense", parts, x, mask, wanted, make)
+        return self._by_slab("dense", parts, x, mask, output_layers, make)
 
     def cached(
-        self, parts: Sequence[Part], x: Tensor, mask: Tensor | None, wanted: frozenset[int]
+        self, parts: Sequence[Part], x: Tensor, mask: Tensor | None, output_layers: frozenset[int]
     ) -> StcOutput:
         """Re-encode what each layer selects."""
         frames = x.shape[0] // len(parts)
@@ -222,14 +222,16 @@ class RecordedPasses:
         def make(state: StcState) -> Callable[..., StcOutput]:
             def run(x: Tensor, slots: Tensor, rows: Tensor, *mask: Tensor) -> StcOutput:
                 def references(layer: int) -> StcReference:
-                    own = (planes[:, layer].index_select(0, slots) for planes in state.tensors())
-                    return StcReference(*(one.repeat_interleave(frames, 0) for one in own))
+                    rows = (planes[:, layer].index_select(0, slots) for planes in state.tensors())
+                    return StcReference(*(one.repeat_interleave(frames, 0) for one in rows))
 
-                return self.plain.run_cached(x, mask[0] if mask else None, wanted, references)
+                return self.plain.run_cached(
+                    x, mask[0] if mask else None, output_layers, references
+                )
 
             return run
 
-        return self._by_slab("cached", parts, x, mask, wanted, make)
+        return self._by_slab("cached", parts, x, mask, output_layers, make)
 
     def _by_slab(
         self,
@@ -237,7 +239,7 @@ class RecordedPasses:
         parts: Sequence[Part],
         x: Tensor,
         mask: Tensor | None,
-        wanted: frozenset[int],
+        output_layers: frozenset[int],
         make: Callable[[StcState], Callable[..., StcOutput]],
     ) -> StcOutput:
         """Run one pass for the streams of each slab, and put their rows in order."""
@@ -246,18 +248,18 @@ class RecordedPasses:
         for number, part in enumerate(parts):
             assert part.slot is not None
             groups.setdefault(part.slot.slab, []).append(number)
-        made, order = [], []
+        outputs, order = [], []
         for slab, numbers in groups.items():
             assert isinstance(slab.state, StcState)
             rows = [number * frames + frame for number in numbers for frame in range(frames)]
             inputs = _inputs([parts[number] for number in numbers], rows, x, mask)
-            key: Hashable = (kind, tuple(i.shape for i in inputs), frames, wanted)
+            key: Hashable = (kind, tuple(i.shape for i in inputs), frames, output_layers)
             output: StcOutput = self.graphs.run(slab, key, make(slab.state), inputs)
-            made.append(output.rows(slice(len(rows))))
+            outputs.append(output.rows(slice(len(rows))))
             order += rows
-        if len(made) == 1:
-            return made[0]
-        return _joined(made).rows(torch.tensor(order, device=x.device).argsort())
+        if len(outputs) == 1:
+            return outputs[0]
+        return _concatenated(outputs).rows(torch.tensor(order, device=x.device).argsort())
 
 
 def _inputs(
@@ -271,12 +273,12 @@ def _inputs(
     taken = torch.tensor([*rows, *[*rows[:frames]] * spare]).to(x.device, non_blocking=True)
     slots = [part.slot.number for part in filled if part.slot is not None]
     kept = [number * frames + (part.kept or 0) for number, part in enumerate(filled)]
-    made = [x.index_select(0, taken)]
-    made += [torch.tensor(one).to(x.device, non_blocking=True) for one in (slots, kept)]
-    return (*made, *([] if mask is None else [mask.index_select(0, taken)]))
+    inputs = [x.index_select(0, taken)]
+    inputs += [torch.tensor(one).to(x.device, non_blocking=True) for one in (slots, kept)]
+    return (*inputs, *([] if mask is None else [mask.index_select(0, taken)]))
 
 
-def _joined(parts: Sequence[StcOutput]) -> StcOutput:
+def _concatenated(parts: Sequence[StcOutput]) -> StcOutput:
     """Put the rows of some outputs one behind the other."""
     similarities = [part.similarity for part in parts if part.similarity is not None]
     return StcOutput(

@@ -66,11 +66,11 @@ class StcPolicy(PolicyBase):
         streams: Sequence[Stream],
         frames: Tensor,
         mask: Tensor | None,
-        wanted: frozenset[int],
+        output_layers: frozenset[int],
     ) -> tuple[Outputs, list[FrameRecord]]:
         """Encode one call's frames of each stream."""
         if self.is_never_cached:
-            return self.encode_guarded(streams, frames, mask, wanted)
+            return self.encode_guarded(streams, frames, mask, output_layers)
         count = frames.shape[0] // len(streams)
         finite = finite_frames(frames)
         parts = [slice(at, at + count) for at in range(0, len(finite), count)]
@@ -79,43 +79,41 @@ class StcPolicy(PolicyBase):
             for stream, rows in zip(streams, parts, strict=True)
             if stream.state is None and any(finite[rows])
         }
-        self.place(list(fresh.values()), wanted)
+        self.place(list(fresh.values()), output_layers)
         calls = [
-            self._schedule(stream, rows, finite[rows], stream.state and stream.name not in fresh)
+            self._schedule(stream, rows, finite[rows], stream.name in fresh)
             for stream, rows in zip(streams, parts, strict=True)
         ]
-        made = {}
+        for call in calls:
+            _commit(call)
+        results = {}
         for group in self._groups(calls):
             whole = len(group) == len(calls)
             part = frames if whole else torch.cat([frames[call.rows] for call in group])
-            own_mask = mask
+            part_mask = mask
             if mask is not None and not whole:
-                own_mask = torch.cat([mask[call.rows] for call in group])
+                part_mask = torch.cat([mask[call.rows] for call in group])
             encode = self._encode_dense if group[0].is_dense else self._encode_cached
-            outputs, records = encode(group, part, own_mask, wanted)
+            outputs, records = encode(group, part, part_mask, output_layers)
             if whole:
                 return outputs, records
             for number, call in enumerate(group):
                 rows = slice(number * count, (number + 1) * count)
                 cut = {layer: output[rows] for layer, output in outputs.items()}
-                made[call.stream.name] = cut, records[rows]
-        ordered = [made[stream.name] for stream in streams]
-        together = {layer: torch.cat([cut[layer] for cut, _ in ordered]) for layer in wanted}
+                results[call.stream.name] = cut, records[rows]
+        ordered = [results[stream.name] for stream in streams]
+        together = {layer: torch.cat([cut[layer] for cut, _ in ordered]) for layer in output_layers}
         return together, [record for _, records in ordered for record in records]
 
     def _schedule(
-        self, stream: Stream, rows: slice, finite: list[bool], has_state: object
+        self, stream: Stream, rows: slice, finite: list[bool], is_fresh: bool
     ) -> StreamCall:
         """Decide whether a call is dense."""
         if not any(finite):
-            # Nothing to learn from: the schedule waits.
             return StreamCall(stream, rows, finite, True, NONFINITE)
-        is_dense = not has_state or stream.calls % self.config.interval == 0
-        stream.calls += 1
-        reason = "scheduled refresh" if has_state else "first frame of the stream"
-        if stream.restart_reason:
-            reason, stream.restart_reason = stream.restart_reason, ""
-        return StreamCall(stream, rows, finite, is_dense, reason)
+        is_dense = is_fresh or stream.calls % self.config.interval == 0
+        reason = "first frame of the stream" if is_fresh else "scheduled refresh"
+        return StreamCall(stream, rows, finite, is_dense, stream.restart_reason or reason)
 
     def _groups(self, calls: Sequence[StreamCall]) -> Iterator[list[StreamCall]]:
         """Put together the calls that can be encoded in one pass."""
@@ -129,11 +127,11 @@ class StcPolicy(PolicyBase):
         yield from together.values()
 
     def rehearse(
-        self, layout: Layout, frames: Tensor, mask: Tensor | None, wanted: frozenset[int]
+        self, layout: Layout, frames: Tensor, mask: Tensor | None, output_layers: frozenset[int]
     ) -> Timings:
         """Run frames (S, N, C) of made-up streams densely and cached, and take the time."""
         streams = [Stream(f"warm-up {number}", layout) for number in range(frames.shape[0])]
-        self.place(streams, wanted)
+        self.place(streams, output_layers)
 
         calls = [
             StreamCall(stream, slice(number, number + 1), [True], True, "warm-up")
@@ -144,15 +142,19 @@ class StcPolicy(PolicyBase):
             return fastest(call, frames.device, self.REHEARSALS)
 
         try:
-            self._encode_dense(calls, frames, mask, wanted)
-            tokens = max(1, self.pinned, math.floor(self.config.ratio * frames.shape[1]))
-            cached = {tokens: seconds(lambda: self._encode_cached(calls, frames, mask, wanted))}
-            return Timings(seconds(lambda: self.dense_uncached(frames, mask, wanted)), cached)
+            self._encode_dense(calls, frames, mask, output_layers)
+            tokens = max(1, self.prefix_tokens, math.floor(self.config.ratio * frames.shape[1]))
+            cached = {
+                tokens: seconds(lambda: self._encode_cached(calls, frames, mask, output_layers))
+            }
+            return Timings(
+                seconds(lambda: self.dense_uncached(frames, mask, output_layers)), cached
+            )
         finally:
             for stream in streams:
                 stream.drop_state()
 
-    def place(self, streams: Sequence[Stream], wanted: frozenset[int]) -> None:
+    def place(self, streams: Sequence[Stream], output_layers: frozenset[int]) -> None:
         """Give streams without a state an empty one."""
         if not streams:
             return
@@ -167,11 +169,11 @@ class StcPolicy(PolicyBase):
         calls: Sequence[StreamCall],
         frames: Tensor,
         mask: Tensor | None,
-        wanted: frozenset[int],
+        output_layers: frozenset[int],
     ) -> tuple[Outputs, list[FrameRecord]]:
         """Encode all tokens; the last finite frame of each call becomes its stream's reference."""
         parts = [call.part() for call in calls]
-        outputs = self._passes(frames.device).dense(parts, frames, mask, wanted).hidden
+        outputs = self._passes(frames.device).dense(parts, frames, mask, output_layers).hidden
         return outputs, [
             self._dense_record(call.stream, frames, is_finite, call.reason)
             for call in calls
@@ -181,22 +183,22 @@ class StcPolicy(PolicyBase):
     def _dense_record(
         self, stream: Stream, frames: Tensor, finite: bool, reason: str
     ) -> FrameRecord:
-        stream.counters.nonfinite += not finite
-        return self.record(stream, DENSE, reason if finite else NONFINITE, frames.shape[1])
+        reason = reason if finite else NONFINITE
+        return self.record(stream, DENSE, reason, frames.shape[1], finite=finite)
 
     def _encode_cached(
         self,
         calls: Sequence[StreamCall],
         frames: Tensor,
         mask: Tensor | None,
-        wanted: frozenset[int],
+        output_layers: frozenset[int],
     ) -> tuple[Outputs, list[FrameRecord]]:
         """Re-encode some tokens per layer; frames with NaN or Inf are encoded densely instead."""
         if not all(calls[0].finite):
-            return self._encode_mixed(calls[0], frames, mask, wanted)
+            return self._encode_mixed(calls[0], frames, mask, output_layers)
         tokens = frames.shape[1]
         parts = [call.part() for call in calls]
-        output = self._passes(frames.device).cached(parts, frames, mask, wanted)
+        output = self._passes(frames.device).cached(parts, frames, mask, output_layers)
         selected, similarity = output.selected, output.similarity
         assert similarity is not None
         each = [indices.shape[1] for indices in selected]
@@ -214,7 +216,7 @@ class StcPolicy(PolicyBase):
                 tokens,
                 cost=done / self.dense_operations(tokens),
                 encoded=encoded,
-                changed=max(0, encoded - self.pinned),
+                changed=max(0, encoded - self.prefix_tokens),
                 similarity=similarity[number],
                 selected=[indices[number] for indices in selected],
             )
@@ -223,7 +225,7 @@ class StcPolicy(PolicyBase):
         return output.hidden, records
 
     def _encode_mixed(
-        self, call: StreamCall, frames: Tensor, mask: Tensor | None, wanted: frozenset[int]
+        self, call: StreamCall, frames: Tensor, mask: Tensor | None, output_layers: frozenset[int]
     ) -> tuple[Outputs, list[FrameRecord]]:
         """Encode a cached call frame by frame, those with NaN or Inf densely."""
         parts, records = [], []
@@ -232,13 +234,17 @@ class StcPolicy(PolicyBase):
             frame_mask = None if mask is None else mask[number, None]
             if is_finite:
                 one = replace(call, finite=[True])
-                outputs, made = self._encode_cached([one], frame, frame_mask, wanted)
+                outputs, frame_records = self._encode_cached(
+                    [one], frame, frame_mask, output_layers
+                )
             else:
-                outputs = self.dense_uncached(frame, frame_mask, wanted)
-                made = [self._dense_record(call.stream, frame, False, call.reason)]
+                outputs = self.dense_uncached(frame, frame_mask, output_layers)
+                frame_records = [self._dense_record(call.stream, frame, False, call.reason)]
             parts.append(outputs)
-            records += made
-        return {layer: torch.cat([part[layer] for part in parts]) for layer in wanted}, records
+            records += frame_records
+        return {
+            layer: torch.cat([part[layer] for part in parts]) for layer in output_layers
+        }, records
 
     def _passes(self, device: torch.device) -> StcPasses:
         """Return what runs the layers on a device."""
@@ -256,12 +262,19 @@ class StcPolicy(PolicyBase):
             share = self.config.ratio
         else:
             counts = select_changed_below(
-                fresh, cached, self.config.threshold, tokens, pinned=self.pinned
+                fresh, cached, self.config.threshold, tokens, pinned=self.prefix_tokens
             )[1]
             steps = math.ceil(int(counts.max()) / (tokens * self.THRESHOLD_STEP))
             share = min(1.0, steps * self.THRESHOLD_STEP)
-        count = min(tokens, max(1, self.pinned, math.floor(share * tokens)))
-        return select_changed(fresh, cached, count, pinned=self.pinned)
+        count = min(tokens, max(1, self.prefix_tokens, math.floor(share * tokens)))
+        return select_changed(fresh, cached, count, pinned=self.prefix_tokens)
+
+
+def _commit(call: StreamCall) -> None:
+    """Count a call in its stream's schedule, which waits if there is nothing to learn from."""
+    if any(call.finite):
+        call.stream.calls += 1
+        call.stream.restart_reason = ""
 
 
 def stc_state(stream: Stream) -> StcState:

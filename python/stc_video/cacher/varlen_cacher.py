@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The cacher of towers whose frames are packed in rows: Qwen2-VL, Qwen2.5-VL, Qwen3-VL."""
+"""The cacher of towers that take frames of any size: Qwen2-VL, Qwen2.5-VL, Qwen3-VL."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from stc_video.cacher.stats import FrameRecord
 from stc_video.cacher.streams import Layout, Stream
 from stc_video.config import DEFAULT_STREAM, CacheConfig
 from stc_video.errors import AttachError, UnsupportedModelError
-from stc_video.towers.block_calls import PackedCall
+from stc_video.towers.block_calls import VarlenCall
 from stc_video.towers.call_request import looked_at
 from stc_video.towers.comparison import disagreement
-from stc_video.towers.packed_vision import PackedTower
 from stc_video.towers.patching import InstancePatch, as_function, run_stock
+from stc_video.towers.varlen import VarlenTower
 
-__all__ = ["PackedCacher"]
+__all__ = ["VarlenCacher"]
 
 #: time, height, width of a video, in temporal patches and rows
 _Grid = tuple[int, int, int]
@@ -57,8 +57,8 @@ class Merged:
 
 
 @dataclass
-class PackedStream(Stream):
-    """A stream of packed frames: also the tokens of its last frame, by merger."""
+class VarlenStream(Stream):
+    """A stream of frames of any size, with the tokens of its last frame by merger."""
 
     merged: dict[int, Merged] = field(default_factory=dict)
 
@@ -67,10 +67,10 @@ class PackedStream(Stream):
         super().drop_state()
         self.merged = {}
 
-    def detached(self) -> PackedStream:
+    def detached(self) -> VarlenStream:
         """Return a copy that shares nothing with this stream and holds no slot."""
         copy = super().detached()
-        assert isinstance(copy, PackedStream)
+        assert isinstance(copy, VarlenStream)
         copy.merged = {number: replace(merged) for number, merged in self.merged.items()}
         return copy
 
@@ -81,8 +81,8 @@ class PackedStream(Stream):
         return super().nbytes + sum(tensor.nbytes for tensor in held)
 
 
-class PackedCacher(Cacher):
-    """A cacher that is attached to a tower of packed frames.
+class VarlenCacher(Cacher):
+    """A cacher that is attached to a tower of frames of any size.
 
     A frame is a temporal patch, two pictures. A call takes one video (or image), whose temporal
     patches are the next frames of the stream, in order; inside :meth:`streams`, one for each
@@ -93,9 +93,9 @@ class PackedCacher(Cacher):
     window without a changed row is reused exactly up to the first block with full attention.
     """
 
-    _tower: PackedTower
+    _tower: VarlenTower
 
-    def __init__(self, tower: PackedTower, config: CacheConfig) -> None:
+    def __init__(self, tower: VarlenTower, config: CacheConfig) -> None:
         self._merger_patches: list[InstancePatch] = []
         # Mergers that were seen to take the output of their block, group by group; and those that
         # do not and run as they are (GLM-4V's takes what a convolution made of it).
@@ -136,7 +136,7 @@ class PackedCacher(Cacher):
         super().detach(force=force)
 
     def warmup(self, *args: Any, **kwargs: Any) -> Timings:
-        """Not for packed frames, whose number of rows is another one for each video.
+        """Not for frames of any size, whose number of rows is another one for each video.
 
         Raises
         ------
@@ -161,8 +161,8 @@ class PackedCacher(Cacher):
         if self._is_paused or layer is not patch.module:
             return run_stock(patch, layer, hidden_states, *args, **kw)
         self._notice_changes()
-        with torch.no_grad(), self._packed.active():
-            self._encode_packed(hidden_states, args, kw)
+        with torch.no_grad(), self._weights.active():
+            self._encode_rows(hidden_states, args, kw)
         return self._hand_out(0, hidden_states, args, kw)
 
     def _merger_forward(self, number: int) -> Any:
@@ -183,24 +183,24 @@ class PackedCacher(Cacher):
 
         return forward
 
-    def _encode_packed(self, rows: Tensor, args: tuple[Any, ...], kw: dict[str, Any]) -> None:
+    def _encode_rows(self, rows: Tensor, args: tuple[Any, ...], kw: dict[str, Any]) -> None:
         """Encode the rows (M, C) of a call, each stream's by that stream's state."""
         request = self._watcher.take()
         self._self_check.names_hidden_states = not isinstance(request.hidden, bool)
         grids = self._grids(request.grids, len(rows), self._active or (DEFAULT_STREAM,))
-        wanted = request.layers(len(self._tower.blocks)) | looked_at(self._tower.blocks)
-        wanted |= {site.layer for site in self._tower.mergers}
+        output_layers = request.layers(len(self._tower.blocks)) | looked_at(self._tower.blocks)
+        output_layers |= {site.layer for site in self._tower.mergers}
         positions = kw.get("position_embeddings")
-        call = PackedCall(self._tower, rows, grids, positions)
+        call = VarlenCall(self._tower, rows, grids, positions)
         with self._self_check.around(call, (args, kw)):
-            self._encode_videos(rows, grids, positions, wanted)
+            self._encode_videos(rows, grids, positions, output_layers)
 
     def _encode_videos(
         self,
         rows: Tensor,
         grids: Sequence[_Grid],
         positions: Any,
-        wanted: frozenset[int],
+        output_layers: frozenset[int],
     ) -> None:
         """Encode the rows (M, C) of one video for each stream."""
         names = self._active or (DEFAULT_STREAM,)
@@ -217,7 +217,7 @@ class PackedCacher(Cacher):
             stream = self._stream(name)
             stream.meet(Layout(size, rows.shape[1], rows.dtype, rows.device, (height, width)))
             try:
-                outputs, made = self._policy.encode([stream], frames, None, wanted)
+                outputs, frame_records = self._policy.encode([stream], frames, None, output_layers)
             except BaseException:
                 # Some of the streams of the call, and some blocks, were written to, others not.
                 for touched in names:
@@ -225,10 +225,12 @@ class PackedCacher(Cacher):
                 raise
             tokens.append(self._merge(stream, outputs))
             parts.append({layer: output.flatten(0, 1) for layer, output in outputs.items()})
-            records += made
+            records += frame_records
             start += time * size
         self.last_frames = records
-        self._pending = {layer: torch.cat([part[layer] for part in parts]) for layer in wanted}
+        self._pending = {
+            layer: torch.cat([part[layer] for part in parts]) for layer in output_layers
+        }
         self._tokens = {
             number: torch.cat(part)
             for number, part in enumerate(zip(*tokens, strict=True))
@@ -258,14 +260,14 @@ class PackedCacher(Cacher):
             )
         return [(time, height, width) for time, height, width in grids]
 
-    def _stream(self, name: str) -> PackedStream:
-        stream = self._streams.setdefault(name, PackedStream(name))
-        assert isinstance(stream, PackedStream)
+    def _stream(self, name: str) -> VarlenStream:
+        stream = self._streams.setdefault(name, VarlenStream(name))
+        assert isinstance(stream, VarlenStream)
         return stream
 
-    def _merge(self, stream: PackedStream, outputs: Outputs) -> list[Tensor]:
+    def _merge(self, stream: VarlenStream, outputs: Outputs) -> list[Tensor]:
         """Make the tokens of some frames, for each merger (frames * N / 4, D)."""
-        made = []
+        tokens = []
         for number, site in enumerate(self._tower.mergers):
             merger = self._merger_patches[number]
             if number not in self._trusted and not self._merges_groups(number, outputs[site.layer]):
@@ -279,8 +281,8 @@ class PackedCacher(Cacher):
                 else:
                     merged.update(merger, rows.clone())
                 frames.append(merged.tokens)
-            made.append(torch.cat(frames) if frames else outputs[site.layer])
-        return made
+            tokens.append(torch.cat(frames) if frames else outputs[site.layer])
+        return tokens
 
     def _merges_groups(self, number: int, frames: Tensor) -> bool:
         """Whether a merger makes the same of two groups of rows of (F, N, C) as of each alone."""

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Towers that take frames packed in rows: Qwen2-VL, Qwen2.5-VL, Qwen3-VL.
+"""Towers that take frames of any size as rows behind one another: the Qwen-VL family.
 
 A frame is a temporal patch of two pictures. Its rows lie in 2x2 merge blocks, not in raster order;
-queries and keys are turned by their place in the picture (2-D RoPE); attention stays inside a
+queries and keys are rotated by their place in the picture (2-D RoPE); attention stays inside a
 frame, or in Qwen2.5-VL's windowed blocks inside a window; a merger makes one token of four rows.
 """
 
@@ -19,10 +19,10 @@ from torch.nn.functional import linear
 
 from stc_video.errors import UnsupportedModelError
 from stc_video.rotary import apply_rotary
+from stc_video.towers.attention import attention
 from stc_video.towers.block import Part, is_plain_linear
-from stc_video.towers.pre_norm import attention
 
-__all__ = ["FrameGeometry", "MergerSite", "PackedBlock", "PackedTower"]
+__all__ = ["FrameGeometry", "MergerSite", "VarlenBlock", "VarlenTower"]
 
 _TOWER_PARTS = ("patch_embed", "rotary_pos_emb", "blocks", "merger")
 _BLOCK_PARTS = ("norm1", "norm2", "attn", "mlp")
@@ -40,7 +40,7 @@ class FrameGeometry:
     Attributes
     ----------
     cos, sin
-        (N, head size) float32, by which each row's queries and keys are turned.
+        (N, head size) float32, by which each row's queries and keys are rotated.
     windows
         Sizes of the windows, in rows; they follow each other.
     window_of
@@ -60,17 +60,17 @@ class FrameGeometry:
             numbers = torch.arange(len(windows), device=cos.device)
             self.windows, self.window_of = windows, numbers.repeat_interleave(sizes)
 
-    def turn(self, x: Tensor, heads: int, places: Tensor | None) -> Tensor:
-        """Turn queries or keys (B, K, C) by the places of their rows."""
+    def rotate(self, x: Tensor, heads: int, indices: Tensor | None) -> Tensor:
+        """Rotate queries or keys (B, K, C) by the places of their rows."""
         cos, sin = self.cos, self.sin
-        if places is not None:
-            cos, sin = cos[places.long()], sin[places.long()]
+        if indices is not None:
+            cos, sin = cos[indices.long()], sin[indices.long()]
         split = x.view(*x.shape[:2], heads, -1)
         return apply_rotary(split, cos.unsqueeze(-2), sin.unsqueeze(-2)).view(x.shape)
 
 
 @dataclass(frozen=True)
-class PackedBlock:
+class VarlenBlock:
     """One transformer block with a fused projection, by its parts, looked up when called.
 
     Attributes
@@ -104,7 +104,7 @@ class PackedBlock:
     mlp = Part()
 
     @classmethod
-    def of(cls, layer: nn.Module, is_windowed: bool, geometry: FrameGeometry) -> PackedBlock:
+    def of(cls, layer: nn.Module, is_windowed: bool, geometry: FrameGeometry) -> VarlenBlock:
         """Take a block apart; raises UnsupportedModelError naming what is missing."""
         name, parts = type(layer).__name__, cast(Any, layer)
         missing = [part for part in _BLOCK_PARTS if not hasattr(layer, part)]
@@ -143,22 +143,22 @@ class PackedBlock:
         return cast(int, self.qkv.in_features)
 
     def project(
-        self, normed: Tensor, places: Tensor | None = None
+        self, normed: Tensor, indices: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values of normalised rows, each (B, K, C), in one product."""
         query, key, value = self.qkv(normed).chunk(3, dim=-1)
-        turn, heads = self.geometry.turn, self.heads
-        return turn(query, heads, places), turn(key, heads, places), value
+        rotate, heads = self.geometry.rotate, self.heads
+        return rotate(query, heads, indices), rotate(key, heads, indices), value
 
-    def project_query(self, normed: Tensor, places: Tensor | None = None) -> Tensor:
+    def project_query(self, normed: Tensor, indices: Tensor | None = None) -> Tensor:
         """Queries alone."""
-        return self.geometry.turn(self._part(normed, 0), self.heads, places)
+        return self.geometry.rotate(self._part(normed, 0), self.heads, indices)
 
-    def project_key(self, normed: Tensor, places: Tensor | None = None) -> Tensor:
+    def project_key(self, normed: Tensor, indices: Tensor | None = None) -> Tensor:
         """Keys alone."""
-        return self.geometry.turn(self._part(normed, 1), self.heads, places)
+        return self.geometry.rotate(self._part(normed, 1), self.heads, indices)
 
-    def project_value(self, normed: Tensor, places: Tensor | None = None) -> Tensor:
+    def project_value(self, normed: Tensor, indices: Tensor | None = None) -> Tensor:
         """Values alone."""
         return self._part(normed, 2)
 
@@ -169,39 +169,39 @@ class PackedBlock:
         bias = None if self.qkv.bias is None else self.qkv.bias[rows]
         return linear(normed, self.qkv.weight[rows], bias)
 
+    def attention(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        indices: Tensor | None = None,
+    ) -> Tensor:
+        """Attention branch of some rows: query (B, K, C), key and value (B, N, C) -> (B, K, C)."""
+        return self.attention_branch(self.attend(query, key, value, mask, indices))
+
+    def attention_branch(self, mixed: Tensor) -> Tensor:
+        """Project mixed values (B, K, C) to what is added to the residual stream."""
+        return cast(Tensor, self.output(mixed))
+
     def attend(
         self,
         query: Tensor,
         key: Tensor,
         value: Tensor,
         mask: Tensor | None,
-        places: Tensor | None = None,
+        indices: Tensor | None = None,
     ) -> Tensor:
-        """Attention branch of some rows: query (B, K, C), key and value (B, N, C) -> (B, K, C)."""
-        return self.attention_branch(self.mix(query, key, value, mask, places))
-
-    def attention_branch(self, mixed: Tensor) -> Tensor:
-        """Project mixed values (B, K, C) to what is added to the residual stream."""
-        return cast(Tensor, self.output(mixed))
-
-    def mix(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        mask: Tensor | None,
-        places: Tensor | None = None,
-    ) -> Tensor:
-        """Mix the values by attention: :meth:`attend` in front of the output projection."""
+        """Values mixed by attention, in front of the output projection."""
         geometry = self.geometry
         if not self.is_windowed or len(geometry.windows) == 1:
             return attention(query, key, value, self.heads, mask)
-        if places is None:
+        if indices is None:
             queries, keys, values = (x.split(geometry.windows, 1) for x in (query, key, value))
             windows = zip(queries, keys, values, strict=True)
             return torch.cat([attention(q, k, v, self.heads) for q, k, v in windows], dim=1)
         # One call for whatever rows there are: their number per window is only known on the device.
-        same = geometry.window_of[places.long()][:, None, :, None] == geometry.window_of
+        same = geometry.window_of[indices.long()][:, None, :, None] == geometry.window_of
         return attention(query, key, value, self.heads, same)
 
     def feed_forward(self, x: Tensor) -> Tensor:
@@ -226,8 +226,8 @@ class MergerSite:
 
 
 @dataclass(frozen=True)
-class PackedTower:
-    """A tower of packed frames.
+class VarlenTower:
+    """A tower whose frames are rows behind one another.
 
     Attributes
     ----------
@@ -246,7 +246,7 @@ class PackedTower:
     """
 
     root: nn.Module
-    blocks: tuple[PackedBlock, ...]
+    blocks: tuple[VarlenBlock, ...]
     mergers: tuple[MergerSite, ...]
     merge: int
     window: int
@@ -263,7 +263,7 @@ class PackedTower:
         return 0
 
     @classmethod
-    def find(cls, model: object) -> PackedTower | None:
+    def find(cls, model: object) -> VarlenTower | None:
         """Find the tower in a model, or recognise it; None if there is no such tower.
 
         Raises
@@ -273,18 +273,18 @@ class PackedTower:
         """
         if not isinstance(model, nn.Module):
             return None
-        found = [module for module in model.modules() if _is_packed(module)]
-        if not found:
+        towers = [module for module in model.modules() if _is_varlen(module)]
+        if not towers:
             return None
-        if len(found) > 1:
+        if len(towers) > 1:
             raise UnsupportedModelError(
-                f"attach_cacher: {type(model).__name__} holds {len(found)} towers "
-                f"({', '.join(type(tower).__name__ for tower in found)}); pass one of them"
+                f"attach_cacher: {type(model).__name__} holds {len(towers)} towers "
+                f"({', '.join(type(tower).__name__ for tower in towers)}); pass one of them"
             )
-        return cls._of(found[0])
+        return cls._of(towers[0])
 
     @classmethod
-    def _of(cls, root: nn.Module) -> PackedTower:
+    def _of(cls, root: nn.Module) -> VarlenTower:
         tower: Any = root
         devices = {str(parameter.device) for parameter in tower.blocks.parameters()}
         if len(devices) > 1:
@@ -295,7 +295,7 @@ class PackedTower:
         full = getattr(root, "fullatt_block_indexes", range(len(tower.blocks)))
         geometry = FrameGeometry()
         blocks = tuple(
-            PackedBlock.of(layer, number not in full, geometry)
+            VarlenBlock.of(layer, number not in full, geometry)
             for number, layer in enumerate(tower.blocks)
         )
         window = 0
@@ -309,9 +309,9 @@ class PackedTower:
         """The modules whose results a cacher keeps."""
         return [*(block.layer for block in self.blocks), *(site.module for site in self.mergers)]
 
-    def rescan(self) -> PackedTower:
+    def rescan(self) -> VarlenTower:
         """Look for the blocks and their parts again, after somebody put others in their place."""
-        return PackedTower._of(self.root)
+        return VarlenTower._of(self.root)
 
     def windows(self, height: int, width: int) -> tuple[int, ...]:
         """Sizes in rows of the windows of a grid, in the order in which their rows follow."""
@@ -337,8 +337,8 @@ def _mergers(tower: Any, layers: int) -> Iterator[MergerSite]:
     yield MergerSite(tower.merger, layers - 1)
 
 
-def _is_packed(module: nn.Module) -> bool:
-    """Whether a module looks like a tower of packed frames."""
+def _is_varlen(module: nn.Module) -> bool:
+    """Whether a module looks like a tower of such frames."""
     if not all(isinstance(getattr(module, part, None), nn.Module) for part in _TOWER_PARTS):
         return False
     blocks = module.blocks

@@ -7,8 +7,8 @@ import copy
 
 import pytest
 import torch
-from packed_oracle import MotionOracle, StcOracle
 from tiny_qwen import GRID, ROWS, TOWERS, block_inputs, encode, grid_of, make_tower, video
+from varlen_oracle import MotionOracle, StcOracle
 
 import stc_video
 from stc_video import AttachError, CacheConfig, UnsupportedModelError
@@ -364,7 +364,8 @@ def test_failing_at_any_patch_leaves_nothing_half_patched(tower, monkeypatch):
     assert all(torch.equal(a, b) for a, b in zip(encode(tower, frame), expected, strict=True))
     cacher = stc_video.attach_cacher(tower)
     assert (
-        len(cacher._patches) + len(cacher._packed._patches) + len(cacher._merger_patches) == patches
+        len(cacher._patches) + len(cacher._weights._patches) + len(cacher._merger_patches)
+        == patches
     )
 
 

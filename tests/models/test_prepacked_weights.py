@@ -9,7 +9,7 @@ from tiny_towers import encode, last_hidden, layers_of, make_tower, noisy_walk, 
 
 import stc_video
 from stc_video import CacheConfig
-from stc_video.cacher import packed_weights
+from stc_video.cacher import prepacked_weights
 
 PLAIN = CacheConfig(pack_weights=False)
 WEIGHTS = 4 * (4 * 48 * 48 + 2 * 48 * 96)  # of the tiny tower's four layers
@@ -22,7 +22,7 @@ TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 0.06, torch.float16: 0.01}
 @pytest.fixture
 def without_packing(monkeypatch):
     """As on a GPU: no packed layout, so that query, key and value are one plain matrix."""
-    monkeypatch.setattr(packed_weights, "_has_packed_product", lambda: False)
+    monkeypatch.setattr(prepacked_weights, "_has_packed_product", lambda: False)
 
 
 def encode_with(tower, pictures, config):
@@ -45,14 +45,14 @@ def scale_weights(tower):
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
-def test_packed_weights_are_counted_follow_changes_and_go(dtype):
+def test_prepacked_weights_are_counted_follow_changes_and_go(dtype):
     tower = make_tower("siglip").to(dtype)
     pictures = [picture.to(dtype) for picture in walk(4)]
     expected, nbytes = encode_with(tower, pictures, PLAIN)
     assert nbytes == 0
     cacher = stc_video.attach_cacher(tower)
     assert_alike(encode(tower, pictures), expected, dtype)
-    assert cacher.stats().packed_bytes == WEIGHTS * packed_weights._multiplied_in(dtype).itemsize
+    assert cacher.stats().packed_bytes == WEIGHTS * prepacked_weights._multiplied_in(dtype).itemsize
     # Weights that change in place must not leave a stale copy in use.
     scale_weights(tower)
     cacher.reset()
@@ -84,7 +84,7 @@ def test_one_product_follows_changes_at_the_same_address(without_packing):
     tower, pictures = make_tower("siglip"), noisy_walk(3)
     cacher = stc_video.attach_cacher(tower)
     encode(tower, pictures)
-    [fused, *_] = cacher._packed._fused.values()
+    [fused, *_] = cacher._weights._fused.values()
     address = fused.weight.data_ptr()
     scale_weights(tower)
     cacher.reset()

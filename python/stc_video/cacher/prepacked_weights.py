@@ -76,7 +76,7 @@ class WeightCopy:
 
 
 @dataclass
-class PackedWeights:
+class PrepackedWeights:
     """The copies of the weights of a tower's blocks, in use while the cacher encodes.
 
     Attributes
