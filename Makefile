@@ -11,7 +11,7 @@
 #   make mutants  break the CUDA kernels on purpose; fails if the emulator does not notice
 #   make fuzz-hostile   hostile calls of every operator: HOSTILE_CALLS=10000, none may crash, with
 #                 the library as it is and with one built with sanitizers
-#   make lint     formatters, linters, types
+#   make lint     formatters, linters, types, which way imports go
 #   make docs     the documents as a site, into out/docs
 #   make bench    the CPU benchmarks, written to benchmarks/results
 #   make static   compile every GPU kernel for every architecture; needs no GPU
@@ -184,6 +184,7 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
 	$(BIN)/clang-format --dry-run --Werror $$(find csrc tests/emulation -name '*.h' -o -name '*.cpp' -o -name '*.cu*')
 
 format: install

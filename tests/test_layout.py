@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from importlinter.cli import lint_imports
 
 ROOT = Path(__file__).parents[1]
 SOURCES = [*ROOT.glob("python/**/*.py"), *ROOT.glob("stc_kernels/**/*.py")]
@@ -19,7 +20,6 @@ TOO_LONG = {
     "python/stc_video/cli/bench_options.py:bench",
     "python/stc_video/cli/live.py:serve",
     "python/stc_video/cli/studying.py:fidelity",
-    "python/stc_video/session/session.py",
     "stc_kernels/_triton/_selection.py:select_in_frame",
     "stc_kernels/_triton/merging.py:_best_partners",
     "stc_kernels/_triton/saliency_topk.py:_score_and_select",
@@ -54,3 +54,9 @@ def test_files_and_functions_are_short():
 def test_docstrings_do_not_count(statements, is_long):
     text = 'def f():\n    """One.\n\n    Two.\n    """\n' + "    x = 1\n" * statements
     assert list(too_long("a.py", text)) == (["a.py:f"] if is_long else [])
+
+
+def test_imports_go_one_way(capsys):
+    """The layers are written in pyproject.toml."""
+    failed = lint_imports(config_filename=str(ROOT / "pyproject.toml"), no_cache=True)
+    assert not failed, capsys.readouterr().out
