@@ -15,7 +15,7 @@ from stc_video.towers.block import Block
 
 
 class LayerTrace(NamedTuple):
-    """What one layer computed for all tokens, each (F, N, C)."""
+    """The results of one layer for all tokens, each (F, N, C)."""
 
     normed: Tensor
     key: Tensor

@@ -99,7 +99,7 @@ class CudaRecorder:
 
 @dataclass(frozen=True)
 class GraphStats:
-    """What became of the recorded passes.
+    """Totals of the recorded passes.
 
     Attributes
     ----------

@@ -16,7 +16,7 @@ import torch
 
 @dataclass(frozen=True)
 class Timings:
-    """How long frames take on this machine, in seconds for one call.
+    """Times of frames on this machine, in seconds for one call.
 
     Attributes
     ----------

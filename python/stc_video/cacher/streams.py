@@ -24,7 +24,7 @@ StateT = TypeVar("StateT", bound="Buffers")
 
 @dataclass(frozen=True)
 class Layout:
-    """What must stay the same for a stream's state to be of use.
+    """The shape and kind of a stream's frames; with another one its state is of no use.
 
     ``grid`` holds SigLIP2's ``spatial_shapes`` of the frame, whose change moves tokens about
     without changing their number.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the output of a block goes that nobody asked for."""
+"""A tensor that notices where it goes, for outputs that nobody asked for."""
 
 from __future__ import annotations
 

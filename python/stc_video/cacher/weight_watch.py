@@ -52,7 +52,7 @@ _BOOKKEEPING = frozenset(vars(nn.Module())) - {"training"}
 
 @dataclass(frozen=True)
 class Change:
-    """What changed.
+    """A change of the tower.
 
     Attributes
     ----------
@@ -67,7 +67,7 @@ class Change:
 
 
 class WeightWatch:
-    """What a tower was like when it was looked at first, to tell whether it still is.
+    """A tower as it was when it was looked at first, to tell whether it still is.
 
     Attributes
     ----------

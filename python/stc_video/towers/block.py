@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the cacher asks of a vision tower and of its transformer blocks."""
+"""The interface of a vision tower and of its transformer blocks."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Part:
 
 
 class HasParts(Protocol):
-    """What :class:`Part` asks of a block."""
+    """A block as :class:`Part` sees it."""
 
     @property
     def layer(self) -> nn.Module:
@@ -73,15 +73,15 @@ class Block(Protocol):
 
     @property
     def parts(self) -> Sequence[nn.Module]:
-        """What is called of it."""
+        """The modules of it that are called."""
 
     @property
     def norm1(self) -> nn.Module:
-        """What normalises the input of the attention."""
+        """The norm in front of the attention."""
 
     @property
     def mlp(self) -> nn.Module:
-        """What does the same to each row."""
+        """The MLP, which does the same to each row."""
 
     @property
     def channels(self) -> int:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a tower calls its blocks with, and whether their parts take all of it into account."""
+"""The arguments of a tower's blocks, and whether their parts take all of them into account."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def bind(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dic
 
 
 def form(value: Any) -> Hashable:
-    """What tells one form of an argument from another: type, dtype and shape, but not content."""
+    """The form of an argument: type, dtype and shape, but not content."""
     if isinstance(value, Tensor):
         return value.dtype, value.shape
     if isinstance(value, (tuple, list)):
@@ -37,7 +37,7 @@ def form(value: Any) -> Hashable:
 
 
 def kind(value: Any) -> Hashable:
-    """What tells one kind of argument from another: its form, but for the sizes of tensors."""
+    """The kind of an argument: its form, but for the sizes of tensors."""
     if isinstance(value, Tensor):
         return value.dtype, value.dim()
     if isinstance(value, (tuple, list)):
@@ -57,7 +57,7 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
 
 
 class Call(Protocol):
-    """What the blocks of a tower are called with."""
+    """A call of a tower's blocks."""
 
     @property
     def states(self) -> Tensor:
@@ -65,7 +65,7 @@ class Call(Protocol):
 
     @property
     def layout(self) -> Hashable:
-        """What else the meaning of the arguments depends on."""
+        """Facts beside the arguments that their meaning depends on."""
 
     @property
     def is_single(self) -> bool:
@@ -75,7 +75,7 @@ class Call(Protocol):
         """Say what the parts of a block ignore of its arguments; empty if nothing."""
 
     def sample(self) -> slice | None:
-        """Where the frame is that is checked; None if all have NaN or Inf."""
+        """Rows of the frame that is checked; None if all have NaN or Inf."""
 
     def cut(self, arguments: Arguments, rows: slice) -> Arguments:
         """Arguments of a block, as if the call had that frame only."""
@@ -130,7 +130,7 @@ class BatchCall:
         )
 
     def sample(self) -> slice | None:
-        """Where the first frame is that is free of NaN and Inf.
+        """Row of the first frame that is free of NaN and Inf.
 
         It is the first of the batch, or, if that one is not usable, another of the same stream.
         """
@@ -203,7 +203,7 @@ class VarlenCall:
         return ""
 
     def sample(self) -> slice | None:
-        """Where the first frame of the first video is, if it is free of NaN and Inf."""
+        """Rows of the first frame of the first video, if it is free of NaN and Inf."""
         rows = slice(0, self._size)
         return rows if bool(torch.isfinite(self.states[rows].sum(dtype=torch.float32))) else None
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What belongs to a block and is not called when its parts are: it must not do anything.
+"""Modules of a block that are not called when its parts are, and so must not do anything.
 
 The attention module itself is such a one: its projections are called, it is not. A hook or another
 forward on it, or an attention function that somebody registered, would be lost without a word.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a call of the tower asks for, noticed before any layer runs.
+"""The request of a call of the tower, noticed before any layer runs.
 
 The layers cannot see whether hidden states are wanted, nor SigLIP2's grid. Forward pre-hooks on
 the modules above them can, whatever the release of transformers, and an error raised there leaves
@@ -24,7 +24,7 @@ from stc_video.towers.patching import PatchedHook
 
 @dataclass
 class TowerRequest:
-    """What the call under way asks for.
+    """The outputs that the call under way asks for.
 
     Attributes
     ----------

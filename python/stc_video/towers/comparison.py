@@ -160,7 +160,7 @@ def try_out(block: PreNormBlock, stock: Callable[..., Any], x: Tensor, arguments
 
 
 def settings_of(layer: nn.Module) -> Hashable:
-    """What tells one kind of block from another: the classes and plain settings of its modules."""
+    """The kind of a block: the classes and plain settings of its modules."""
     return tuple(
         (type(module), *((k, v) for k, v in vars(module).items() if isinstance(v, _PLAIN)))
         for module in layer.modules()

@@ -86,7 +86,7 @@ class PreNormBlock:
 
     @property
     def parts(self) -> tuple[nn.Module, ...]:
-        """What is called of it."""
+        """The modules of it that are called."""
         every = (
             self.norm1, self.norm2, self.query, self.key, self.value, self.output, self.mlp,
             self.scale1, self.scale2,

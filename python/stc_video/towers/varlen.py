@@ -129,7 +129,7 @@ class VarlenBlock:
 
     @property
     def parts(self) -> tuple[nn.Module, ...]:
-        """What is called of it."""
+        """The modules of it that are called."""
         return self.norm1, self.norm2, self.qkv, self.output, self.mlp
 
     @property

@@ -26,7 +26,7 @@ from stc_video.towers.block import Block
 
 @dataclass(frozen=True)
 class Rows:
-    """Where the rows of a pass belong.
+    """The places that the rows of a pass belong to.
 
     Attributes
     ----------

@@ -16,7 +16,7 @@ from stc_video.cacher.streams import Stream
 
 @dataclass(frozen=True)
 class Conditions:
-    """How the patches of a frame changed as a whole.
+    """The change of a frame's patches as a whole.
 
     Attributes
     ----------

@@ -278,7 +278,7 @@ class Planner:
         )
 
     def _bucket(self, changed: int, patches: int) -> int | None:
-        """How many patches to encode; None for all of them, 0 for nothing to do."""
+        """Number of patches to encode; None for all of them, 0 for nothing to do."""
         sizes = self.bucket_sizes(patches)
         if changed > sizes[-1]:
             return None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a cached frame learns from the tokens that it refreshes.
+"""Propagation of what a cached frame's refreshed tokens show to the tokens left out.
 
 A token that did not change is re-encoded now and then. What its output moves by is due to the
 context, and other tokens that look like it have missed the same. So the movement is measured, and

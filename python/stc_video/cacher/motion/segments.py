@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the ``motion`` policy hands to an encoder: some rows of one stream's frame."""
+"""Segments, which the ``motion`` policy hands to an encoder: rows of one stream's frame."""
 
 from __future__ import annotations
 

@@ -74,7 +74,7 @@ class MotionState(Buffers):
 
 @dataclass
 class Effort:
-    """How much of a stream's frames is re-encoded, and what that depends on.
+    """The effort spent on a stream: how much of its frames is re-encoded.
 
     Attributes
     ----------

@@ -16,7 +16,7 @@ from stc_video.towers.block import Block
 
 
 class StcReference(NamedTuple):
-    """What the last dense frame left in one layer: (N, C), or (F, N, C) for each frame its own."""
+    """The reference of one layer, left by the last dense frame: (N, C), or (F, N, C) per frame."""
 
     compared: Tensor
     reused: Tensor
@@ -24,7 +24,7 @@ class StcReference(NamedTuple):
 
 
 class StcLayer(NamedTuple):
-    """What a cached layer of ``stc`` computed: its output and what it selected by."""
+    """The output of a cached layer of ``stc``, and the selection behind it."""
 
     output: Tensor
     indices: Tensor

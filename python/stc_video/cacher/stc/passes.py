@@ -44,7 +44,7 @@ class Part:
 
 @dataclass(frozen=True)
 class StcOutput:
-    """What a pass computed.
+    """The result of a pass.
 
     Attributes
     ----------

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the ``stc`` policy keeps of a stream."""
+"""The state of a stream under the ``stc`` policy."""
 
 from __future__ import annotations
 
