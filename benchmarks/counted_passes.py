@@ -25,7 +25,7 @@ from stc_video.bench.towers import BenchTower
 from stc_video.cacher.graphs import GraphCache, PlainRecorder
 from stc_video.cacher.motion.bucketed import BucketedEncoder, Rows
 from stc_video.cacher.motion.state import MotionState
-from stc_video.cacher.packed_weights import PackedWeights
+from stc_video.cacher.prepacked_weights import PrepackedWeights
 from stc_video.cacher.stc.layer import StcReference
 from stc_video.cacher.stc.passes import PlainPasses
 from stc_video.cacher.streams import Layout
@@ -161,6 +161,6 @@ def _found(layers: int) -> PreNormTower:
 def _packed(layers: int) -> PreNormTower:
     """With the weights of query, key and value as one, as the cacher has them on a GPU."""
     tower = _found(layers)
-    weights = PackedWeights()
+    weights = PrepackedWeights()
     weights.install(tower.blocks)
     return weights.fuse(tower)

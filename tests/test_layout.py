@@ -16,10 +16,6 @@ LONGEST_FILE, LONGEST_FUNCTION = 400, 60
 
 #: files and functions that are longer than they may be, to be emptied; nothing may be added
 TOO_LONG = {
-    "python/stc_video/cli/app.py:run",
-    "python/stc_video/cli/bench_options.py:bench",
-    "python/stc_video/cli/live.py:serve",
-    "python/stc_video/cli/studying.py:fidelity",
     "stc_kernels/_triton/_selection.py:select_in_frame",
     "stc_kernels/_triton/merging.py:_best_partners",
     "stc_kernels/_triton/saliency_topk.py:_score_and_select",

@@ -5,11 +5,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 
-from stc_video.cli.doctor import Diagnosis, OperatorBackends
+if TYPE_CHECKING:
+    from stc_video.cli.doctor import Diagnosis, OperatorBackends
 
 __all__ = ["show", "to_dict"]
 
