@@ -157,8 +157,7 @@ def make_prompt(
     # A copy: the embedding may hand out what requires a gradient.
     embeds = family.model.get_input_embeddings()(new).clone()
     keep = torch.ones_like(new, dtype=torch.bool)
-    written = Written(new, embeds, keep, past)
-    pictures = family.write_pictures(arguments, written, history, encode)
+    pictures = family.write_pictures(arguments, Written(new, embeds, keep, past), history, encode)
     # Tokens that were made since the last prompt have all stayed.
     since = torch.ones((len(ids), first - history.kept.shape[1]), dtype=torch.bool)
     kept = torch.cat([history.kept, since, keep.cpu()], dim=1)
