@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from counted import Call, count, pretended_gpu
+from stc_video.cacher.packed_weights import PackedWeights
 from torch import nn
 
 from stc_kernels import select_changed
@@ -25,7 +26,6 @@ from stc_video.bench.towers import BenchTower
 from stc_video.cacher.graphs import GraphCache, PlainRecorder
 from stc_video.cacher.motion.bucketed import BucketedEncoder, Rows
 from stc_video.cacher.motion.state import MotionState
-from stc_video.cacher.packed_weights import PackedWeights
 from stc_video.cacher.stc.layer import StcReference
 from stc_video.cacher.stc.passes import PlainPasses
 from stc_video.cacher.streams import Layout
