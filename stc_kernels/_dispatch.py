@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which implementation of an operator runs, and why the others cannot.
+"""Choice of the implementation of an operator, and the reasons against the others.
 
 The choice is made in this order: the ``backend=`` argument, an enclosing :func:`use_backend`, the
 environment variable ``STC_KERNELS_BACKEND``, what ``python -m stc_kernels.tune`` measured on this

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which backend was measured to be the fastest, as data.
+"""Measurements of the fastest backend, as data.
 
 ``python -m stc_kernels.tune`` times every operator on every backend of a GPU and writes the times
 beside the tuned launch parameters, into ``configs/<device>.json``::

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the tensors of a call may reach and share: decided here, for every backend.
+"""Checks of the memory that the tensors of a call reach and share, for every backend.
 
 The compiled library checks again what would make it read or write out of bounds, since it can be
 called without this.

@@ -53,7 +53,7 @@ def read_config(path: Path) -> dict[str, list[dict[str, Any]]]:
 
 
 def distance(shape: Shape, other: Shape) -> float:
-    """How far two shapes are apart: the sum of the sizes' ratios, as logarithms."""
+    """Distance of two shapes: the sum of the logarithms of the ratios of their sizes."""
     return sum(
         abs(math.log2(max(1, size)) - math.log2(max(1, other[name])))
         for name, size in shape.items()

@@ -148,4 +148,13 @@ Tensor select_indices(const Tensor& scores, const Selection& how) {
   return indices;
 }
 
+Tensor packed_mask(const char* op, const char* name, const Tensor& mask, int64_t elements) {
+  STD_TORCH_CHECK(mask.scalar_type() == ScalarType::Bool, "`", op, "`: ", name,
+                  " must be a bool mask");
+  STD_TORCH_CHECK(mask.numel() == elements, "`", op, "`: ", name, " must have ", elements,
+                  " elements, got ", mask.numel());
+  check_memory(op, name, mask);
+  return mask.is_contiguous() ? mask : torch::stable::contiguous(mask);
+}
+
 }  // namespace stc::bindings

@@ -100,6 +100,10 @@ inline TokenView view_of(const Tensor& t) {
   return {t.const_data_ptr(), d == 3 ? t.stride(0) : 0, t.stride(d - 2), t.stride(d - 1)};
 }
 
+inline HeadView head_view(const Tensor& t) {
+  return {t.const_data_ptr(), t.stride(0), t.stride(1), t.stride(2), t.stride(3)};
+}
+
 inline MutableTokenView mutable_view_of(const Tensor& t) {
   return {t.mutable_data_ptr(), t.stride(0), t.stride(1), t.stride(2)};
 }
@@ -138,6 +142,9 @@ float* scratch_floats(int64_t count);
 std::pair<CosineParams, Tensor> cosine_params(const char* op, const Tensor& current,
                                               const Tensor& reference);
 
+// The cosine on the CPU, on behalf of an op.
+Tensor token_cosine_for(const char* op, const Tensor& current, const Tensor& reference);
+
 // (batch, picked, channels) rows that go where `indices` (batch, picked) say, as x has them.
 void check_rows(const char* op, const char* name, const Tensor& rows, const Tensor& x,
                 const Tensor& indices);
@@ -150,6 +157,16 @@ std::vector<int32_t> checked_indices(const char* op, const Tensor& indices, int6
 inline const int32_t* int_data(const Tensor& t) {
   return static_cast<const int32_t*>(t.const_data_ptr());
 }
+
+inline float* floats(const Tensor& t) { return static_cast<float*>(t.mutable_data_ptr()); }
+inline int32_t* ints(const Tensor& t) { return static_cast<int32_t*>(t.mutable_data_ptr()); }
+inline const uint8_t* bytes(const Tensor& mask) {
+  return static_cast<const uint8_t*>(mask.const_data_ptr());
+}
+
+// A contiguous bool mask of the given number of elements. Its bytes may be other than 0 and 1,
+// which no C++ bool may be: any but 0 counts as true.
+Tensor packed_mask(const char* op, const char* name, const Tensor& mask, int64_t elements);
 
 // Tells autograd of a mutation.
 void mark_as_written(const Tensor& x);

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
+#include "stc/attention_column_mean.h"
+
 #include "launchers.h"
-#include "stc/column_mean.h"
 
 namespace stc::STC_ISA {
 

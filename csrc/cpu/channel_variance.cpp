@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
+#include "stc/channel_variance.h"
+
 #include "launchers.h"
-#include "stc/variance.h"
 
 namespace stc::STC_ISA {
 

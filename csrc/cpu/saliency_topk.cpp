@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
+#include "stc/saliency_topk.h"
+
 #include "launchers.h"
-#include "stc/saliency.h"
 
 namespace stc::STC_ISA {
 

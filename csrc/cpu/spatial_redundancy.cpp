@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
+#include "stc/spatial_redundancy.h"
+
 #include "launchers.h"
-#include "stc/neighbours.h"
 
 namespace stc::STC_ISA {
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "launchers.h"
-#include "stc/column_mean.cuh"
+#include "stc/attention_column_mean.cuh"
 
 namespace stc::cuda {
 

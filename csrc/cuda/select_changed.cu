@@ -7,10 +7,6 @@ namespace stc::cuda {
 
 namespace {
 
-bool is_wide(const CosineParams& p, int64_t vector) {
-  return vectorises(p.current, p.channels, vector) && vectorises(p.reference, p.channels, vector);
-}
-
 cudaError_t select(const SelectParams& p, int64_t frames, cudaStream_t stream) {
   if (p.capacity == 0 && !p.below) return cudaSuccess;
   if (p.tokens > kSharedKeys) {
@@ -38,17 +34,6 @@ cudaError_t in_one_launch(SelectChangedParams p, int64_t frames, cudaStream_t st
 }
 
 }  // namespace
-
-cudaError_t token_cosine(const CosineParams& p, cudaStream_t stream) {
-  if (p.rows > INT32_MAX - kCosineWarps) return cudaErrorInvalidConfiguration;
-  return visit(p.dtype, [&](auto* type) {
-    using T = ElementOf<decltype(type)>;
-    const int V = is_wide(p, kVector<T>) ? kVector<T> : 1;
-    return launch(V > 1 ? token_cosine_kernel<T, kVector<T>> : token_cosine_kernel<T, 1>,
-                  ceil_div(p.rows, kCosineWarps / cosine_team(p.channels, V)), dim3(kCosineThreads),
-                  0, stream, p);
-  });
-}
 
 cudaError_t select_changed(const CosineParams& cosine, const SelectParams& selection,
                            int64_t frames, cudaStream_t stream) {

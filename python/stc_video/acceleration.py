@@ -287,7 +287,7 @@ class Acceleration:
         return self.pruner(features, grid=grid or self.grid, stream=stream)
 
     def records(self, stream: str) -> list[FrameRecord]:
-        """What the cacher did with the frames that were encoded last; empty without one."""
+        """Records of the frames that were encoded last; empty without a cacher."""
         return self._records.get(stream, [])
 
     def forget(self, stream: str) -> None:

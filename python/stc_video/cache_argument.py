@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a model calls its cache of keys and values.
+"""The name of the argument in which a model takes its cache of keys and values.
 
 ``past_key_values`` up to transformers 5.23, ``cache`` from 5.24 on, which still takes the older
 name with a FutureWarning. Here it is ``cache``; :func:`stock_named` has the installed release's

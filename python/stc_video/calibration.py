@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which aim of the ``motion`` policy gives which similarity to a dense encode."""
+"""Calibration of the ``motion`` policy: the similarity to a dense encode that each aim gives."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _VERSION = 1
 
 @dataclass(frozen=True)
 class Aim:
-    """What the policy steers by.
+    """A setting that the policy steers by.
 
     Attributes
     ----------
@@ -34,7 +34,7 @@ class Aim:
 
 @dataclass(frozen=True)
 class Measured:
-    """What an aim gave on the clips of a calibration.
+    """Measurements of an aim on the clips of a calibration.
 
     Attributes
     ----------

@@ -18,7 +18,7 @@ BATCHINGS = ("auto", "ragged", "bucketed")
 
 @dataclass(frozen=True)
 class CacheConfig:
-    """How a vision tower reuses what it computed for earlier frames.
+    """Settings of a cacher, which reuses what a vision tower computed for earlier frames.
 
     Attributes
     ----------

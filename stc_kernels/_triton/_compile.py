@@ -40,7 +40,7 @@ _TYPES = {
 
 @dataclass(frozen=True)
 class Resources:
-    """What a compiled kernel needs: registers of a thread, bytes of memory."""
+    """Resources of a compiled kernel: registers of a thread, bytes of memory."""
 
     registers: int
     spill_bytes: int

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How every kernel is launched, or only written down for ahead-of-time compilation."""
+"""Launches of all kernels, which can also be recorded for ahead-of-time compilation."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which tile a program has; those of attention heads, whose width need be no power of two."""
+"""Tiles of a program, also of attention heads, whose width need not be a power of two."""
 
 from __future__ import annotations
 

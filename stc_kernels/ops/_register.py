@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How an operator is registered with PyTorch, and the way that every call of it takes."""
+"""Registration of operators with PyTorch, and the path of every call."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _PLAIN = (Tensor, torch.nn.Parameter)
 
 
 class _Operator(NamedTuple):
-    """What decides whether a call is refused, whichever backend would run it."""
+    """The properties that decide whether a call is refused, whatever the backend."""
 
     name: str
     check: Callable[..., None]

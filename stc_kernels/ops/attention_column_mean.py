@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How much attention each token receives, without the attention matrix."""
+"""Mean attention that each token receives, without the attention matrix."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How well a token's neighbours in the frame already say what it says."""
+"""Redundancy of a token: its largest cosine with a neighbour in the frame."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a transformer block does to packed rows between its matrix products, one pass each."""
+"""The steps of a transformer block between its matrix products, each fused into one pass."""
 
 from __future__ import annotations
 

@@ -7,28 +7,36 @@
 
 namespace stc {
 
+// Every kernel once: K(result, name, parameters).
+#define STC_CPU_KERNELS(K)                                                             \
+  K(void, token_cosine, (const CosineParams& p, int64_t begin, int64_t end))           \
+  K(void, select, (const SelectParams& p, int64_t begin, int64_t end))                 \
+  K(void, gather_rows, (const GatherParams& p, int64_t begin, int64_t end))            \
+  K(void, scatter_rows, (const ScatterParams& p, int64_t begin, int64_t end))          \
+  K(void, gather_layer_norm, (const LayerNormParams& p, int64_t begin, int64_t end))   \
+  K(void, scatter_residual, (const ResidualParams& p, int64_t begin, int64_t end))     \
+  K(void, variance_blocks, (const VarianceParams& p, int64_t begin, int64_t end))      \
+  K(void, variance_merge, (const VarianceParams& p, int64_t begin, int64_t end))       \
+  K(void, saliency_blocks,                                                             \
+    (const SaliencyParams& p, const SaliencyFrame& s, int64_t begin, int64_t end))     \
+  K(void, saliency_anchor, (const SaliencyParams& p, SaliencyFrame* s))                \
+  K(void, saliency_scores,                                                             \
+    (const SaliencyParams& p, const SaliencyFrame& s, int64_t begin, int64_t end))     \
+  K(void, neighbour_dots, (const NeighbourParams& p, int64_t begin, int64_t end))      \
+  K(void, neighbour_maximum, (const NeighbourParams& p, int64_t begin, int64_t end))   \
+  K(void, compact_rows, (const CompactParams& p, int64_t begin, int64_t end))          \
+  K(void, match_norms, (const MatchParams& p, int64_t begin, int64_t end))             \
+  K(int64_t, match_scratch, (const MatchParams& p))                                    \
+  K(void, match, (const MatchParams& p, float* scratch, int64_t batch, int64_t first)) \
+  K(void, merge_rows, (const MergeParams& p, int64_t begin, int64_t end))              \
+  K(int64_t, column_mean_scratch, (const ColumnMeanParams& p))                         \
+  K(void, column_mean, (const ColumnMeanParams& p, float* scratch, int64_t batch, int64_t head))
+
 struct KernelTable {
   const char* name;
-  void (*token_cosine)(const CosineParams&, int64_t begin, int64_t end);
-  void (*select)(const SelectParams&, int64_t begin, int64_t end);
-  void (*gather_rows)(const GatherParams&, int64_t begin, int64_t end);
-  void (*scatter_rows)(const ScatterParams&, int64_t begin, int64_t end);
-  void (*gather_layer_norm)(const LayerNormParams&, int64_t begin, int64_t end);
-  void (*scatter_residual)(const ResidualParams&, int64_t begin, int64_t end);
-  void (*variance_blocks)(const VarianceParams&, int64_t begin, int64_t end);
-  void (*variance_merge)(const VarianceParams&, int64_t begin, int64_t end);
-  void (*saliency_blocks)(const SaliencyParams&, const SaliencyFrame&, int64_t begin, int64_t end);
-  void (*saliency_anchor)(const SaliencyParams&, SaliencyFrame*);
-  void (*saliency_scores)(const SaliencyParams&, const SaliencyFrame&, int64_t begin, int64_t end);
-  void (*neighbour_dots)(const NeighbourParams&, int64_t begin, int64_t end);
-  void (*neighbour_maximum)(const NeighbourParams&, int64_t begin, int64_t end);
-  void (*compact_rows)(const CompactParams&, int64_t begin, int64_t end);
-  void (*match_norms)(const MatchParams&, int64_t begin, int64_t end);
-  int64_t (*match_scratch)(const MatchParams&);
-  void (*match)(const MatchParams&, float* scratch, int64_t batch, int64_t first);
-  void (*merge_rows)(const MergeParams&, int64_t begin, int64_t end);
-  int64_t (*column_mean_scratch)(const ColumnMeanParams&);
-  void (*column_mean)(const ColumnMeanParams&, float* scratch, int64_t batch, int64_t head);
+#define STC_POINTER(result, name, parameters) result(*name) parameters;
+  STC_CPU_KERNELS(STC_POINTER)
+#undef STC_POINTER
 };
 
 // The best table for this processor, or the one that STC_KERNELS_CPU_CAPABILITY names if this

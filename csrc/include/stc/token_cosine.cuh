@@ -76,4 +76,9 @@ __global__ void __launch_bounds__(kCosineThreads) token_cosine_kernel(const Cosi
   write_cosines<T, V>(p, static_cast<int>(first), static_cast<int>(last));
 }
 
+// Whether both inputs can be read `vector` elements at a time.
+inline bool is_wide(const CosineParams& p, int64_t vector) {
+  return vectorises(p.current, p.channels, vector) && vectorises(p.reference, p.channels, vector);
+}
+
 }  // namespace stc::cuda

@@ -101,9 +101,9 @@ class _LiveCCAdapter(QwenVLAdapter):
         self._live: set[str] = set()
         self._lock = threading.Lock()
 
-    def _begin(self, said: Conversation, frames: FrameEncoder) -> Conversation:
-        if said.stream is not None:
-            return said
+    def _begin(self, history: Conversation, frames: FrameEncoder) -> Conversation:
+        if history.stream is not None:
+            return history
         with self._lock:
             names = (f"livecc:{number}" for number in itertools.count())
             name = next(name for name in names if name not in self._live)
@@ -111,7 +111,7 @@ class _LiveCCAdapter(QwenVLAdapter):
         stream = ConversationStream(name)
         # The conversation ends when nobody has its cache any more.
         weakref.finalize(stream, self._end, name, frames).atexit = False
-        return dataclasses.replace(said, stream=stream)
+        return dataclasses.replace(history, stream=stream)
 
     def _end(self, name: str, frames: FrameEncoder) -> None:
         frames.forget(name)
@@ -120,7 +120,7 @@ class _LiveCCAdapter(QwenVLAdapter):
 
 @dataclass(frozen=True)
 class Comment:
-    """What was said about a stretch of the video; ``str()`` of it is the text.
+    """A comment on a stretch of the video; ``str()`` of it is the text.
 
     Attributes
     ----------
@@ -272,7 +272,7 @@ class LiveCC:
         ids = torch.tensor([new], device=self._model.device)
         if self.past_ids is not None:
             ids = torch.cat([self.past_ids, ids], dim=1)
-        made = self._model.generate(
+        generation = self._model.generate(
             input_ids=ids,
             pixel_values_videos=pixels.flatten(0, 2).to(self._model.device),
             video_grid_thw=torch.tensor([[frames, height, width]], device=self._model.device),
@@ -280,9 +280,9 @@ class LiveCC:
             **cache_argument(self._model, self.past_key_values),
             **self._settings,
         )
-        self.past_key_values = cache_of(made)
-        self.past_ids = made.sequences[:, :-1]
-        answer: Tensor = made.sequences[0, ids.shape[1] :].cpu()
+        self.past_key_values = cache_of(generation)
+        self.past_ids = generation.sequences[:, :-1]
+        answer: Tensor = generation.sequences[0, ids.shape[1] :].cpu()
         return answer
 
     @property

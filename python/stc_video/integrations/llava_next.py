@@ -165,9 +165,9 @@ def _in_grid(handle: Integration) -> Callable[[Callable[[Tensor], Tensor], Tenso
         exact = handle.pruner.exact
         budget = handle.pruner.tokens_kept(image_feature.shape[1]) if exact else None
         rows = stock(image_feature)
-        places = keep_with_newlines(kept, grid, budget).flatten()
-        handle.count(len(rows), int(places.sum()))
-        return rows[places]
+        mask = keep_with_newlines(kept, grid, budget).flatten()
+        handle.count(len(rows), int(mask.sum()))
+        return rows[mask]
 
     return add_token_per_grid
 

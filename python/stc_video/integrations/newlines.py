@@ -38,7 +38,7 @@ def keep_with_newlines(
     Raises
     ------
     ValueError
-        If the pruner merged tokens, whose places say nothing, or the budget is too small.
+        If the pruner merged tokens, whose indices say nothing, or the budget is too small.
     """
     if kept.source_map is not None:
         raise ValueError(
@@ -53,8 +53,8 @@ def keep_with_newlines(
     height, width = grid
     frames, tokens = len(kept.indices), height * width
     mask = torch.zeros((frames, tokens + 1), dtype=torch.bool, device=kept.indices.device)
-    places = torch.where(kept.indices < 0, tokens, kept.indices).long()
-    mask = mask.scatter(1, places, True)[:, :tokens]
+    indices = torch.where(kept.indices < 0, tokens, kept.indices).long()
+    mask = mask.scatter(1, indices, True)[:, :tokens]
     if budget is not None:
         mask = _within(mask, kept.scores, width, budget)
     by_row = mask.view(frames, height, width)

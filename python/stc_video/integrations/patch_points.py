@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the integrations share: putting a cacher and a pruner into somebody else's model.
+"""Shared code of the integrations: a cacher and a pruner inside somebody else's model.
 
 An integration names the module that is the tower, the method through which video frames pass it,
 and the module or method behind which tokens may be dropped. Everything is put on instances, in a
@@ -172,7 +172,7 @@ class Patches:
 
 @dataclass(frozen=True)
 class IntegrationStats:
-    """What an integration saved so far.
+    """Totals of an integration so far.
 
     Attributes
     ----------
@@ -273,7 +273,7 @@ class Integration:
 
     @property
     def patches(self) -> Patches:
-        """What was put on the model."""
+        """Description of what was put on the model."""
         return self._patches
 
     @property

@@ -104,5 +104,5 @@ def compute_retention_mask(
 def _marked(kept: PrunedTokens, tokens: int) -> Tensor:
     """Mask (F, N) of the kept tokens."""
     mask = kept.indices.new_zeros((len(kept.indices), tokens + 1), dtype=torch.bool)
-    places = torch.where(kept.indices < 0, tokens, kept.indices).long()
-    return mask.scatter(1, places, True)[:, :tokens]
+    indices = torch.where(kept.indices < 0, tokens, kept.indices).long()
+    return mask.scatter(1, indices, True)[:, :tokens]

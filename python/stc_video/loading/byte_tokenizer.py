@@ -53,8 +53,8 @@ def byte_tokenizer(config: Any) -> PreTrainedTokenizerFast:
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     raw.decoder = decoders.ByteLevel()
     raw.add_special_tokens(list(special))
-    made: Any = PreTrainedTokenizerFast
-    tokenizer: PreTrainedTokenizerFast = made(
+    tokenizer_class: Any = PreTrainedTokenizerFast
+    tokenizer: PreTrainedTokenizerFast = tokenizer_class(
         tokenizer_object=raw,
         pad_token="<|pad|>",
         eos_token="<|im_end|>",

@@ -39,7 +39,7 @@ _RENAMED = {
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What the network expects of its input.
+    """Preprocessing that the network expects.
 
     Attributes
     ----------

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where a model goes and in what type."""
+"""Choice of the device and the dtype of a model."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ class ChatModel:
 
     @property
     def notice(self) -> str | None:
-        """What has to be said beside every answer of this model."""
+        """A caveat to show beside every answer of this model; None if there is none."""
         return ANSWERS_NOTICE if self.random else None
 
     def vision(self) -> LoadedModel:

@@ -79,7 +79,7 @@ class LoadedModel:
 
     @property
     def notice(self) -> str | None:
-        """What has to be said beside every result of this model."""
+        """A caveat to show beside every result of this model; None if there is none."""
         return RANDOM_NOTICE if self.random else None
 
     @property

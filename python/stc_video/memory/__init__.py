@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a session remembers: the keys and values of the language model."""
+"""Memories of a session, which hold the keys and values of the language model."""
 
 from __future__ import annotations
 

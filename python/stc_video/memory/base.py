@@ -19,7 +19,7 @@ __all__ = ["Context", "Frame", "Memory", "Retrieved", "Snapshot", "VideoPlace"]
 
 @dataclass(frozen=True)
 class VideoPlace:
-    """Where a frame lies in a video whose positions are time, height and width.
+    """Position of a frame in a video whose positions are time, height and width.
 
     Attributes
     ----------
@@ -88,7 +88,7 @@ class Retrieved:
 
 @dataclass(frozen=True)
 class Context:
-    """What an answer is generated from.
+    """The keys and values that an answer is generated from.
 
     Attributes
     ----------
@@ -164,7 +164,7 @@ class Memory(ABC):
     @property
     @abstractmethod
     def tokens(self) -> int:
-        """How many tokens are held, wherever."""
+        """Number of tokens held, in all stores together."""
 
     @abstractmethod
     def nbytes(self) -> dict[str, int]:

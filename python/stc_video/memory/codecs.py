@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How the keys and values of a block are written as bytes.
+"""Encodings of the keys and values of a block as bytes.
 
 A record is a uint8 tensor of (layers, bytes), so that one layer can be read alone.
 """
@@ -120,7 +120,7 @@ class Int4Codec:
         # It may begin at an odd byte.
         floats = row[2 * size :].clone().view(torch.float16).float()
         shapes = ((self.heads, self.width, tokens), (self.heads, tokens, self.width))
-        made = []
+        decoded = []
         for shape, code in zip(shapes, codes, strict=True):
             groups = shape[0] * shape[1] * -(-shape[2] // _GROUP)
             low, step, floats = floats[:groups], floats[groups : 2 * groups], floats[2 * groups :]
@@ -129,8 +129,8 @@ class Int4Codec:
                 x.view(rows).repeat_interleave(_GROUP, -1)[..., : shape[2]] for x in (low, step)
             )
             lows, steps = spread
-            made.append(lows + code.view(shape) * steps)
-        return torch.stack([made[0].transpose(-1, -2), made[1]]).to(self.dtype)
+            decoded.append(lows + code.view(shape) * steps)
+        return torch.stack([decoded[0].transpose(-1, -2), decoded[1]]).to(self.dtype)
 
 
 _CODECS: dict[str, Callable[[int, int, torch.dtype], Codec]] = {

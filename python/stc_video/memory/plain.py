@@ -38,7 +38,7 @@ class PlainMemory(Memory):
 
     @property
     def tokens(self) -> int:
-        """How many tokens are held."""
+        """Number of tokens held."""
         return int(self._cache.get_seq_length())
 
     def begin(self, prefix: Tensor) -> None:
@@ -87,10 +87,10 @@ class PlainMemory(Memory):
 
     def snapshot(self) -> Snapshot:
         """Describe everything that is held."""
-        made = Snapshot(values={"position": self._position, "layers": len(self._cache.layers)})
+        snapshot = Snapshot(values={"position": self._position, "layers": len(self._cache.layers)})
         for number, (keys, values) in enumerate(_layers(self._cache)):
-            made.tensors |= {f"keys.{number}": keys, f"values.{number}": values}
-        return made
+            snapshot.tensors |= {f"keys.{number}": keys, f"values.{number}": values}
+        return snapshot
 
     def restore(self, snapshot: Snapshot) -> None:
         """Take over everything from a snapshot."""

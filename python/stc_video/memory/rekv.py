@@ -68,7 +68,7 @@ class RekvMemory(Memory):
 
     @property
     def tokens(self) -> int:
-        """How many tokens are held, wherever."""
+        """Number of tokens held, in all stores together."""
         return self._window.prefix_tokens + sum(b.tokens for b in self._blocks.values())
 
     def nbytes(self) -> dict[str, int]:
@@ -304,7 +304,7 @@ class RekvMemory(Memory):
 
     def snapshot(self) -> Snapshot:
         """Describe everything that is held."""
-        made = Snapshot(
+        snapshot = Snapshot(
             values={
                 "blocks": [asdict(block) for block in self._blocks.values()],
                 "position": self._window.position,
@@ -321,10 +321,10 @@ class RekvMemory(Memory):
         for store in self._store.stores:
             for number in store.blocks():
                 if isinstance(store, DiskStore):
-                    made.records[number] = store.path(number)
+                    snapshot.records[number] = store.path(number)
                 else:
-                    made.records[number] = store.record(number)
-        return made
+                    snapshot.records[number] = store.record(number)
+        return snapshot
 
     def restore(self, snapshot: Snapshot) -> None:
         """Take over everything from a snapshot."""
@@ -371,7 +371,7 @@ def _block(frame: Frame, start: int, origin: int) -> Block:
 
 
 def _length(blocks: Sequence[Block], spans: Sequence[int]) -> int:
-    """How many positions blocks take, one behind the other; text goes on behind the largest."""
+    """Number of positions that consecutive blocks take; text goes on behind the largest."""
     length = sum(spans)
     if blocks and blocks[-1].side:
         length += 1 - spans[-1]  # the time of the last one, and not that of the next

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which blocks a question is answered from."""
+"""Retrieval: the choice of the blocks that a question is answered from."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def diverse_order(scores: Tensor, vectors: Tensor, count: int, diversity: float)
     vectors
         (B, W) by which two blocks are compared.
     count
-        How many are wanted.
+        How many to choose.
     diversity
         Weight of the likeness to the most similar block chosen already.
 
@@ -85,7 +85,7 @@ def choose(order: Iterable[int], sizes: Sequence[int], budget: int) -> list[tupl
     sizes
         Tokens of each block.
     budget
-        How many tokens are wanted.
+        How many tokens to choose.
 
     Returns
     -------

@@ -17,7 +17,7 @@ _FIXED = ("default", "linear", "llama3", "yarn")
 
 
 class Rotary:
-    """Turns queries and keys by their positions, and keys on by a difference of positions.
+    """Rotates queries and keys by their positions, and rotated keys by a difference of positions.
 
     Angles are computed in float64: after an hour of video a float32 angle is wrong by hundredths.
 
@@ -51,7 +51,7 @@ class Rotary:
 
     @property
     def width(self) -> int:
-        """Size of the heads that it turns."""
+        """Size of the heads that it rotates."""
         return 2 * int(self._module.inv_freq.numel())
 
     def table(self, positions: Tensor) -> tuple[Tensor, Tensor]:
@@ -63,7 +63,7 @@ class Rotary:
         return cos * self._scaling, sin * self._scaling
 
     def shift_table(self, differences: Tensor) -> tuple[Tensor, Tensor]:
-        """As `table`, for keys that are turned already and move by these differences."""
+        """As `table`, for keys that are rotated already and move by these differences."""
         return self._angles(differences)
 
     def axes_of(self, first: Tensor, others: Tensor) -> Tensor:
@@ -73,9 +73,9 @@ class Rotary:
     def _angles(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         inverse: Tensor = self._module.inv_freq
         # On the CPU, because not every device has float64.
-        places = positions.cpu().double()
-        places = places[self._axis].T if places.dim() == 2 else places[:, None]
-        angles = places * inverse.cpu().double()
+        rows = positions.cpu().double()
+        rows = rows[self._axis].T if rows.dim() == 2 else rows[:, None]
+        angles = rows * inverse.cpu().double()
         angles = torch.cat([angles, angles], dim=-1)
         device = inverse.device
         return angles.cos().float().to(device), angles.sin().float().to(device)

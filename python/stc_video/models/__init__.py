@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Models: which weights, what they see, and where their tokens come from."""
+"""The families of video language models that `accelerate` supports."""

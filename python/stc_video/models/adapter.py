@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `accelerate` asks of a family of models, and which families there are."""
+"""Adapters: the interface through which `accelerate` runs a family of models."""
 
 from __future__ import annotations
 
@@ -48,13 +48,13 @@ class FrameEncoder(Protocol):
 
 
 class SessionAdapter(ABC):
-    """What is particular to a family of models in a session of one stream."""
+    """Everything particular to a family of models in a session of one stream."""
 
     @abstractmethod
     def prepare(
         self, pictures: Any, timestamps: Sequence[float] | float | None
     ) -> tuple[Tensor | None, list[float | None]]:
-        """Make frames (F, ...) of the next pictures, and say when each was taken.
+        """Make frames (F, ...) of the next pictures, with the time at which each was taken.
 
         None if there are not enough pictures for a frame yet.
         """
@@ -91,11 +91,11 @@ class SessionAdapter(ABC):
         return None
 
     def before_answer(self, cache: Any) -> None:
-        """Look at the cache that an answer will be generated from."""
+        """Take note of the cache that an answer will be generated from."""
         return
 
     def state(self) -> Any:
-        """What is remembered of the stream, to be saved with it."""
+        """Return the state of the stream, to be saved with it."""
         return None
 
     def restore(self, state: Any) -> None:
@@ -104,7 +104,7 @@ class SessionAdapter(ABC):
 
 
 class ModelAdapter(ABC):
-    """What is particular to a family of models.
+    """Everything particular to a family of models.
 
     Parameters
     ----------
@@ -137,7 +137,7 @@ class ModelAdapter(ABC):
 
     @abstractmethod
     def features(self, pixels: Tensor, streams: int) -> Tensor:
-        """Run the vision side.
+        """Run tower and projector.
 
         Parameters
         ----------
@@ -173,7 +173,7 @@ class ModelAdapter(ABC):
         """Prepare for a session with the model's processor or tokenizer."""
 
     def before_answer(self, cache: Any) -> None:
-        """Look at the cache that a session's answer will be generated from."""
+        """Take note of the cache that a session's answer will be generated from."""
         return
 
     def restore(self) -> None:

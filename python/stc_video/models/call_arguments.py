@@ -86,7 +86,7 @@ def check_pictures(arguments: Mapping[str, Any]) -> None:
         raise _refusal("inputs_embeds", _REFUSED["inputs_embeds"])
 
 
-def check_forward(model: Any, arguments: Mapping[str, Any], said: Conversation | None) -> None:
+def check_forward(model: Any, arguments: Mapping[str, Any], history: Conversation | None) -> None:
     """Refuse what cannot be right in ``forward`` with a pruned prompt.
 
     Raises
@@ -97,11 +97,11 @@ def check_forward(model: Any, arguments: Mapping[str, Any], said: Conversation |
     _check(model, arguments, _REFUSED)
     if isinstance(arguments.get("logits_to_keep"), Tensor):
         raise _refusal("logits_to_keep", "its places are those of the full prompt; give a number")
-    places = arguments.get("cache_position")
-    if places is not None:
+    cache_position = arguments.get("cache_position")
+    if cache_position is not None:
         ids = arguments["input_ids"]
-        first = 0 if said is None else tokens_in(arguments.get(CACHE)) + said.removed
-        if places.tolist() != list(range(first, ids.shape[1])):
+        first = 0 if history is None else tokens_in(arguments.get(CACHE)) + history.removed
+        if cache_position.tolist() != list(range(first, ids.shape[1])):
             raise _refusal("cache_position", "it must count the tokens of the full prompt")
 
 
@@ -109,7 +109,7 @@ def check_generate(
     model: Any,
     arguments: Mapping[str, Any],
     config: Any,
-    said: Conversation | None,
+    history: Conversation | None,
     family: Mapping[str, str],
 ) -> None:
     """Refuse what cannot be right in ``generate`` with a pruned prompt.
@@ -122,7 +122,7 @@ def check_generate(
         What the caller gave.
     config
         The generation configuration that comes of it.
-    said
+    history
         What is known of the cache that was given.
     family
         What is refused for this family of models -> why.
@@ -139,7 +139,7 @@ def check_generate(
     _check(model, given, {**_REFUSED_IN_GENERATE, **family})
     if config.cache_implementation == "paged":
         raise _refusal("cache_implementation", "'paged' takes prompts without pictures alone")
-    if said is not None and getattr(config, "prefill_chunk_size", None) is not None:
+    if history is not None and getattr(config, "prefill_chunk_size", None) is not None:
         raise _refusal("prefill_chunk_size", "the cache has tokens already")
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is known of the tokens in a cache that was filled with pruned prompts.
+"""Conversations: the full prompts behind a cache that was filled with pruned ones.
 
 It is kept on the cache itself, so that a copy of the cache has it too.
 """
@@ -30,7 +30,7 @@ class ConversationStream:
 
 @dataclass(frozen=True, eq=False)
 class Conversation:
-    """What is known of the tokens in a cache.
+    """The full prompt behind the tokens in a cache.
 
     Attributes
     ----------
@@ -60,7 +60,7 @@ class Conversation:
 
     @property
     def removed(self) -> int:
-        """By how many tokens the longest row is shorter than the full one."""
+        """Number of tokens by which the longest row is shorter than the full one."""
         return self.kept.shape[1] - self.mask.shape[1]
 
 
@@ -69,10 +69,10 @@ def conversation_of(cache: Any) -> Conversation | None:
     return getattr(cache, _ATTRIBUTE, None) if tokens_in(cache) else None
 
 
-def remember(cache: Any, said: Conversation) -> None:
+def remember(cache: Any, history: Conversation) -> None:
     """Keep with a cache what is known of it."""
-    if cache is not None and getattr(cache, _ATTRIBUTE, None) is not said:
-        setattr(cache, _ATTRIBUTE, said)
+    if cache is not None and getattr(cache, _ATTRIBUTE, None) is not history:
+        setattr(cache, _ATTRIBUTE, history)
 
 
 def tokens_in(cache: Any) -> int:

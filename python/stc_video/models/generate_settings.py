@@ -37,7 +37,7 @@ _NEEDED = ("_prepare_generation_config", "_validate_model_kwargs")
 
 
 def check_generation(model: Any) -> None:
-    """Refuse a release of transformers whose ``generate`` has not the parts that are used here."""
+    """Refuse a release of transformers whose ``generate`` lacks the parts that are used here."""
     for name in _NEEDED:
         if not hasattr(model, name):
             from transformers import __version__
@@ -72,7 +72,7 @@ def lengths(
     ValueError
         If the prompt is longer than `max_length`.
     """
-    made = {}
+    limits = {}
     longest = _set_length(model, arguments, config, "max_length")
     if longest is not None and config.max_new_tokens is None:
         if longest <= full:
@@ -80,11 +80,11 @@ def lengths(
                 f"accelerated model: max_length must be more than the {full} tokens of the prompt, "
                 f"got {longest}"
             )
-        made["max_length"] = longest - removed
+        limits["max_length"] = longest - removed
     shortest = _set_length(model, arguments, config, "min_length")
     if shortest is not None and config.min_new_tokens is None:
-        made["min_length"] = max(shortest - removed, 0)
-    return made
+        limits["min_length"] = max(shortest - removed, 0)
+    return limits
 
 
 def _set_length(model: Any, arguments: dict[str, Any], config: Any, name: str) -> int | None:
@@ -113,7 +113,7 @@ def attention_mask(ids: Tensor, given: Tensor | None, config: Any) -> Tensor | N
 
 
 class CallersView:
-    """Shows to what a caller gave the sequences as the caller knows them.
+    """Shows whole sequences to the callables that a caller passes to ``generate``.
 
     Parameters
     ----------
@@ -132,19 +132,19 @@ class CallersView:
         return torch.cat([repeated(self._given, ids), ids[:, self._length :]], dim=1)
 
     def adapted(self, arguments: dict[str, Any]) -> dict[str, Any]:
-        """Arguments of ``generate`` of which every callable gets to see whole sequences."""
-        made = dict(arguments)
+        """Return arguments of ``generate`` whose callables get to see whole sequences."""
+        result = dict(arguments)
         for name in ("logits_processor", "stopping_criteria"):
-            if made.get(name) is not None:
-                listed = made[name]
+            if result.get(name) is not None:
+                listed = result[name]
                 kept = listed if isinstance(listed, (list, tuple)) else [listed]
                 kind: Any = type(listed) if isinstance(listed, list) else list
-                made[name] = kind([self._shown(item) for item in kept])
-        if (allowed := made.get("prefix_allowed_tokens_fn")) is not None:
-            made["prefix_allowed_tokens_fn"] = self._allowed(allowed)
-        if made.get("streamer") is not None:
-            made["streamer"] = _Streamer(made["streamer"], self._given)
-        return made
+                result[name] = kind([self._shown(item) for item in kept])
+        if (allowed := result.get("prefix_allowed_tokens_fn")) is not None:
+            result["prefix_allowed_tokens_fn"] = self._allowed(allowed)
+        if result.get("streamer") is not None:
+            result["streamer"] = _Streamer(result["streamer"], self._given)
+        return result
 
     def _shown(self, item: Any) -> Any:
         """Return a processor or criterion that sees whole sequences."""
@@ -153,11 +153,11 @@ class CallersView:
             return _shown(item, self.whole)
         # Of one that transformers has, `generate` may have made another, which it replaces if it
         # is of the same class. Without a count it looks at the tokens, as one made there would.
-        made = copy.copy(item)
+        copied = copy.copy(item)
         if (name := _COUNTS.get(kind.__name__)) is not None:
             count = getattr(item, name) - (self._given.shape[1] - self._length)
-            setattr(made, name, max(count, 0))
-        return made
+            setattr(copied, name, max(count, 0))
+        return copied
 
     def _allowed(self, function: Callable[[int, Tensor], list[int]]) -> Callable[..., list[int]]:
         @functools.wraps(function)

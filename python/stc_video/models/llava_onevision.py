@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""LLaVA-OneVision: its vision side, and its calls with a pruned prompt."""
+"""LLaVA-OneVision: its vision encoder, pruned prompts and sessions."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class VisionEncoder:
         self._drop_cls: bool = inner.config.vision_feature_select_strategy == "default"
 
     def to(self, device: torch.device, dtype: torch.dtype) -> None:
-        """Move tower and projector."""
+        """Move the tower and the projector."""
         self.tower.to(device, dtype)
         self._projector.to(device, dtype)
 
@@ -137,17 +137,17 @@ class LlavaOnevisionAdapter(PromptedAdapter):
         return _LlavaSessionAdapter(self, getattr(processor, "image_processor", None))
 
     def write_pictures(
-        self, arguments: dict[str, Any], written: Written, said: Conversation, encode: Encoder
+        self, arguments: dict[str, Any], written: Written, history: Conversation, encode: Encoder
     ) -> None:
         """Write images, and the kept tokens and the newline of each video."""
         self._write_images(arguments, written)
         self._write_videos(arguments.get("pixel_values_videos"), written, encode)
 
-    def number(self, numbered: Numbered, said: Conversation, pictures: Any) -> Tensor:
+    def number(self, numbered: Numbered, history: Conversation, pictures: Any) -> Tensor:
         """Positions (1, B, n): those of the full prompt, or consecutive ones."""
         if self.positions == "original":
-            places = (numbered.mask.cumsum(-1) - 1).clamp_min(0)[:, numbered.first :]
-            return shortened(places, numbered.keep, 0)[None]
+            positions = (numbered.mask.cumsum(-1) - 1).clamp_min(0)[:, numbered.first :]
+            return shortened(positions, numbered.keep, 0)[None]
         return (numbered.short_mask.cumsum(-1) - 1).clamp_min(0)[None, :, numbered.past :]
 
     def _write_images(self, arguments: dict[str, Any], written: Written) -> None:
@@ -159,8 +159,8 @@ class LlavaOnevisionAdapter(PromptedAdapter):
             return  # those of earlier turns may be given again
         taken = ("pixel_values", "image_sizes", "batch_num_images")
         given = {name: arguments[name] for name in taken if arguments.get(name) is not None}
-        made = model.model.get_image_features(**given)
-        features = torch.cat(list(getattr(made, "pooler_output", made)))
+        output = model.model.get_image_features(**given)
+        features = torch.cat(list(getattr(output, "pooler_output", output)))
         if len(features) != count:
             raise ValueError(
                 f"accelerated model: the images need {len(features)} placeholders, got {count}"
@@ -173,14 +173,14 @@ class LlavaOnevisionAdapter(PromptedAdapter):
         videos = _videos(pixels)
         per_frame = self._grid[0] * self._grid[1]
         counts = [len(video) * per_frame + 1 for video in videos]
-        found = int(is_video.sum())
-        first = first_of_the_last(counts, found)
+        placeholders = int(is_video.sum())
+        first = first_of_the_last(counts, placeholders)
         if first is None or (first and not written.past):
             frames = " or ".join(map(str, sorted({len(video) for video in videos}))) or "no"
             raise ValueError(
                 f"accelerated model: {len(videos)} videos of {frames} frames need "
                 f"{sum(counts)} placeholders ({per_frame} per frame and one per "
-                f"video), got {found}"
+                f"video), got {placeholders}"
             )
         newline: Tensor = model.model.image_newline
         stay, features = [], []
@@ -224,7 +224,7 @@ class _LlavaSessionAdapter(SessionAdapter):
     def prepare(
         self, pictures: Any, timestamps: Sequence[float] | float | None
     ) -> tuple[Tensor | None, list[float | None]]:
-        """Each picture is a frame (F, 3, S, S)."""
+        """Make a frame of each picture, (F, 3, S, S)."""
         if not self._has_seen:
             self._has_seen = True
             warn_if_unprepared(pictures, self._size)
@@ -232,7 +232,7 @@ class _LlavaSessionAdapter(SessionAdapter):
         return pixels, to_times(timestamps, len(pixels))
 
     def place(self, kept: Tensor, grid: tuple[int, int]) -> tuple[Tensor, int, None]:
-        """One position per token."""
+        """Place a frame, with one position per token."""
         if self._is_original:
             return kept, grid[0] * grid[1], None
         return torch.arange(len(kept)), len(kept), None
@@ -263,31 +263,31 @@ def frame_preprocessor(tower: nn.Module, processor: Any | None) -> Preprocessor:
     config: Any = tower.config
     keep = {k: getattr(processor, k, None) for k in ("image_mean", "image_std", "resample")}
     override = {k: v for k, v in keep.items() if v is not None}
-    made = default_processor(config.model_type, config.image_size, **override)
-    return Preprocessor(made, config.patch_size)
+    image_processor = default_processor(config.model_type, config.image_size, **override)
+    return Preprocessor(image_processor, config.patch_size)
 
 
 def _layers_of(tower: nn.Module, chosen: int | Sequence[int]) -> list[nn.Module]:
     """Layers whose outputs are the chosen hidden states; 0 would be the input of the first."""
     blocks = PreNormTower.of(tower).blocks
     numbers = [chosen] if isinstance(chosen, int) else list(chosen)
-    places = [number % (len(blocks) + 1) for number in numbers]
-    if 0 in places:
+    outputs = [number % (len(blocks) + 1) for number in numbers]
+    if 0 in outputs:
         raise UnsupportedModelError(
             "LLaVA-OneVision: vision_feature_layer must name outputs of layers of the tower, "
             f"got {chosen}"
         )
-    return [blocks[place - 1].layer for place in places]
+    return [blocks[number - 1].layer for number in outputs]
 
 
 @contextmanager
 def _outputs_of(layers: Sequence[nn.Module]) -> Iterator[list[Tensor]]:
     """Collect what the layers return while the block runs, in the order of the layers."""
-    found: dict[nn.Module, Tensor] = {}
+    by_layer: dict[nn.Module, Tensor] = {}
     outputs: list[Tensor] = []
 
     def keep(layer: nn.Module, _: Any, output: Any) -> None:
-        found[layer] = output[0] if isinstance(output, tuple) else output
+        by_layer[layer] = output[0] if isinstance(output, tuple) else output
 
     hooks = [layer.register_forward_hook(keep) for layer in dict.fromkeys(layers)]
     try:
@@ -295,4 +295,4 @@ def _outputs_of(layers: Sequence[nn.Module]) -> Iterator[list[Tensor]]:
     finally:
         for hook in hooks:
             hook.remove()
-    outputs += [found[layer] for layer in layers]
+    outputs += [by_layer[layer] for layer in layers]

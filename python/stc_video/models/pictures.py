@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From whatever a camera or a decoder hands over to the tower's input."""
+"""Conversion of pictures from cameras and decoders to the input of a tower."""
 
 from __future__ import annotations
 

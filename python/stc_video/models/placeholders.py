@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Placeholders of a video's tokens in a prompt: which stay, and how rows become shorter."""
+"""Placeholders of a video's tokens in a prompt, and the removal of those of pruned tokens."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ __all__ = [
 
 
 def kept_places(kept: PrunedTokens, tokens_per_frame: int) -> Tensor:
-    """Which placeholders of a video stay, (F * tokens_per_frame,) bool."""
+    """Mark the placeholders of a video that stay, (F * tokens_per_frame,) bool."""
     frames = kept.indices.shape[0]
     # Padding (-1) is sent to an extra column that is cut off.
-    places = torch.where(kept.indices >= 0, kept.indices, tokens_per_frame).long()
-    stay = torch.zeros((frames, tokens_per_frame + 1), dtype=torch.bool, device=places.device)
-    return stay.scatter_(1, places, True)[:, :tokens_per_frame].flatten()
+    indices = torch.where(kept.indices >= 0, kept.indices, tokens_per_frame).long()
+    stay = torch.zeros((frames, tokens_per_frame + 1), dtype=torch.bool, device=indices.device)
+    return stay.scatter_(1, indices, True)[:, :tokens_per_frame].flatten()
 
 
 def first_of_the_last(counts: Sequence[int], needed: int) -> int | None:
-    """Which of some pictures is the first of the last ones that need so many places, or None.
+    """Find the first of the last pictures that together need so many placeholders.
 
     Who goes on with a conversation may give all of its pictures again.
     """
@@ -67,14 +67,14 @@ def padding_token(model: PreTrainedModel) -> int:
     return 0 if padding is None else int(padding)
 
 
-def with_prompt(made: Any, given: Tensor, length: int) -> Any:
+def with_prompt(output: Any, given: Tensor, length: int) -> Any:
     """Put the prompt as it was given in front of what `generate` made of one of this length."""
-    sequences = made if isinstance(made, Tensor) else made.sequences
+    sequences = output if isinstance(output, Tensor) else output.sequences
     whole = torch.cat([repeated(given, sequences), sequences[:, length:]], dim=1)
-    if isinstance(made, Tensor):
+    if isinstance(output, Tensor):
         return whole
-    made.sequences = whole
-    return made
+    output.sequences = whole
+    return output
 
 
 def repeated(given: Tensor, rows: Tensor) -> Tensor:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From frames to what a tower takes, and back to the picture that it saw."""
+"""Preprocessing of frames for a tower, and the way back to the picture that it saw."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a prompt with a placeholder for every token of a video to one without the pruned ones."""
+"""Pruning of prompts: placeholders of pruned video tokens are taken out."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Prompt:
 
     @property
     def removed(self) -> int:
-        """By how many tokens the prompt is shorter than the full one."""
+        """Number of tokens by which the prompt is shorter than the full one."""
         return self.conversation.removed
 
 
@@ -104,16 +104,16 @@ class Numbered:
 
 
 class PicturePlacer(Protocol):
-    """What is particular to a family of models."""
+    """Everything particular to a family of models when it writes a prompt."""
 
     model: Any
 
     def write_pictures(
-        self, arguments: dict[str, Any], written: Written, said: Conversation, encode: Encoder
+        self, arguments: dict[str, Any], written: Written, history: Conversation, encode: Encoder
     ) -> Any:
         """Write features over placeholders and choose what stays; return what to remember."""
 
-    def number(self, numbered: Numbered, said: Conversation, pictures: Any) -> Tensor:
+    def number(self, numbered: Numbered, history: Conversation, pictures: Any) -> Tensor:
         """Positions (A, B, n) of what stays of the new part."""
 
 
@@ -122,7 +122,7 @@ def make_prompt(
     arguments: dict[str, Any],
     encode: Encoder,
     past: int,
-    said: Conversation,
+    history: Conversation,
 ) -> Prompt:
     """Encode the videos of a prompt and take out the placeholders of what was pruned.
 
@@ -137,7 +137,7 @@ def make_prompt(
         Encodes and prunes a video.
     past
         How many tokens are in the cache.
-    said
+    history
         What is known of them.
 
     Returns
@@ -152,30 +152,29 @@ def make_prompt(
     """
     ids: Tensor = arguments["input_ids"]
     mask = _whole_mask(ids, arguments.get("attention_mask"), past)
-    first = _first_new(ids, past, said)
+    first = _first_new(ids, past, history)
     new = ids[:, first:]
     # A copy: the embedding may hand out what requires a gradient.
     embeds = family.model.get_input_embeddings()(new).clone()
     keep = torch.ones_like(new, dtype=torch.bool)
-    written = Written(new, embeds, keep, past)
-    pictures = family.write_pictures(arguments, written, said, encode)
+    pictures = family.write_pictures(arguments, Written(new, embeds, keep, past), history, encode)
     # Tokens that were made since the last prompt have all stayed.
-    since = torch.ones((len(ids), first - said.kept.shape[1]), dtype=torch.bool)
-    kept = torch.cat([said.kept, since, keep.cpu()], dim=1)
+    since = torch.ones((len(ids), first - history.kept.shape[1]), dtype=torch.bool)
+    kept = torch.cat([history.kept, since, keep.cpu()], dim=1)
     short = shortened(ids, kept.to(ids.device), padding_token(family.model))
     short_mask = shortened(mask, kept.to(mask.device), 0)
     numbered = Numbered(ids, mask, first, keep, short_mask, past)
-    places = family.number(numbered, said, pictures)
+    positions = family.number(numbered, history, pictures)
     # The next token follows the last one of the prompt, as in `generate` of all releases.
-    offset = places[:, :, -1].max(0).values.cpu() + 1 - short.shape[1]
+    offset = positions[:, :, -1].max(0).values.cpu() + 1 - short.shape[1]
     labels = arguments.get("labels")
     return Prompt(
         input_ids=short,
         attention_mask=short_mask,
         embeds=_shortened_rows(embeds, keep),
-        positions=places,
+        positions=positions,
         past=past,
-        conversation=Conversation(kept, short_mask.bool().cpu(), offset, pictures, said.stream),
+        conversation=Conversation(kept, short_mask.bool().cpu(), offset, pictures, history.stream),
         labels=None if labels is None else shortened(labels[:, first:], keep, -100),
     )
 
@@ -193,18 +192,18 @@ def _whole_mask(ids: Tensor, given: Tensor | None, past: int) -> Tensor:
     return mask
 
 
-def _first_new(ids: Tensor, past: int, said: Conversation) -> int:
-    """Where the part of the full conversation begins that is not in the cache."""
-    first = past + said.removed
+def _first_new(ids: Tensor, past: int, history: Conversation) -> int:
+    """Find where the part of the full conversation begins that is not in the cache."""
+    first = past + history.removed
     if past and (len(ids) != 1 or first >= ids.shape[1]):
         raise ValueError(
             "accelerated model: input_ids must be one row, the whole conversation with all its "
             f"placeholders ({first} tokens so far), got shape {tuple(ids.shape)}"
         )
-    if first < said.kept.shape[1]:
+    if first < history.kept.shape[1]:
         raise ValueError(
-            f"accelerated model: the cache must hold the {said.mask.shape[1]} tokens of the last "
-            f"prompt, got {past}"
+            f"accelerated model: the cache must hold the {history.mask.shape[1]} tokens of the "
+            f"last prompt, got {past}"
         )
     return first
 

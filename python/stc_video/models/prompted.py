@@ -110,20 +110,20 @@ class PromptedAdapter(ModelAdapter):
 
     @abstractmethod
     def write_pictures(
-        self, arguments: dict[str, Any], written: Written, said: Conversation, encode: Encoder
+        self, arguments: dict[str, Any], written: Written, history: Conversation, encode: Encoder
     ) -> Any:
         """Write features over placeholders and choose what stays; return what to remember."""
 
     @abstractmethod
-    def number(self, numbered: Numbered, said: Conversation, pictures: Any) -> Tensor:
+    def number(self, numbered: Numbered, history: Conversation, pictures: Any) -> Tensor:
         """Positions (A, B, n) of what stays of the new part; A is 3 or 1."""
 
     def no_pictures(self) -> Any:
-        """What is remembered of the pictures of a conversation that has none."""
+        """Return the record of the pictures of a conversation that has none."""
         return None
 
-    def noted(self, said: Conversation) -> None:
-        """Called when the model has been given tokens of a conversation."""
+    def noted(self, history: Conversation) -> None:
+        """Take note that the model was given tokens of a conversation."""
         return
 
     def unknown(self, arguments: dict[str, Any]) -> dict[str, Any]:
@@ -138,9 +138,9 @@ class PromptedAdapter(ModelAdapter):
         """The same with more text: ids (1, m)."""
         return given | {"input_ids": ids}
 
-    def _begin(self, said: Conversation, frames: FrameEncoder) -> Conversation:
+    def _begin(self, history: Conversation, frames: FrameEncoder) -> Conversation:
         """Prepare for a turn; without a stream of the conversation each video is one of its own."""
-        return said
+        return history
 
     # -- the model's own calls ---------------------------------------------------------------
 
@@ -150,38 +150,38 @@ class PromptedAdapter(ModelAdapter):
         """Run the model's own forward on a prompt without the pruned tokens."""
         run: _Run | None = getattr(self._under_way, "run", None)
         if run is not None and run.takes(arguments):
-            made = stock(**self._step(run.prompt, arguments))
-            run.filled(cache_of(made))
+            output = stock(**self._step(run.prompt, arguments))
+            run.filled(cache_of(output))
             self._remember(run.cache, run.prompt.conversation)
-            return made
+            return output
         check_pictures(arguments)
-        said = conversation_of(arguments.get(CACHE))
+        history = conversation_of(arguments.get(CACHE))
         has_image = arguments.get("pixel_values") is not None
-        if arguments.get("pixel_values_videos") is None and not (said and has_image):
-            return stock(**self._going_on(said, arguments))
-        check_forward(self.model, arguments, said)
+        if arguments.get("pixel_values_videos") is None and not (history and has_image):
+            return stock(**self._going_on(history, arguments))
+        check_forward(self.model, arguments, history)
         prompt = self.pruned(frames, arguments)
-        made = stock(
+        output = stock(
             inputs_embeds=prompt.embeds,
             position_ids=_position_ids(prompt.positions),
             attention_mask=prompt.attention_mask,
             **({} if prompt.labels is None else {"labels": prompt.labels}),
             **_without_prompt(arguments),
         )
-        self._remember(cache_of(made), prompt.conversation)
-        return made
+        self._remember(cache_of(output), prompt.conversation)
+        return output
 
     def generate(
         self, frames: FrameEncoder, stock: Callable[..., Any], arguments: dict[str, Any]
     ) -> Any:
         """Run the model's own generate on a prompt without the pruned tokens."""
         check_pictures(arguments)
-        said = conversation_of(arguments.get(CACHE))
-        if arguments.get("pixel_values_videos") is None and said is None:
+        history = conversation_of(arguments.get(CACHE))
+        if arguments.get("pixel_values_videos") is None and history is None:
             with self._running(None):
                 return stock(**arguments)
         config = effective_config(self.model, arguments)
-        check_generate(self.model, arguments, config, said, self.refused)
+        check_generate(self.model, arguments, config, history, self.refused)
         given: Tensor = arguments["input_ids"]
         lengths(self.model, arguments, config, given.shape[1], 0)  # refuses too small a one
         mask = attention_mask(given, arguments.get("attention_mask"), config)
@@ -202,26 +202,26 @@ class PromptedAdapter(ModelAdapter):
         settings = CallersView(given, length).adapted(_without_prompt(arguments)) | counts
         with self._running(_Run(prompt)):
             self.noted(prompt.conversation)
-            made = stock(
+            output = stock(
                 input_ids=prompt.input_ids, attention_mask=prompt.attention_mask, **settings
             )
-        return with_prompt(made, given, length)
+        return with_prompt(output, given, length)
 
     def pruned(self, frames: FrameEncoder, arguments: dict[str, Any]) -> Prompt:
         """Encode and prune the videos of a prompt."""
         cache = arguments.get(CACHE)
         past = tokens_in(cache)
         if past:
-            said = conversation_of(cache)
+            history = conversation_of(cache)
         else:
-            said = Conversation.empty(len(arguments["input_ids"]), self.no_pictures())
-        if said is None:
+            history = Conversation.empty(len(arguments["input_ids"]), self.no_pictures())
+        if history is None:
             raise ValueError(
                 "accelerated model: a video can be added to a cache with tokens only if all of "
                 "them were made by an accelerated model, in answers about a video"
             )
-        said = self._begin(said, frames)
-        stream = said.stream
+        history = self._begin(history, frames)
+        stream = history.stream
 
         def encode(pixels: Tensor, number: int) -> PrunedTokens:
             """Encode and prune a video."""
@@ -234,7 +234,7 @@ class PromptedAdapter(ModelAdapter):
                     frames.forget(name)
 
         with torch.no_grad():
-            return make_prompt(self, arguments, encode, past, said)
+            return make_prompt(self, arguments, encode, past, history)
 
     @contextmanager
     def _running(self, run: _Run | None) -> Iterator[None]:
@@ -268,36 +268,40 @@ class PromptedAdapter(ModelAdapter):
             arguments = arguments | {"input_ids": None, "inputs_embeds": embeds}
         return arguments | {"position_ids": _position_ids(positions)}
 
-    def _going_on(self, said: Conversation | None, arguments: dict[str, Any]) -> dict[str, Any]:
+    def _going_on(self, history: Conversation | None, arguments: dict[str, Any]) -> dict[str, Any]:
         """Arguments for tokens that go on in a cache."""
         tokens = arguments.get("input_ids")
         tokens = arguments.get("inputs_embeds") if tokens is None else tokens
-        if said is None or tokens is None:
+        if history is None or tokens is None:
             return self.unknown(arguments)
         start, count = tokens_in(arguments.get(CACHE)), tokens.shape[1]
         for name in ("position_ids", "cache_position"):
-            if arguments.get(name) is not None and said.removed:
+            if arguments.get(name) is not None and history.removed:
                 raise ValueError(
                     f"accelerated model: {name} cannot be given for a cache from which tokens were "
                     "pruned; without it the model goes on where it must"
                 )
         if arguments.get("position_ids") is None:
             axes = self.position_axes
-            positions = self._text_positions(said, start, tokens, axes)
+            positions = self._text_positions(history, start, tokens, axes)
             arguments = arguments | {"position_ids": _position_ids(positions)}
-        mask = _mask_going_on(said, start + count, len(tokens), arguments.get("attention_mask"))
+        mask = _mask_going_on(history, start + count, len(tokens), arguments.get("attention_mask"))
         return arguments | {"attention_mask": None if mask is None else mask.to(tokens.device)}
 
-    def _text_positions(self, said: Conversation, start: int, tokens: Tensor, axes: int) -> Tensor:
+    def _text_positions(
+        self, history: Conversation, start: int, tokens: Tensor, axes: int
+    ) -> Tensor:
         """Positions (A, B, n) of text behind ``start`` tokens in the cache."""
-        offset = said.offset.repeat_interleave(len(tokens) // len(said.offset)).to(tokens.device)
-        places = torch.arange(start, start + tokens.shape[1], device=tokens.device)
-        return (places + offset[:, None]).expand(axes, -1, -1).clone()
+        offset = history.offset.repeat_interleave(len(tokens) // len(history.offset)).to(
+            tokens.device
+        )
+        positions = torch.arange(start, start + tokens.shape[1], device=tokens.device)
+        return (positions + offset[:, None]).expand(axes, -1, -1).clone()
 
-    def _remember(self, cache: Any, said: Conversation) -> None:
+    def _remember(self, cache: Any, history: Conversation) -> None:
         """Keep with a cache what is known of it."""
-        remember(cache, said)
-        self.noted(said)
+        remember(cache, history)
+        self.noted(history)
 
 
 def _without_prompt(arguments: dict[str, Any]) -> dict[str, Any]:
@@ -310,10 +314,10 @@ def _position_ids(positions: Tensor) -> Tensor:
 
 
 def _mask_going_on(
-    said: Conversation, total: int, rows: int, given: Tensor | None
+    history: Conversation, total: int, rows: int, given: Tensor | None
 ) -> Tensor | None:
     """Mask (B, total) of a cache and what is new, from one of the full conversation or none."""
-    short = said.mask.repeat_interleave(rows // len(said.mask), 0)
+    short = history.mask.repeat_interleave(rows // len(history.mask), 0)
     new = total - short.shape[1]
     if given is None:
         if bool(short.all()):
@@ -321,7 +325,7 @@ def _mask_going_on(
         return torch.cat([short, short.new_ones((rows, new))], dim=1).long()
     if given.dim() != 2 or given.shape[1] == total:
         return given
-    kept = said.kept.repeat_interleave(rows // len(said.kept), 0)
+    kept = history.kept.repeat_interleave(rows // len(history.kept), 0)
     if given.shape[1] != kept.shape[1] + new:
         raise ValueError(
             f"accelerated model: attention_mask must be of the {kept.shape[1] + new} tokens so far "

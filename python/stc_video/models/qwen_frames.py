@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From pictures to temporal patches, which Qwen-VL's towers take for frames."""
+"""Temporal patches of pictures, which are the frames of Qwen-VL's towers."""
 
 from __future__ import annotations
 

@@ -144,10 +144,10 @@ def _put_images(model: Any, images: _New, written: Written) -> None:
     """Write the tokens of images, of which none is pruned, into the embeddings."""
     if images.rows is None or not len(images.grids):
         return
-    made = model.model.get_image_features(images.rows, images.grids.to(written.ids.device))
-    made = getattr(made, "pooler_output", made)
+    output = model.model.get_image_features(images.rows, images.grids.to(written.ids.device))
+    output = getattr(output, "pooler_output", output)
     is_image = written.ids == model.config.image_token_id
-    written.embeds[is_image] = torch.cat(list(made)).to(written.embeds)
+    written.embeds[is_image] = torch.cat(list(output)).to(written.embeds)
 
 
 def _put_videos(model: Any, videos: _New, written: Written, encode: Encoder) -> None:

@@ -70,15 +70,15 @@ class QwenVLAdapter(PromptedAdapter):
         self._plain: WeakSet[Any] = WeakSet()
 
     def restore(self) -> None:
-        """Put back the positions' offset that the model remembers of its last call."""
+        """Put back the offset of positions that the model remembers of its last call."""
         self._inner.rope_deltas = self._deltas_before
 
     def features(self, pixels: Tensor, streams: int) -> Tensor:
         """Run tower and merger on temporal patches (F, h, w, P) of some streams."""
         frames, height, width = pixels.shape[:3]
         grid = torch.tensor([[frames // streams, height, width]] * streams, device=pixels.device)
-        made = self.tower(pixels.flatten(0, 2).type(self.model.dtype), grid_thw=grid)
-        tokens: Tensor = getattr(made, "pooler_output", made)
+        output = self.tower(pixels.flatten(0, 2).type(self.model.dtype), grid_thw=grid)
+        tokens: Tensor = getattr(output, "pooler_output", output)
         return tokens.view(frames, -1, tokens.shape[-1])
 
     def grid(self, pixels: Tensor | None = None) -> tuple[int, int] | None:
@@ -96,16 +96,16 @@ class QwenVLAdapter(PromptedAdapter):
         self._plain.add(cache)
 
     def kept_ids(self, ids: Tensor, cache: Any) -> Tensor:
-        """Those of a conversation's ids (1, L) that are in its cache, (1, n)."""
-        said = conversation_of(cache)
-        if said is None:
+        """Select the ids of a conversation (1, L) that are in its cache, (1, n)."""
+        history = conversation_of(cache)
+        if history is None:
             return ids
         kept = torch.ones_like(ids, dtype=torch.bool)
-        kept[:, : said.kept.shape[1]] = said.kept.to(ids.device)
+        kept[:, : history.kept.shape[1]] = history.kept.to(ids.device)
         return ids[kept][None]
 
     def short_prompt(self, ids: Tensor) -> dict[str, Any]:
-        """Some text around a video of one token."""
+        """Return a prompt of some text around a video of one token."""
         model: Any = self.model
         tower: Any = self.tower
         weight: Tensor = tower.patch_embed.proj.weight
@@ -122,36 +122,36 @@ class QwenVLAdapter(PromptedAdapter):
 
     def continued(self, given: dict[str, Any], ids: Tensor) -> dict[str, Any]:
         """The same with more text: ids (1, m)."""
-        made = given | {"input_ids": ids}
+        arguments = given | {"input_ids": ids}
         if "mm_token_type_ids" in inspect.signature(self._inner.get_rope_index).parameters:
-            made["mm_token_type_ids"] = 2 * (ids == video_token(self.model)).int()
-        return made
+            arguments["mm_token_type_ids"] = 2 * (ids == video_token(self.model)).int()
+        return arguments
 
     # -- prompts -----------------------------------------------------------------------------
 
     def no_pictures(self) -> QwenPictures:
-        """Nothing has been shown."""
+        """Return the record of a conversation without pictures."""
         return QwenPictures()
 
     def write_pictures(
-        self, arguments: dict[str, Any], written: Written, said: Conversation, encode: Encoder
+        self, arguments: dict[str, Any], written: Written, history: Conversation, encode: Encoder
     ) -> QwenPictures:
         """Write images, and the kept tokens of each video."""
-        return write_pictures(self.model, arguments, written, said.pictures, encode)
+        return write_pictures(self.model, arguments, written, history.pictures, encode)
 
-    def number(self, numbered: Numbered, said: Conversation, pictures: QwenPictures) -> Tensor:
+    def number(self, numbered: Numbered, history: Conversation, pictures: QwenPictures) -> Tensor:
         """Positions (3, B, n): those of the full prompt, or consecutive ones."""
         if numbered.past and self.flat_turns:
-            start = numbered.past + int(said.offset)
+            start = numbered.past + int(history.offset)
             count = int(numbered.keep.sum())
-            places = torch.arange(start, start + count, device=numbered.ids.device)
-            return places.expand(3, 1, -1)
+            numbers = torch.arange(start, start + count, device=numbered.ids.device)
+            return numbers.expand(3, 1, -1)
         full = positions(self.model, numbered.ids, numbered.mask, pictures)[:, :, numbered.first :]
         return torch.stack([shortened(part, numbered.keep, 0) for part in full])
 
-    def noted(self, said: Conversation) -> None:
-        """Let the model have the right positions, too, if it is asked for them itself."""
-        self._inner.rope_deltas = said.offset[:, None].to(self.model.device)
+    def noted(self, history: Conversation) -> None:
+        """Leave the right offset of positions on the model, for calls that it computes them in."""
+        self._inner.rope_deltas = history.offset[:, None].to(self.model.device)
 
     def unknown(self, arguments: dict[str, Any]) -> dict[str, Any]:
         """Arguments with the positions of tokens that go on in a cache of a session."""
@@ -160,8 +160,8 @@ class QwenVLAdapter(PromptedAdapter):
         if cache is None or tokens is None or cache not in self._plain:
             return arguments
         start = tokens_in(cache)
-        places = torch.arange(start, start + tokens.shape[1], device=tokens.device)
-        return arguments | {"position_ids": places.expand(3, len(tokens), -1)}
+        numbers = torch.arange(start, start + tokens.shape[1], device=tokens.device)
+        return arguments | {"position_ids": numbers.expand(3, len(tokens), -1)}
 
     def generate(
         self, frames: FrameEncoder, stock: Callable[..., Any], arguments: dict[str, Any]
@@ -175,7 +175,7 @@ class QwenVLAdapter(PromptedAdapter):
 
 
 class _QwenSessionAdapter(SessionAdapter):
-    """Two pictures are a frame; the stream is one video.
+    """A session on a Qwen-VL: two pictures make a frame, and the stream is one video.
 
     Frame k has the time k (Qwen2.5-VL: k times the tokens per second, for a second per frame), its
     rows and columns are counted from where the video began, and text goes on behind the largest of
@@ -206,7 +206,7 @@ class _QwenSessionAdapter(SessionAdapter):
     def prepare(
         self, pictures: Any, timestamps: Sequence[float] | float | None
     ) -> tuple[Tensor | None, list[float | None]]:
-        """Frames (F, h, w, P) of as many pairs as there are; a last picture waits for the next."""
+        """Make frames (F, h, w, P) of pairs of pictures; a last one waits for the next."""
         if self._is_prepared(pictures):
             return pictures, to_times(timestamps, len(pictures))
         new = pictures_of(pictures)
@@ -236,7 +236,7 @@ class _QwenSessionAdapter(SessionAdapter):
         return bool(pictures.shape[3] == self._patches.values)
 
     def complete(self) -> tuple[Tensor, list[float | None]] | None:
-        """A frame of the last picture twice, as the released processors do it."""
+        """Make a frame of the last picture twice, as the released processors do."""
         waiting, self._waiting = self._waiting, []
         frames, times = self._frames(waiting)
         return None if frames is None else (frames, times)
@@ -250,7 +250,7 @@ class _QwenSessionAdapter(SessionAdapter):
         return frames, [time for _, time in waiting[:: self._patches.pictures]]
 
     def place(self, kept: Tensor, grid: tuple[int, int]) -> tuple[Tensor, int, VideoPlace]:
-        """(time, height, width) of the kept tokens, (3, n)."""
+        """Place a frame, with (time, height, width) of the kept tokens, (3, n)."""
         if grid != self._grid:
             self._grid, self._number = grid, 0
         here, after = self._end(self._number), self._end(self._number + 1)
@@ -261,7 +261,7 @@ class _QwenSessionAdapter(SessionAdapter):
         return offsets, after - here, VideoPlace(time - here, -here, self._step, max(grid))
 
     def _end(self, frames: int) -> int:
-        """How many positions so many frames of the video take."""
+        """Return how many positions so many frames of the video take."""
         return max((frames - 1) * self._step + 1, *self._grid) if frames else 0
 
     def before_answer(self, cache: Any) -> None:

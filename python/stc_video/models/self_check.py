@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A short prompt through the accelerated model and through the stock one, once, when attached.
+"""A check of the accelerated model against the stock one by a short prompt, once, when attached.
 
 Nothing is pruned and nothing cached in it, so that the two may differ by rounding alone. It goes
 through the model's own ``generate`` with the first layers of the language model: a prompt, and a
@@ -59,17 +59,17 @@ def check_against_stock(probe: Acceleration) -> None:
     with failures(name), torch.no_grad():
         given = adapter.short_prompt(short_ids(model, _TOKENS))
         prompt = adapter.pruned(probe, given)
-        said = prompt.conversation
+        history = prompt.conversation
         # A step that is taken for another call would go on at the place of its number.
-        moved = dataclasses.replace(said, offset=said.offset + _SHIFT)
+        moved = dataclasses.replace(history, offset=history.offset + _SHIFT)
         prompt = dataclasses.replace(
             prompt, positions=prompt.positions + _SHIFT, conversation=moved
         )
         ids, stock = given["input_ids"], probe.call_stock("generate")
-        made = adapter.generate_from(prompt, ids, stock, dict(SETTINGS), model.generation_config)
-        whole = adapter.continued(given, made.sequences[:, : ids.shape[1] + 1])
+        output = adapter.generate_from(prompt, ids, stock, dict(SETTINGS), model.generation_config)
+        whole = adapter.continued(given, output.sequences[:, : ids.shape[1] + 1])
         logits = probe.call_stock("forward")(**whole, use_cache=False).logits[0, -2:]
-    compare(name, torch.cat(made.logits), logits)
+    compare(name, torch.cat(output.logits), logits)
 
 
 def short_ids(model: Any, count: int) -> Tensor:
@@ -112,26 +112,27 @@ def shallow(model: Any) -> Any:
     from transformers import GenerationConfig
 
     make: Any = GenerationConfig
-    made = _with(model, model=_with(model.model, language_model=_with(model.model.language_model)))
-    language = made.model.language_model
+    inner = model.model
+    copied = _with(model, model=_with(inner, language_model=_with(inner.language_model)))
+    language = copied.model.language_model
     language.layers = language.layers[:_LAYERS]
-    made.generation_config = make(pad_token_id=0)
+    copied.generation_config = make(pad_token_id=0)
     for ours in ("stc", "generate", "forward"):
         if "stc" in vars(model):
-            vars(made).pop(ours, None)
-    return made
+            vars(copied).pop(ours, None)
+    return copied
 
 
 def _with(module: nn.Module, **parts: nn.Module) -> Any:
     """Return a module with the same parts but for some."""
-    made = copy.copy(module)
-    made.__dict__["_modules"] = module._modules | parts
-    return made
+    copied = copy.copy(module)
+    copied.__dict__["_modules"] = module._modules | parts
+    return copied
 
 
 @contextmanager
 def failures(name: str) -> Iterator[None]:
-    """Say of a call that fails that it is not supported."""
+    """Turn a failed call into a refusal of the model."""
     try:
         yield
     except (TypeError, ValueError, AttributeError, KeyError, IndexError, RuntimeError) as error:

@@ -277,7 +277,7 @@ class AttentionCapture:
         return frames
 
     def _order(self, records: Any) -> list[int]:
-        """Which record each pass through the layer belongs to; of two passes the last counts."""
+        """Number of the record that each pass through the layer belongs to; the last counts."""
         streams = {record.stream for record in records}
         config = self._owner().config
         if len(streams) > 1 and (config.policy == "stc" or len(records) > len(streams)):

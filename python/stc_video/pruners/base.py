@@ -42,7 +42,7 @@ class Attention:
 
 @dataclass(frozen=True)
 class Frames:
-    """What a pruner is given in one call; see :meth:`Pruner.__call__`."""
+    """The input of a pruner in one call; see :meth:`Pruner.__call__`."""
 
     features: Tensor
     grid: tuple[int, int] | None
@@ -248,7 +248,7 @@ class Pruner(ABC):
         return
 
     def stream_state(self, stream: str) -> Any:
-        """What is remembered of a stream, to be saved with it; None if nothing is."""
+        """Return the state of a stream, to be saved with it; None if there is none."""
         return getattr(self, "_streams", {}).get(stream)
 
     def restore_stream(self, stream: str, state: Any) -> None:

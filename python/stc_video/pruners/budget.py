@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How many tokens a frame may keep, and the choice of that many by score.
+"""Budgets of tokens per frame, and the choice of that many by score.
 
 Nothing here waits for the device: where the number depends on the features, shapes stay fixed and
 -1 fills them up.
@@ -106,7 +106,7 @@ class Budget:
 
 
 def retained_count(grid: tuple[int, int, int], rate: float) -> int:
-    """How many tokens of a clip are kept, known from its grid alone.
+    """Return how many tokens of a clip are kept, which follows from its grid alone.
 
     This is the number that vLLM makes room for before the vision tower has run: the fraction
     ``1 - rate`` of the clip, rounded down, and never less than one frame.
@@ -212,15 +212,15 @@ class TokenBucket:
         if within == 0 or self._spent is None:
             self._spent = torch.zeros((), dtype=torch.int64, device=change.device)
         change = change.nan_to_num(nan=0.0, posinf=0.0).clamp_min(0.0)
-        wanted = torch.full_like(self._spent, self.rate)
+        target = torch.full_like(self._spent, self.rate)
         if self._frame > 0:  # in a first frame everything is new, which says nothing of the rest
             self._mean = change if self._mean is None else 0.9 * self._mean + 0.1 * change
-            wanted = (self.rate * change / self._mean.clamp_min(1e-6)).round().long()
+            target = (self.rate * change / self._mean.clamp_min(1e-6)).round().long()
         left = self.window - 1 - within
         remaining = self.rate * self.window - self._spent
         least = (remaining - tokens * left).clamp_min(min(self.floor, tokens))
         most = (remaining - self.floor * left).clamp_max(tokens)
-        granted = torch.minimum(torch.maximum(wanted, least), most)
+        granted = torch.minimum(torch.maximum(target, least), most)
         self._spent = self._spent + granted
         self._frame += 1
         return granted

@@ -11,7 +11,7 @@ from stc_video.pruners.budget import Budget, highest
 
 
 class UniformPruner(Pruner):
-    """Keep evenly spaced tokens, the same places in every frame. Exact count.
+    """Keep evenly spaced tokens, the same indices in every frame. Exact count.
 
     Parameters
     ----------
@@ -35,8 +35,8 @@ class UniformPruner(Pruner):
         count = self.budget.count(tokens)
         # The middle of each of `count` equal stretches.
         step = torch.arange(count, dtype=torch.int64, device=features.device)
-        places = ((2 * step + 1) * tokens).div(2 * count, rounding_mode="floor").int()
-        return places.expand(len(features), count).contiguous(), None, {}
+        indices = ((2 * step + 1) * tokens).div(2 * count, rounding_mode="floor").int()
+        return indices.expand(len(features), count).contiguous(), None, {}
 
 
 class RandomPruner(Pruner):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How many tokens each block of a tower merges away."""
+"""Schedules of merging: the number of tokens that each block of a tower merges away."""
 
 from __future__ import annotations
 
@@ -40,19 +40,19 @@ class MergeSchedule:
             raise ValueError("attach_tome: give r or a number of tokens to be left, not both")
         if r is None:
             r = DEFAULT_R
-        self.wanted = [r] * blocks if isinstance(r, int) else list(r)
-        if len(self.wanted) != blocks:
+        self.per_block = [r] * blocks if isinstance(r, int) else list(r)
+        if len(self.per_block) != blocks:
             raise ValueError(
                 f"attach_tome: r must be one number or one for each of {blocks} blocks, "
-                f"got {len(self.wanted)}"
+                f"got {len(self.per_block)}"
             )
-        if any(step < 0 for step in self.wanted):
-            raise ValueError(f"attach_tome: r must be at least 0, got {min(self.wanted)}")
+        if any(step < 0 for step in self.per_block):
+            raise ValueError(f"attach_tome: r must be at least 0, got {min(self.per_block)}")
 
     def __repr__(self) -> str:
         if self.budget.given:
             return repr(self.budget)
-        return f"r {self.wanted}"
+        return f"r {self.per_block}"
 
     def steps(self, tokens: int) -> list[int]:
         """Return how many tokens each block merges away of a frame of so many.
@@ -64,7 +64,7 @@ class MergeSchedule:
         """
         if not self.budget.given:
             steps = []
-            for step in self.wanted:
+            for step in self.per_block:
                 steps.append(min(step, tokens // 2))
                 tokens -= steps[-1]
             return steps

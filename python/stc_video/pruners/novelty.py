@@ -18,7 +18,7 @@ MODES = ("count", "threshold", "budget")
 
 @dataclass
 class StreamState:
-    """What is kept of a stream.
+    """State of a stream.
 
     Attributes
     ----------
@@ -154,7 +154,7 @@ class NoveltyPruner(Pruner):
         return state
 
     def _compared(self, frames: Frames) -> Tensor:
-        """What is compared from frame to frame, (F, N, C)."""
+        """Return the features that are compared from frame to frame, (F, N, C)."""
         return frames.features
 
     def reset(self, stream: str | None = None) -> None:

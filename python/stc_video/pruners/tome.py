@@ -37,17 +37,17 @@ def merge_to(
     merged : Tensor
         (F, count, D), size-weighted means, in the order of the tokens that survive.
     kept : Tensor
-        (F, count) int32, the places of the survivors.
+        (F, count) int32, the indices of the survivors.
     source_map : Tensor
         (F, N) int32, the row that each token became part of.
     sizes : Tensor
         (F, count) float32, of how many tokens each row is the mean.
     """
-    frames, places = tokens.shape[:2]
-    every = torch.arange(places, dtype=torch.int64, device=tokens.device).expand(frames, places)
+    frames, length = tokens.shape[:2]
+    every = torch.arange(length, dtype=torch.int64, device=tokens.device).expand(frames, length)
     kept, source = every, every
     compared = tokens if metric is None else metric
-    sizes = torch.ones((frames, places), device=tokens.device)
+    sizes = torch.ones((frames, length), device=tokens.device)
     while tokens.shape[1] > count:
         left = tokens.shape[1]
         r = min(left - count, (left - protected) // 2)
@@ -85,10 +85,10 @@ def merge_within_bands(
     merged, kept, source_map, sizes
         As :func:`merge_to`.
     """
-    frames, places, channels = tokens.shape
-    bands = max(1, -(-places // window))
+    frames, length, channels = tokens.shape
+    bands = max(1, -(-length // window))
     parts, place, row = [], 0, 0
-    for number, size, left in _equal_bands(places, count, bands):
+    for number, size, left in _equal_bands(length, count, bands):
         part = tokens[:, place : place + number * size].reshape(frames * number, size, channels)
         merged, kept, source, sizes = merge_to(part, left)
         band = torch.arange(number, dtype=torch.int32, device=tokens.device).repeat(frames)
@@ -108,9 +108,9 @@ def merge_within_bands(
     return merged, kept, source, sizes
 
 
-def _equal_bands(places: int, count: int, bands: int) -> Iterator[tuple[int, int, int]]:
+def _equal_bands(length: int, count: int, bands: int) -> Iterator[tuple[int, int, int]]:
     """Yield (number of bands, size, tokens left of each): larger bands first, and fuller ones."""
-    size, larger = divmod(places, bands)
+    size, larger = divmod(length, bands)
     left, fuller = divmod(count, bands)
     cuts = sorted({0, larger, fuller, bands})
     for start, end in pairwise(cuts):

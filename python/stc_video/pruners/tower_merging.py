@@ -104,7 +104,7 @@ def attach_tome(
 
 @dataclass(frozen=True)
 class TowerMerge:
-    """What became of the tokens in one call of a merging tower.
+    """The merged tokens of one call of a merging tower.
 
     Class token and registers are left out: N tokens of a frame went in, K came out.
 

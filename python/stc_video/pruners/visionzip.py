@@ -21,7 +21,7 @@ class VisionZipPruner(Pruner):
     spaced targets. :func:`stc_video.capture_attention` gives the attention of a tower's layer, also
     under a cacher.
 
-    The authors' code puts the class token in front and the merged tokens last, without places;
+    The authors' code puts the class token in front and the merged tokens last, without positions;
     here all are tokens of the frame in raster order (a merged one at the place of its target), and
     the class token stays with the tower. A merged token of theirs is target + mean of the others,
     about twice as long as any other (``merge="sum"``); ``"mean"`` is the mean of all.
@@ -58,17 +58,17 @@ class VisionZipPruner(Pruner):
 
     def _prune(self, frames: Frames) -> PrunedTokens:
         features = frames.features
-        count, places = features.shape[:2]
-        total = self.budget.count(places)
+        count, length = features.shape[:2]
+        total = self.budget.count(length)
         attention = _checked(frames)
         merged_count = int(self.contextual * total)
         start = attention.prefix
         query = attention.query[:, :1] if start else attention.query
         received = attention_column_mean(query, attention.key, scale=attention.scale)[:, start:]
         dominant = highest(received, total - merged_count).long()
-        rest = torch.ones((count, places), dtype=torch.bool, device=features.device)
+        rest = torch.ones((count, length), dtype=torch.bool, device=features.device)
         rest.scatter_(1, dominant, False)
-        others = listed(rest)[:, : places - dominant.shape[1]].long()
+        others = listed(rest)[:, : length - dominant.shape[1]].long()
         # Evenly spaced among the others, the first `merged_count` of them.
         step = max(1, others.shape[1] // max(1, merged_count))
         targets = others[:, ::step][:, :merged_count]
@@ -95,7 +95,7 @@ class VisionZipPruner(Pruner):
         return mean * sums[..., None].to(mean.dtype)
 
     def _choose(self, frames: Frames) -> Chosen:
-        """Return the kept places and the attention received."""
+        """Return the kept indices and the attention received."""
         pruned = self._prune(frames)
         return pruned.indices, pruned.scores, {}
 
@@ -103,8 +103,8 @@ class VisionZipPruner(Pruner):
 def _assign(source: Tensor, row: Tensor, metric: Tensor, others: Tensor, targets: Tensor) -> Tensor:
     """Give each of the other tokens the row of its most similar target; ties to the first."""
 
-    def pick(places: Tensor) -> Tensor:
-        return torch.gather(metric, 1, places[..., None].expand(-1, -1, metric.shape[2]))
+    def pick(indices: Tensor) -> Tensor:
+        return torch.gather(metric, 1, indices[..., None].expand(-1, -1, metric.shape[2]))
 
     cosine = (pick(others) @ pick(targets).transpose(1, 2)).nan_to_num(nan=-torch.inf)
     best = cosine.amax(-1, keepdim=True)

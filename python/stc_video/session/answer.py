@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a context to an answer, by the model's own ``generate``."""
+"""Generation of an answer from a context, by the model's own ``generate``."""
 
 from __future__ import annotations
 
@@ -114,8 +114,8 @@ def generate_answer(
     Tensor
         (n,) new tokens, on the CPU.
     """
-    made = generate_behind(model, context, prompt, placeholder, streamer, settings)
-    sequences: Tensor = made if isinstance(made, Tensor) else made.sequences
+    output = generate_behind(model, context, prompt, placeholder, streamer, settings)
+    sequences: Tensor = output if isinstance(output, Tensor) else output.sequences
     return sequences[0, context.tokens + 1 :].cpu()
 
 

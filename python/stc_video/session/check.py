@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A few tokens through a memory and through the stock model, once for each kind of memory."""
+"""A check of each kind of memory against the stock model, by a few tokens."""
 
 from __future__ import annotations
 
@@ -50,12 +50,12 @@ def check_memory(handle: Acceleration, config: PlainConfig | RekvConfig) -> None
             prompt = ids[0, -_QUESTION:].tolist()
             context = _filled(memory, model.get_input_embeddings()(ids[0]))
             probe.adapter.before_answer(context.cache)
-            made = generate_behind(model, context, prompt, int(ids[0, 0]), None, dict(SETTINGS))
+            output = generate_behind(model, context, prompt, int(ids[0, 0]), None, dict(SETTINGS))
         finally:
             memory.clear()
-        whole = torch.cat([ids, made.sequences[:, -2:-1].to(ids)], dim=1)
+        whole = torch.cat([ids, output.sequences[:, -2:-1].to(ids)], dim=1)
         stock = probe.call_stock("forward")(input_ids=whole, use_cache=False).logits[0, -2:]
-    compare(f"{name} with a {kind}", torch.cat(made.logits), stock)
+    compare(f"{name} with a {kind}", torch.cat(output.logits), stock)
     handle.checked.add(kind)
 
 

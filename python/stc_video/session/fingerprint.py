@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a saved session must have in common with the model it is loaded for."""
+"""Fingerprints of a model and its settings, which must match when a save is loaded."""
 
 from __future__ import annotations
 
@@ -104,5 +104,5 @@ def _as_dict(memory: Any) -> dict[str, Any]:
 
 def _as_json(value: dict[str, Any]) -> dict[str, Any]:
     """Make it what it will be after it has been written and read; no tuples."""
-    made: dict[str, Any] = json.loads(json.dumps(value, default=repr))
-    return made
+    plain: dict[str, Any] = json.loads(json.dumps(value, default=repr))
+    return plain

@@ -25,7 +25,7 @@ __all__ = ["Intake"]
 
 
 class Intake:
-    """What a session does with pushed frames, and how many there were.
+    """Encodes, prunes and counts the frames that are pushed into a session.
 
     One thread at a time may call :meth:`encode` and :meth:`take`; the lock guards what questions
     look at as well.

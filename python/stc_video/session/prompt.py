@@ -14,7 +14,7 @@ _PROBE = "?"
 
 @dataclass(frozen=True)
 class Prompt:
-    """What comes after the video.
+    """The part of a prompt behind the video.
 
     Attributes
     ----------
@@ -72,12 +72,12 @@ class PromptTemplate:
         _, after = self._parts(turns, question)
         begin = after.rfind(question)
         fast = bool(getattr(self.tokenizer, "is_fast", False))
-        made = self.tokenizer(after, add_special_tokens=False, return_offsets_mapping=fast)
-        ids: list[int] = made.input_ids
+        encoding = self.tokenizer(after, add_special_tokens=False, return_offsets_mapping=fast)
+        ids: list[int] = encoding.input_ids
         if not fast:
             return Prompt(ids, slice(0, len(ids)))
         end = begin + len(question)
-        rows = [i for i, (a, b) in enumerate(made.offset_mapping) if a < end and b > begin]
+        rows = [i for i, (a, b) in enumerate(encoding.offset_mapping) if a < end and b > begin]
         return Prompt(ids, slice(rows[0], rows[-1] + 1))
 
     def _parts(self, turns: Sequence[tuple[str, str]], question: str) -> tuple[str, str]:
@@ -90,8 +90,8 @@ class PromptTemplate:
         text = self._writer.apply_chat_template(
             messages, tokenize=False, add_generation_prompt=True
         )
-        before, found, after = text.partition(self._placeholder)
-        if not found or question not in after:
+        before, placeholder, after = text.partition(self._placeholder)
+        if not placeholder or question not in after:
             raise ValueError(
                 f"StreamingSession: the chat template must write {self._placeholder} and then the "
                 "question"

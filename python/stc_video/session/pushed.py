@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What became of the frames that were pushed."""
+"""Reports on the frames that were pushed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["PushedFrame", "pushed_frames"]
 
 @dataclass(frozen=True, eq=False)
 class PushedFrame:
-    """What became of a frame.
+    """Report on a frame that was pushed.
 
     Attributes
     ----------
@@ -25,7 +25,7 @@ class PushedFrame:
     grid
         (H, W) of its tokens before pruning.
     kept
-        Places on this grid of the tokens that entered the language model, ascending.
+        Indices on this grid of the tokens that entered the language model, ascending.
     record
         What the cacher did, such as which tokens of the tower were encoded anew; None without one.
     """
@@ -50,16 +50,18 @@ def pushed_frames(
     ----------
     first
         Number of the first.
-    times, kept
-        Of each.
+    times
+        When each was taken.
     grid
-        Of all.
+        (H, W) of their tokens before pruning.
+    kept
+        Their kept tokens.
     records
-        Of each; empty without a cacher.
+        The cacher's record of each; empty without a cacher.
     """
-    places = [tuple(i for i in row if i >= 0) for row in kept.indices.tolist()]
-    each: Sequence[FrameRecord | None] = list(records) or [None] * len(places)
+    indices = [tuple(i for i in row if i >= 0) for row in kept.indices.tolist()]
+    each: Sequence[FrameRecord | None] = list(records) or [None] * len(indices)
     return [
-        PushedFrame(first + row, time, grid, place, record)
-        for row, (time, place, record) in enumerate(zip(times, places, each, strict=True))
+        PushedFrame(first + row, time, grid, row_indices, record)
+        for row, (time, row_indices, record) in enumerate(zip(times, indices, each, strict=True))
     ]

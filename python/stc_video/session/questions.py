@@ -44,7 +44,7 @@ class Evidence(NamedTuple):
 
 
 class Questions:
-    """What a session does with questions. The memory stays as it is.
+    """Answers the questions of a session from its memory, which stays as it is.
 
     Parameters
     ----------
@@ -128,8 +128,8 @@ class Questions:
         settings = {"max_new_tokens": _MAX_NEW_TOKENS, **settings}
         if stop:
             stopping = StopStrings(tokenizer, stop, context.tokens + 1)
-            given = settings.get("stopping_criteria") or ()
-            settings["stopping_criteria"] = StoppingCriteriaList([*given, stopping])
+            criteria = settings.get("stopping_criteria") or ()
+            settings["stopping_criteria"] = StoppingCriteriaList([*criteria, stopping])
         with self._timer("generate"):
             ids = generate_answer(
                 self._model, context, prompt.ids, self._template.video_token, streamer, settings

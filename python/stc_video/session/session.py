@@ -160,7 +160,7 @@ class StreamingSession:
         Returns
         -------
         list of PushedFrame
-            What became of each: which of its tokens were encoded anew, and which were kept.
+            A report on each: which of its tokens were encoded again, and which were kept.
 
         Raises
         ------
@@ -365,7 +365,7 @@ class StreamingSession:
         return session
 
     def _identity(self) -> dict[str, Any]:
-        """What must be the same when a save is loaded."""
+        """Describe what must be the same when a save is loaded."""
         return {
             "model": model_fingerprint(self._handle.model),
             "settings": describe_settings(self._handle, self._config, self._chunk),
@@ -390,7 +390,7 @@ class StreamingSession:
             raise ValueError("StreamingSession: the session is closed")
 
     def _complete(self) -> None:
-        """Take in a frame of a picture that waits for more."""
+        """Take in a frame of a picture that waits for a second one."""
         if not self._adapter.is_incomplete:  # a question need not wait for a push
             return
         with self._push_lock:

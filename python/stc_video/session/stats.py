@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How long each stage of a session takes, and what it holds."""
+"""Times of the stages of a session, and totals."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class StageStats:
 
 @dataclass(frozen=True)
 class SessionStats:
-    """What a session did and holds.
+    """Totals of a session, and the bytes that it holds.
 
     Attributes
     ----------

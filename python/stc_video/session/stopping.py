@@ -32,12 +32,12 @@ def checked_stop(stop: str | Sequence[str] | None) -> tuple[str, ...]:
 
 
 def first_stop(text: str, stop: Sequence[str]) -> int | None:
-    """Where the stop string begins that is complete first; None if there is none.
+    """Find where the stop string begins that is complete first; None if there is none.
 
     What is complete first does not depend on how the text is cut into tokens.
     """
-    found = [(text.find(string), string) for string in stop]
-    ends = [(place + len(string), place) for place, string in found if place >= 0]
+    starts = [(text.find(string), string) for string in stop]
+    ends = [(start + len(string), start) for start, string in starts if start >= 0]
     return min(ends)[1] if ends else None
 
 
@@ -52,7 +52,7 @@ def settled(text: str, stop: Sequence[str]) -> str:
 
 
 def _overlap(text: str, string: str) -> int:
-    """How many characters at the end of a text are the beginning of a string."""
+    """Count the characters at the end of a text with which a string begins."""
     for length in range(min(len(text), len(string) - 1), 0, -1):
         if text.endswith(string[:length]):
             return length
@@ -77,7 +77,7 @@ class StopStrings(StoppingCriteria):
 
     def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
         """Whether the answer is complete, as a tensor (1,)."""
-        made = input_ids[0, self._prompt_tokens :]
-        text = self._tokenizer.decode(made, skip_special_tokens=True).rstrip(_INCOMPLETE)
+        answer = input_ids[0, self._prompt_tokens :]
+        text = self._tokenizer.decode(answer, skip_special_tokens=True).rstrip(_INCOMPLETE)
         done = first_stop(text, self._stop) is not None
         return torch.full((1,), done, dtype=torch.bool, device=input_ids.device)

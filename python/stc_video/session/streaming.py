@@ -51,7 +51,7 @@ class AnswerStream(BaseStreamer):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What `ask` must be given."""
+        """Arguments for `ask`."""
         criteria = StoppingCriteriaList([_When(self._stop)])
         return {"streamer": self, "stopping_criteria": criteria, "stop": self._strings}
 

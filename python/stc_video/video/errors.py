@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What can be wrong with a video."""
+"""Errors of reading a video."""
 
 from __future__ import annotations
 

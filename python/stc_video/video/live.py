@@ -64,7 +64,7 @@ class LiveVideo:
 
     @property
     def skipped(self) -> int:
-        """How many frames came too late."""
+        """Number of frames that came too late."""
         return self.stats().skipped
 
     def stats(self) -> SourceStats:

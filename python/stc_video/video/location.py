@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where a video is: a file, a camera of this machine, or an address."""
+"""Locations of videos: a file, a camera of this machine, or an address."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _MERGED = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/[^/]")
 
 @dataclass(frozen=True)
 class Location:
-    """Where a video is.
+    """Location of a video.
 
     Attributes
     ----------

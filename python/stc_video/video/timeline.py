@@ -21,7 +21,7 @@ _FRAME_INTERVAL = 0.04  # of a source that does not say
 
 @dataclass(frozen=True)
 class SourceStats:
-    """What was read, and what its timestamps were like.
+    """Counts of what was read, and of odd timestamps.
 
     Attributes
     ----------
@@ -54,12 +54,12 @@ class SourceStats:
 
     def notes(self) -> list[str]:
         """Say in words what was out of order; empty if nothing was."""
-        said = {
+        oddities = {
             "its timestamps began again": self.resets,
             "its timestamps jumped": self.jumps,
             "it had a gap": self.gaps,
         }
-        notes = [f"{what} {_times(count)}" for what, count in said.items() if count]
+        notes = [f"{what} {_times(count)}" for what, count in oddities.items() if count]
         if self.drifts:
             notes.append("its clock is too slow or too fast")
         if self.times == "arrival" and self.resets + self.jumps + self.drifts:

@@ -1,33 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// The operators of the pruners but saliency: redundancy, compaction, matching, merging, attention
-// received.
 #include "common.h"
 
 namespace stc::bindings {
 
 namespace {
-
-// A contiguous bool mask of the given number of elements. Its bytes may be other than 0 and 1,
-// which no C++ bool may be: any but 0 counts as true.
-Tensor packed_mask(const char* op, const char* name, const Tensor& mask, int64_t elements) {
-  STD_TORCH_CHECK(mask.scalar_type() == ScalarType::Bool, "`", op, "`: ", name,
-                  " must be a bool mask");
-  STD_TORCH_CHECK(mask.numel() == elements, "`", op, "`: ", name, " must have ", elements,
-                  " elements, got ", mask.numel());
-  check_memory(op, name, mask);
-  return mask.is_contiguous() ? mask : torch::stable::contiguous(mask);
-}
-
-const uint8_t* bytes(const Tensor& mask) {
-  return static_cast<const uint8_t*>(mask.const_data_ptr());
-}
-
-HeadView head_view(const Tensor& t) {
-  return {t.const_data_ptr(), t.stride(0), t.stride(1), t.stride(2), t.stride(3)};
-}
-
-float* floats(const Tensor& t) { return static_cast<float*>(t.mutable_data_ptr()); }
-int32_t* ints(const Tensor& t) { return static_cast<int32_t*>(t.mutable_data_ptr()); }
 
 // Which tokens go into each row of a merge, as a list sorted by row.
 struct Members {
@@ -57,69 +33,6 @@ Members members_of(const std::vector<int32_t>& row_of, int64_t batch, int64_t to
 }
 
 }  // namespace
-
-Tensor spatial_redundancy(const Tensor& tokens, std::optional<Tensor> alive) {
-  const char* op = "spatial_redundancy";
-  check_dim(op, "tokens", tokens, 4);
-  const int64_t frames = tokens.size(0), height = tokens.size(1), width = tokens.size(2);
-  const int64_t places = frames * height * width;
-  NeighbourParams p = {};
-  p.dtype = dtype_of(op, "tokens", tokens);
-  p.tokens = {tokens.const_data_ptr(), tokens.stride(0), tokens.stride(1), tokens.stride(2),
-              tokens.stride(3)};
-  p.height = height;
-  p.width = width;
-  p.channels = tokens.size(3);
-  Tensor mask;
-  if (alive.has_value()) {
-    mask = packed_mask(op, "alive", *alive, places);
-    p.alive = bytes(mask);
-  }
-  const Tensor out = empty_like_device(tokens, {frames, height, width}, ScalarType::Float);
-  p.norm = scratch_floats(3 * places);
-  p.right = p.norm + places;
-  p.below = p.right + places;
-  p.redundancy = floats(out);
-  parallel(places, 3 * p.channels,
-           [&](int64_t b, int64_t e) { kernels().neighbour_dots(p, b, e); });
-  parallel(places, 16, [&](int64_t b, int64_t e) { kernels().neighbour_maximum(p, b, e); });
-  return out;
-}
-
-std::tuple<Tensor, Tensor, Tensor> compact_tokens(const Tensor& tokens, const Tensor& keep,
-                                                  int64_t capacity) {
-  const char* op = "compact_tokens";
-  check_dim(op, "tokens", tokens, 3);
-  const int64_t frames = tokens.size(0), n = tokens.size(1);
-  check_tokens(op, frames * n);
-  check_range(op, "capacity", capacity, 0, frames * n);
-  const Tensor mask = packed_mask(op, "keep", keep, frames * n);
-  const uint8_t* kept = bytes(mask);
-  CompactParams p = {};
-  p.source = view_of(tokens);
-  p.tokens_per_frame = n;
-  p.channels = tokens.size(2);
-  p.element_size = size_of(dtype_of(op, "tokens", tokens));
-  const Tensor out = empty_like_device(tokens, {capacity, p.channels}, tokens.scalar_type());
-  const Tensor indices = empty_like_device(tokens, {capacity}, ScalarType::Int);
-  const Tensor counts = empty_like_device(tokens, {frames}, ScalarType::Int);
-  int32_t* listed = ints(indices);
-  int64_t written = 0;
-  for (int64_t f = 0; f < frames; ++f) {
-    int32_t count = 0;
-    for (int64_t i = f * n; i < (f + 1) * n; ++i) {
-      if (kept[i] == 0) continue;
-      ++count;
-      if (written < capacity) listed[written++] = static_cast<int32_t>(i);
-    }
-    ints(counts)[f] = count;
-  }
-  std::fill(listed + written, listed + capacity, -1);
-  p.indices = listed;
-  p.out = out.mutable_data_ptr();
-  parallel(capacity, p.channels, [&](int64_t b, int64_t e) { kernels().compact_rows(p, b, e); });
-  return {out, indices, counts};
-}
 
 std::tuple<Tensor, Tensor, Tensor> bipartite_match(const Tensor& metric, int64_t r,
                                                    int64_t is_protected) {
@@ -219,45 +132,6 @@ std::tuple<Tensor, Tensor> merge_tokens(const Tensor& tokens, const Tensor& sour
   parallel(batch * count, 2 * p.channels,
            [&](int64_t b, int64_t e) { kernels().merge_rows(p, b, e); });
   return {out, out_sizes};
-}
-
-Tensor attention_column_mean(const Tensor& query, const Tensor& key, double scale) {
-  const char* op = "attention_column_mean";
-  check_dim(op, "query", query, 4);
-  check_dim(op, "key", key, 4);
-  check_same_dtype(op, "key", key, query);
-  const int64_t batch = query.size(0), heads = query.size(2);
-  check_size(op, "key", key, 0, batch);
-  check_size(op, "key", key, 3, query.size(3));
-  STD_TORCH_CHECK(key.size(2) > 0 && heads > 0 && heads % key.size(2) == 0, "`", op,
-                  "`: the heads of query must be a multiple of those of key");
-  STD_TORCH_CHECK(query.size(1) > 0, "`", op, "`: query must hold at least one token");
-  ColumnMeanParams p = {};
-  p.dtype = dtype_of(op, "query", query);
-  p.query = head_view(query);
-  p.key = head_view(key);
-  p.queries = query.size(1);
-  p.keys = key.size(1);
-  p.heads = heads;
-  p.heads_per_key = heads / key.size(2);
-  p.channels = query.size(3);
-  p.scale = static_cast<float>(scale);
-  const Tensor out = empty_like_device(query, {batch, p.keys}, ScalarType::Float);
-  if (out.numel() == 0) return out;
-  const Tensor received = empty_like_device(query, {batch, heads, p.keys}, ScalarType::Float);
-  p.received = floats(received);
-  parallel(batch * heads, work({p.queries, p.keys, p.channels}), [&](int64_t b, int64_t e) {
-    float* scratch = scratch_floats(kernels().column_mean_scratch(p));
-    for (int64_t i = b; i < e; ++i) kernels().column_mean(p, scratch, i / heads, i % heads);
-  });
-  const float share = 1.0f / static_cast<float>(heads * p.queries);
-  for (int64_t i = 0; i < batch * p.keys; ++i) {
-    const float* from = p.received + i / p.keys * heads * p.keys + i % p.keys;
-    float total = 0.0f;
-    for (int64_t h = 0; h < heads; ++h) total += from[h * p.keys];
-    floats(out)[i] = total * share;
-  }
-  return out;
 }
 
 }  // namespace stc::bindings

@@ -3,14 +3,6 @@
 
 namespace stc::bindings::cuda {
 
-namespace {
-
-HeadView heads_of(const Tensor& t) {
-  return {t.const_data_ptr(), t.stride(0), t.stride(1), t.stride(2), t.stride(3)};
-}
-
-}  // namespace
-
 Tensor sparse_query_attention(const Tensor& query, const Tensor& key, const Tensor& value,
                               double scale, std::optional<Tensor> key_bias) {
   const char* op = "sparse_query_attention";
@@ -25,9 +17,9 @@ Tensor sparse_query_attention(const Tensor& query, const Tensor& key, const Tens
   check_same_dtype(op, "value", value, query);
   AttentionParams p = {};
   p.dtype = dtype_of(op, "query", query);
-  p.query = heads_of(query);
-  p.key = heads_of(key);
-  p.value = heads_of(value);
+  p.query = head_view(query);
+  p.key = head_view(key);
+  p.value = head_view(value);
   p.batch = query.size(0);
   p.queries = query.size(1);
   p.keys = key.size(1);
@@ -54,39 +46,6 @@ Tensor sparse_query_attention(const Tensor& query, const Tensor& key, const Tens
       empty_like_device(query, {p.batch, p.queries, p.heads, p.width}, query.scalar_type());
   p.out = out.mutable_data_ptr();
   on.launched(stc::cuda::sparse_query_attention(p, on.stream()));
-  return out;
-}
-
-Tensor attention_column_mean(const Tensor& query, const Tensor& key, double scale) {
-  const char* op = "attention_column_mean";
-  const OnDevice on(op, query);
-  on.check("key", key);
-  check_dim(op, "query", query, 4);
-  check_dim(op, "key", key, 4);
-  check_same_dtype(op, "key", key, query);
-  stc::cuda::ColumnMeanKernelParams p = {};
-  p.dtype = dtype_of(op, "query", query);
-  p.query = heads_of(query);
-  p.key = heads_of(key);
-  p.batch = query.size(0);
-  p.queries = query.size(1);
-  p.keys = key.size(1);
-  p.heads = query.size(2);
-  p.width = query.size(3);
-  p.scale = static_cast<float>(scale * 1.4426950408889634);  // log2(e)
-  check_size(op, "key", key, 0, p.batch);
-  check_size(op, "key", key, 3, p.width);
-  STD_TORCH_CHECK(key.size(2) > 0 && p.heads > 0 && p.heads % key.size(2) == 0, "`", op,
-                  "`: the heads of query must be a multiple of those of key");
-  p.heads_per_key = p.heads / key.size(2);
-  const Tensor out = empty_like_device(query, {p.batch, p.keys}, ScalarType::Float);
-  const int64_t rows = p.batch * p.heads;
-  const int64_t floats = product(op, {rows, 2 * p.queries + p.keys});
-  const Tensor scratch = empty_like_device(query, {floats}, ScalarType::Float);
-  p.row_sums = static_cast<stc::cuda::RowSum*>(scratch.mutable_data_ptr());
-  p.received = static_cast<float*>(scratch.mutable_data_ptr()) + rows * 2 * p.queries;
-  p.out = static_cast<float*>(out.mutable_data_ptr());
-  on.launched(stc::cuda::attention_column_mean(p, on.stream()));
   return out;
 }
 

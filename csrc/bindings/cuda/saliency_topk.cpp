@@ -3,35 +3,6 @@
 
 namespace stc::bindings::cuda {
 
-namespace {
-
-float* float_data(const Tensor& t) { return static_cast<float*>(t.mutable_data_ptr()); }
-
-}  // namespace
-
-Tensor channel_variance(const Tensor& tokens) {
-  const char* op = "channel_variance";
-  const OnDevice on(op, tokens);
-  check_dim(op, "tokens", tokens, 3);
-  VarianceParams p = {};
-  p.dtype = dtype_of(op, "tokens", tokens);
-  p.tokens = view_of(tokens);
-  p.tokens_per_frame = tokens.size(1);
-  p.rows = tokens.size(0) * tokens.size(1);
-  p.channels = tokens.size(2);
-  STD_TORCH_CHECK(p.rows > 0, "`channel_variance`: tokens must hold at least one token");
-  // At least 32 rows and at most 128 blocks: a rule of the shape alone, so that the result is, too.
-  p.block_rows = std::max<int64_t>(32, (p.rows + 127) / 128);
-  p.blocks = (p.rows + p.block_rows - 1) / p.block_rows;
-  const Tensor moments = empty_like_device(tokens, {2, p.blocks, p.channels}, ScalarType::Float);
-  const Tensor variance = empty_like_device(tokens, {p.channels}, ScalarType::Float);
-  p.block_mean = float_data(moments);
-  p.block_m2 = p.block_mean + p.blocks * p.channels;
-  p.variance = float_data(variance);
-  if (p.channels > 0) on.launched(stc::cuda::channel_variance(p, on.stream()));
-  return variance;
-}
-
 std::tuple<Tensor, Tensor> saliency_topk(const Tensor& tokens, std::optional<Tensor> memory,
                                          int64_t k, std::string method, double alpha,
                                          std::optional<Tensor> channels) {
@@ -63,15 +34,15 @@ std::tuple<Tensor, Tensor> saliency_topk(const Tensor& tokens, std::optional<Ten
   p.alpha = static_cast<float>(alpha);
   const Tensor scores =
       empty_like_device(tokens, {p.frames, p.tokens_per_frame}, ScalarType::Float);
-  p.scores = float_data(scores);
+  p.scores = floats(scores);
   const Tensor indices = empty_like_device(tokens, {p.frames, k}, ScalarType::Int);
   p.indices = static_cast<int32_t*>(indices.mutable_data_ptr());
   p.slices = stc::cuda::saliency_slices(p);
   const int64_t slices = p.frames * p.slices, rows = scores.numel();
   const Tensor scratch = empty_like_device(
       tokens, {p.frames + rows + 1 + slices + slices * 2 * p.tokens_per_frame}, ScalarType::Float);
-  p.arrivals = reinterpret_cast<uint32_t*>(float_data(scratch));
-  p.inverse_norms = float_data(scratch) + p.frames;
+  p.arrivals = reinterpret_cast<uint32_t*>(floats(scratch));
+  p.inverse_norms = floats(scratch) + p.frames;
   p.anchor_squares = p.inverse_norms + rows + 1;
   p.shares = p.anchor_squares + slices;
   on.launched(stc::cuda::saliency_topk(p, on.stream()));

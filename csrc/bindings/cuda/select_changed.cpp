@@ -29,14 +29,6 @@ std::tuple<Tensor, Tensor> select(const char* op, const OnDevice& on, const Tens
 
 }  // namespace
 
-Tensor token_cosine(const Tensor& current, const Tensor& reference) {
-  const OnDevice on("token_cosine", current);
-  on.check("reference", reference);
-  const auto [p, similarity] = cosine_params("token_cosine", current, reference);
-  on.launched(stc::cuda::token_cosine(p, on.stream()));
-  return similarity;
-}
-
 std::tuple<Tensor, Tensor> select_changed(const Tensor& current, const Tensor& reference, int64_t k,
                                           int64_t pinned) {
   const OnDevice on("select_changed", current);
