@@ -25,7 +25,7 @@ from stc_video.session import storage
 #: what a save calls to touch the disk, and where it finds it
 STEPS = (
     (os, "fsync"), (os, "replace"), (os, "mkdir"), (shutil, "rmtree"), (storage, "save_file"),
-    (storage, "write_record"), (storage, "link_or_copy"), (Path, "write_text"),
+    (storage, "write_record"), (storage, "write_new"), (storage.StoredFile, "link"),
 )  # fmt: skip
 
 
