@@ -29,7 +29,7 @@ STEPS = (
 )  # fmt: skip
 
 
-def kill_before(step: int) -> None:
+def kill_before(step: int, calls: tuple = STEPS) -> None:
     """Let this process die before its step-th call of any of these."""
     left = step
 
@@ -43,7 +43,7 @@ def kill_before(step: int) -> None:
 
         return run
 
-    for owner, name in STEPS:
+    for owner, name in calls:
         setattr(owner, name, dying(getattr(owner, name)))
 
 

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import os
 import random
+import signal
 
 import pytest
 import torch
@@ -80,6 +82,27 @@ def test_a_disk_store_counts_and_deletes_its_files(tmp_path):
     store.clear()
     assert torch.equal(other.record(0), record(7, 500))  # its own name of the file
     other.clear()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_process_left_is_removed_and_what_is_in_use_is_not(tmp_path):
+    def put_and_die() -> int:
+        store = DiskStore(tmp_path, budget=8 * PAGE)
+        assert store.put(0, record(0, 500))
+        os.kill(os.getpid(), signal.SIGKILL)
+        return 0
+
+    for _ in range(3):
+        if (child := os.fork()) == 0:
+            os._exit(put_and_die())
+        assert os.waitpid(child, 0)[1] == signal.SIGKILL
+    first, second = DiskStore(tmp_path, budget=PAGE), DiskStore(tmp_path, budget=PAGE)
+    assert first.put(1, record(1, 500))
+    assert second.put(2, record(2, 500))
+    assert len(list(tmp_path.iterdir())) == 2
+    assert torch.equal(first.record(1), record(1, 500))
+    first.clear()
+    second.clear()
     assert list(tmp_path.iterdir()) == []
 
 
