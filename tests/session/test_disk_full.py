@@ -32,7 +32,7 @@ def test_a_full_disk_refuses_frames_and_counts_them(open_session, tmp_path, evic
     frames = video(40)
 
     def held() -> list[int]:
-        return [number for number in range(40) if session._memory.holds(number)]
+        return sorted(session._memory._blocks)
 
     session.push(frames[:16])
     before, expected = held(), session.logits("what?")
