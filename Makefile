@@ -11,6 +11,7 @@
 #   make mutants  break the CUDA kernels on purpose; fails if the emulator does not notice
 #   make fuzz-hostile   hostile calls of every operator: HOSTILE_CALLS=10000, none may crash, with
 #                 the library as it is and with one built with sanitizers
+#   make attack-saves   SAVE_ATTACKS=2000 accidents to saved sessions, none may load changed
 #   make lint     formatters, linters, types, which way imports go
 #   make docs     the documents as a site, into out/docs
 #   make bench    the CPU benchmarks, written to benchmarks/results
@@ -41,11 +42,12 @@ LOCK = requirements/$(TAG).txt
 OUT ?= out
 FUZZ_SECONDS ?= 120
 HOSTILE_CALLS ?= 10000
+SAVE_ATTACKS ?= 2000
 HOSTILE_SECONDS ?= 3600
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test test-long test-quick test-gpu test-versions test-newest test-hub fuzz \
-    fuzz-hostile emulate emulate-long mutants lint format docs static bench gpu gpu-session \
+    fuzz-hostile attack-saves emulate emulate-long mutants lint format docs static bench gpu gpu-session \
     gpu-dry-run sanitize-gpu bench-gpu bench-service lock clean
 
 help:
@@ -179,6 +181,11 @@ fuzz-hostile: install
 	$(BIN)/cmake --build $(SANITIZED)
 	$(HOSTILE)
 	$(HOSTILE) --library $(SANITIZED)/lib
+
+# Flipped bits, cut and swapped files, edited fields; the table says what came of each kind.
+attack-saves: install
+	STC_ATTACKS=$(SAVE_ATTACKS) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 0 -s \
+	    tests/session/test_damaged_saves.py
 
 lint: install
 	$(BIN)/ruff check .

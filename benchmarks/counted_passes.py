@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from counted import Call, count, pretended_gpu
-from stc_video.cacher.packed_weights import PackedWeights
 from torch import nn
 
 from stc_kernels import select_changed

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from stc_video.config import CacheConfig
     from stc_video.errors import (
         AttachError,
+        DamagedSaveError,
+        FolderInUseError,
         MemoryFullError,
         UnsupportedModelError,
         UntestedReleaseWarning,
@@ -47,6 +49,8 @@ _HOMES = {
     "Cacher": "stc_video.cacher",
     "Calibration": "stc_video.calibration",
     "ChatModel": "stc_video.loading.video_llm",
+    "DamagedSaveError": "stc_video.errors",
+    "FolderInUseError": "stc_video.errors",
     "FrameRecord": "stc_video.cacher",
     "MemoryFullError": "stc_video.errors",
     "PlainConfig": "stc_video.memory",
@@ -77,6 +81,8 @@ __all__ = [
     "Cacher",
     "Calibration",
     "ChatModel",
+    "DamagedSaveError",
+    "FolderInUseError",
     "FrameRecord",
     "MemoryFullError",
     "PlainConfig",

@@ -20,3 +20,11 @@ class UntestedReleaseWarning(UserWarning):
 
 class StreamWarning(UserWarning):
     """A stream was taken as it came, but something about it is odd."""
+
+
+class DamagedSaveError(ValueError):
+    """A save is not what was written; nothing of it is used."""
+
+
+class FolderInUseError(OSError):
+    """A folder that only one may write to belongs to another process or session."""

@@ -25,11 +25,11 @@ from stc_video.session import storage
 #: what a save calls to touch the disk, and where it finds it
 STEPS = (
     (os, "fsync"), (os, "replace"), (os, "mkdir"), (shutil, "rmtree"), (storage, "save_file"),
-    (storage, "write_record"), (storage, "link_or_copy"), (Path, "write_text"),
+    (storage, "write_record"), (storage, "write_new"), (storage.StoredFile, "link"),
 )  # fmt: skip
 
 
-def kill_before(step: int) -> None:
+def kill_before(step: int, calls: tuple = STEPS) -> None:
     """Let this process die before its step-th call of any of these."""
     left = step
 
@@ -43,7 +43,7 @@ def kill_before(step: int) -> None:
 
         return run
 
-    for owner, name in STEPS:
+    for owner, name in calls:
         setattr(owner, name, dying(getattr(owner, name)))
 
 

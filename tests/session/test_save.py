@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections import deque
@@ -12,13 +13,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from killed_save import kill_before
 from safetensors import safe_open
 from tiny_llava import TOKENS, make_model, make_tokenizer, video
 
-from stc_video import RekvConfig, StreamingSession
+from stc_video import FolderInUseError, RekvConfig, StreamingSession
+from stc_video.folder_lock import FolderLock
 from stc_video.memory.base import Snapshot
 from stc_video.session.state_tree import pack, unpack
-from stc_video.session.storage import read_save, write_save
+from stc_video.session.storage import delete_save, read_save, remove_left_behind, write_save
 
 HERE = Path(__file__).parent
 QUESTION = "what is on the table?"
@@ -165,6 +168,62 @@ def test_what_a_save_has_already_is_not_written_again(model, open_session, tmp_p
     assert all(file != before[name] for name, file in files().items())
 
 
+def test_only_one_session_saves_into_a_folder(model, open_session, tmp_path):
+    first, second = open_session("plain"), open_session("plain")
+    for session in (first, second):
+        session.push(video(2))
+    first.save(tmp_path / "save")
+    with pytest.raises(FolderInUseError, match=rf"another session of this process \({os.getpid()}"):
+        second.save(tmp_path / "save")
+    if (child := os.fork()) == 0:
+        code = 1
+        try:
+            FolderLock(tmp_path / "save")
+        except FolderInUseError as error:
+            code = 0 if f"process {os.getppid()}" in str(error) else 2
+        finally:
+            os._exit(code)
+    assert os.waitpid(child, 0)[1] == 0
+    first.save(tmp_path / "elsewhere")
+    second.save(tmp_path / "save")
+    shutil.rmtree(tmp_path / "save")
+    second.save(tmp_path / "save")
+    second.close()
+    first.save(tmp_path / "save")
+    with pytest.raises(FolderInUseError):
+        FolderLock(tmp_path / "save")
+
+
+def test_a_delete_that_is_killed_leaves_a_whole_save_or_none(open_session, tmp_path):
+    session = open_session(rekv(tmp_path / "blocks", host_bytes=0, disk_bytes=1 << 20))
+    session.push(video(12))
+    session.save(tmp_path / "good")
+    session.close()
+    found = []
+    for step in range(100):
+        folder = tmp_path / str(step)
+        shutil.copytree(tmp_path / "good", folder)
+        if (child := os.fork()) == 0:
+            kill_before(step, ((os, "unlink"), (os, "rmdir"), (os, "fsync")))
+            delete_save(folder)
+            os._exit(0)
+        status = os.waitpid(child, 0)[1]
+        try:
+            read_save(folder)
+            found.append("whole")
+        except FileNotFoundError:
+            found.append("none")
+        if status == 0:
+            break
+        if folder.exists():
+            remove_left_behind(folder)
+            assert bool(list(folder.glob("data-*"))) == (found[-1] == "whole")
+    assert found[0] == "whole"
+    assert found[1:] == ["none"] * (len(found) - 1)
+    assert len(found) > 6
+    assert not folder.exists()
+
+
 def test_a_save_that_fails_leaves_the_one_before(tmp_path, monkeypatch):
     write_save(tmp_path, Snapshot(values={"n": 1}, tensors={"a": torch.ones(2)}), "a")
     monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError("disk full")))
@@ -187,7 +246,7 @@ def test_a_save_is_checked_against_model_and_settings(model, open_session, tmp_p
     other.model.language_model.layers[1].mlp.up_proj.weight[0, 0] += 1
     for changed, settings, message in [
         (make_model(layers=2), right, "the model must be as when .* text was"),
-        (other, right, "weights was"),
+        (other, right, "weights_in_order was"),
         (model, {**right, "prune": "stc"}, "the settings must be .* pruner was"),
         (model, {**right, "memory": "rekv"}, "memory was"),
         (model, {**right, "prefill_chunk": 3}, "prefill_chunk was 8, got 3"),
@@ -208,8 +267,9 @@ def test_a_missing_or_damaged_save_is_named(model, tmp_path):
     with pytest.raises(ValueError, match="is damaged"):
         load()
     (tmp_path / "session.json").write_text(json.dumps({"format": 99}))
-    with pytest.raises(ValueError, match="must be of format 2 or older, got 99"):
+    with pytest.raises(ValueError, match="must be of format 3 or older, got 99"):
         load()
+    (tmp_path / "session.json").unlink()
     write_save(tmp_path, Snapshot(records={3: torch.ones((2, 2), dtype=torch.uint8)}), "a")
     next(tmp_path.glob("data-*/*3.safetensors")).unlink()
     with pytest.raises(ValueError, match="1 files are missing, among them"):
@@ -220,8 +280,8 @@ def test_a_save_is_json_and_safetensors(open_session, tmp_path):
     session = open_session(rekv(tmp_path / "blocks"), prune="stc", tokens_per_frame=6)
     session.push(video(20))
     session.save(tmp_path / "save")
-    kinds = {path.suffix for path in (tmp_path / "save").rglob("*") if path.is_file()}
-    assert kinds == {".json", ".safetensors"}
+    files = [path for path in (tmp_path / "save").rglob("*") if path.is_file()]
+    assert {path.suffix or path.name for path in files} == {".json", ".safetensors", ".lock"}
     values = json.loads((tmp_path / "save" / "session.json").read_text())
     assert values["model"]["vision"]["image_size"] == 112
     assert values["settings"]["pruner"]["budget"]["tokens_per_frame"] == 6

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import os
 import random
+import signal
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ from stc_video.memory.codecs import make_codec
 from stc_video.memory.stores import DiskStore, SlabStore, TieredStore
 
 CPU = torch.device("cpu")
+PAGE = 4096  # a block of the file systems that tests run on
 
 
 def record(number: int, size: int) -> torch.Tensor:
@@ -64,20 +67,42 @@ def test_a_slab_smaller_than_a_record_is_given_up():
 
 
 def test_a_disk_store_counts_and_deletes_its_files(tmp_path):
-    store = DiskStore(tmp_path, budget=3 * 1200)
+    store = DiskStore(tmp_path, budget=3 * PAGE)
     assert [store.put(n, record(n, 500)) for n in range(4)] == [True, True, True, False]
     files = list(tmp_path.rglob("*.safetensors"))
-    assert store.nbytes == sum(file.stat().st_size for file in files) <= 3600
+    # A file takes up whole blocks of the file system, however little is in it.
+    assert store.nbytes == sum(512 * file.stat().st_blocks for file in files) <= 3 * PAGE
     assert torch.equal(store.read(2, 1), record(2, 500)[1])
     store.remove(1)
     assert len(list(tmp_path.rglob("*.safetensors"))) == 2
     assert store.put(7, record(7, 500))
     assert store.blocks() == [0, 2, 7]
-    other = DiskStore(tmp_path, budget=3600)
-    other.adopt(0, store.path(7))
+    other = DiskStore(tmp_path, budget=3 * PAGE)
+    other.adopt(0, store.file(7))
     store.clear()
     assert torch.equal(other.record(0), record(7, 500))  # its own name of the file
     other.clear()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_process_left_is_removed_and_what_is_in_use_is_not(tmp_path):
+    def put_and_die() -> int:
+        store = DiskStore(tmp_path, budget=8 * PAGE)
+        assert store.put(0, record(0, 500))
+        os.kill(os.getpid(), signal.SIGKILL)
+        return 0
+
+    for _ in range(3):
+        if (child := os.fork()) == 0:
+            os._exit(put_and_die())
+        assert os.waitpid(child, 0)[1] == signal.SIGKILL
+    first, second = DiskStore(tmp_path, budget=PAGE), DiskStore(tmp_path, budget=PAGE)
+    assert first.put(1, record(1, 500))
+    assert second.put(2, record(2, 500))
+    assert len(list(tmp_path.iterdir())) == 2
+    assert torch.equal(first.record(1), record(1, 500))
+    first.clear()
+    second.clear()
     assert list(tmp_path.iterdir()) == []
 
 
@@ -85,7 +110,7 @@ def test_full_tiers_pass_on_their_oldest_and_then_forget(tmp_path):
     stores = [
         SlabStore("device", CPU, 512, 256),
         SlabStore("host", CPU, 512, 256),
-        DiskStore(tmp_path, 2 * 400),
+        DiskStore(tmp_path, 2 * PAGE),
     ]
     forgotten = []
 
@@ -107,7 +132,7 @@ def test_refusing_loses_nothing(tmp_path):
     def refuse(store):
         raise MemoryFullError("no")
 
-    tiers = TieredStore([SlabStore("device", CPU, 256, 256), DiskStore(tmp_path, 400)], refuse)
+    tiers = TieredStore([SlabStore("device", CPU, 256, 256), DiskStore(tmp_path, PAGE)], refuse)
     tiers.put(0, record(0, 128))
     tiers.put(1, record(1, 128))
     with pytest.raises(MemoryFullError):

@@ -6,10 +6,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
+
+from stc_video.memory.stores.files import StoredFile
 
 if TYPE_CHECKING:
     from transformers import Cache
@@ -122,7 +123,7 @@ class Snapshot:
 
     values: dict[str, Any] = field(default_factory=dict)
     tensors: dict[str, Tensor] = field(default_factory=dict)
-    records: dict[int, Tensor | Path] = field(default_factory=dict)
+    records: dict[int, Tensor | StoredFile] = field(default_factory=dict)
 
 
 class Memory(ABC):
@@ -141,6 +142,10 @@ class Memory(ABC):
         MemoryFullError
             If the memory is full and may not forget; it is as before then.
         """
+
+    def holds(self, number: int) -> bool:
+        """Tell whether a frame is held, after an :meth:`append` that failed."""
+        return False
 
     @abstractmethod
     def context(self, prompt: Tensor, question: slice, text: str) -> Context:

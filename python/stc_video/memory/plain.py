@@ -13,6 +13,7 @@ from stc_video.cache_argument import cache_argument
 from stc_video.errors import MemoryFullError
 from stc_video.memory.base import Context, Frame, Memory, Snapshot
 from stc_video.memory.config import PlainConfig
+from stc_video.memory.restoring import check_counts, check_fields
 from stc_video.memory.rotary import Rotary
 from stc_video.rotary import apply_rotary
 
@@ -95,6 +96,8 @@ class PlainMemory(Memory):
     def restore(self, snapshot: Snapshot) -> None:
         """Take over everything from a snapshot."""
         self.clear()
+        check_fields(snapshot.values, ("position", "layers"))
+        check_counts(snapshot.values, "position", "layers")
         self._position = snapshot.values["position"]
         device = next(self._model.parameters()).device
         for number in range(snapshot.values["layers"]):

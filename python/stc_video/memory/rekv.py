@@ -6,7 +6,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,8 +17,16 @@ from stc_video.memory.codecs import make_codec
 from stc_video.memory.config import RekvConfig
 from stc_video.memory.decoder import Decoder, causal_mask
 from stc_video.memory.index import BlockIndex
+from stc_video.memory.restoring import check_counts, check_fields, check_shape, checked_blocks
 from stc_video.memory.retrieval import best_order, choose, diverse_order, similarity
-from stc_video.memory.stores import DiskStore, SlabStore, Store, TieredStore, read_record
+from stc_video.memory.stores import (
+    DiskStore,
+    SlabStore,
+    Store,
+    StoredFile,
+    TieredStore,
+    read_record,
+)
 from stc_video.memory.window import Block, Window
 from stc_video.rotary import apply_rotary
 
@@ -114,6 +121,10 @@ class RekvMemory(Memory):
                 piece = []
             piece.append(frame)
         self._append_piece(piece)
+
+    def holds(self, number: int) -> bool:
+        """Tell whether a frame is held, after an :meth:`append` that failed."""
+        return number in self._blocks
 
     def _append_piece(self, frames: Sequence[Frame]) -> None:
         """Encode frames that fit into a fraction of the window together."""
@@ -321,7 +332,7 @@ class RekvMemory(Memory):
         for store in self._store.stores:
             for number in store.blocks():
                 if isinstance(store, DiskStore):
-                    snapshot.records[number] = store.path(number)
+                    snapshot.records[number] = store.file(number)
                 else:
                     snapshot.records[number] = store.record(number)
         return snapshot
@@ -330,7 +341,13 @@ class RekvMemory(Memory):
         """Take over everything from a snapshot."""
         self.clear()
         device, values = self._decoder.device, snapshot.values
-        blocks = [Block(**entry) for entry in values["blocks"]]
+        check_fields(values, ("blocks", "position", "evicted", "nearest", "stores"))
+        check_counts(values, "position", "evicted")
+        layers, _, heads, _, width = self._window.prefix.shape
+        for name in ("prefix", "window"):
+            check_shape(name, snapshot.tensors[name], (layers, 2, heads, None, width))
+        check_shape("index", snapshot.tensors["index"], (layers, None, heads * width))
+        blocks = checked_blocks(snapshot)
         inside = [block for block in blocks if block.slot >= 0]
         prefix, live = (snapshot.tensors[name].to(device) for name in ("prefix", "window"))
         self._window.restore(prefix, live, inside, values["position"])
@@ -343,7 +360,7 @@ class RekvMemory(Memory):
             store = stores[name]
             for number in numbers:
                 record = snapshot.records[number]
-                if isinstance(store, DiskStore) and isinstance(record, Path):
+                if isinstance(store, DiskStore) and isinstance(record, StoredFile):
                     store.adopt(number, record)
                 elif not store.put(number, read_record(record)):
                     raise MemoryFullError(f"memory: the saved frames do not fit into {name}")

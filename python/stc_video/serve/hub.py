@@ -5,19 +5,22 @@ from __future__ import annotations
 
 import logging
 import re
-import shutil
 import threading
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from stc_video.acceleration import Acceleration, accelerate
 from stc_video.config import CacheConfig
+from stc_video.errors import DamagedSaveError
+from stc_video.folder_lock import FolderLock
 from stc_video.loading.video_llm import ChatModel
 from stc_video.serve.config import ServeConfig
 from stc_video.serve.errors import Refused
 from stc_video.serve.streams import LiveStream
 from stc_video.session import StreamingSession
+from stc_video.session.storage import INDEX, delete_save, remove_left_behind
 
 __all__ = ["StreamHub"]
 
@@ -26,7 +29,7 @@ _LOG = logging.getLogger(__name__)
 
 
 class StreamHub:
-    """Makes, finds, saves and resumes streams.
+    """Makes, finds, saves and resumes streams; the only one to write to its folder of saves.
 
     Parameters
     ----------
@@ -40,19 +43,20 @@ class StreamHub:
 
     Attributes
     ----------
-    saves, failed_saves
-        How many there were.
+    saves, failed_saves, damaged_saves
+        How many there were; damaged ones were found at the start and set aside.
     """
 
     def __init__(
         self, chat: ChatModel, config: ServeConfig, on_seconds: Callable[[float], None]
     ) -> None:
         self.chat = chat
-        self.saves = self.failed_saves = 0
+        self.saves = self.failed_saves = self.damaged_saves = 0
         self._config = config
         self._on_seconds = on_seconds
         self._streams: dict[str, LiveStream] = {}
         self._saved: dict[str, int] = {}
+        self._folder_lock: FolderLock | None = None
         self._lock = threading.RLock()
         self._saving = threading.Lock()
         self._ending = threading.Event()
@@ -65,21 +69,38 @@ class StreamHub:
         self._saver = threading.Thread(target=self._autosave, name="autosave", daemon=True)
 
     def start(self) -> None:
-        """Resume what was saved, and save from now on.
+        """Resume what was saved, and save from now on. A damaged save is set aside.
 
         Raises
         ------
         ValueError
-            If a save is damaged, of another model or other settings, or there are too many.
+            If a save is of another model or other settings, or there are too many.
+        FolderInUseError
+            If another service has the folder.
         """
         folder = self._config.save_folder
         if folder is None:
             return
-        folder.mkdir(parents=True, exist_ok=True)
+        self._folder_lock = FolderLock(folder)
         for path in sorted(folder.iterdir()):
-            if (path / "session.json").is_file():
-                self._resume(path)
+            if path.is_dir() and _NAME.fullmatch(path.name):
+                try:
+                    remove_left_behind(path)
+                    if (path / INDEX).is_file():
+                        self._resume(path)
+                except DamagedSaveError as error:
+                    self._set_aside(path, error)
+            elif (path / INDEX).is_file():
+                _LOG.warning("%s is no name of a stream; what is saved there is left alone", path)
         self._saver.start()
+
+    def _set_aside(self, path: Path, error: DamagedSaveError) -> None:
+        """Rename a damaged save to what no stream is called, and say so."""
+        # Names of streams have no tilde.
+        aside = path.with_name(f"{path.name}~damaged-{uuid.uuid4().hex[:8]}")
+        path.rename(aside)
+        self.damaged_saves += 1
+        _LOG.error("stream %s begins anew: %s; the save is now %s", path.name, error, aside)
 
     def _resume(self, path: Path) -> None:
         try:
@@ -88,6 +109,8 @@ class StreamHub:
                 path, self.chat.model, self.chat.processor, **self._settings()
             )
             self._add(path.name, session)
+        except DamagedSaveError:
+            raise
         except (ValueError, Refused, OSError) as error:
             reason = error.detail if isinstance(error, Refused) else error
             raise ValueError(
@@ -150,16 +173,30 @@ class StreamHub:
         return streams[0]
 
     def remove(self, name: str) -> None:
-        """Forget a stream, and delete its save."""
+        """Delete a stream's save, and forget the stream.
+
+        Raises
+        ------
+        Refused
+            With status 404 if there is none; with 500 if the save cannot be deleted, the stream
+            goes on then.
+        """
         with self._saving:
+            stream = self.get(name)
+            self._saved.pop(name, None)
+            if self._config.save_folder is not None:
+                try:
+                    delete_save(self._config.save_folder / name)
+                except OSError as error:
+                    _LOG.exception("the save of stream %s could not be deleted", name)
+                    raise Refused(
+                        500, f"the save of stream {name} could not be deleted ({error.strerror}); "
+                        "the stream goes on", "delete_failed",
+                    ) from error  # fmt: skip
             with self._lock:
-                stream = self.get(name)
                 del self._streams[name]
-                self._saved.pop(name, None)
             stream.close()
             stream.session.close()
-            if self._config.save_folder is not None:
-                shutil.rmtree(self._config.save_folder / name, ignore_errors=True)
 
     def _check_name(self, name: str) -> None:
         if not _NAME.fullmatch(name):
@@ -224,3 +261,5 @@ class StreamHub:
             stream.session.close()
         self._streams.clear()
         self._handle.restore()
+        if self._folder_lock is not None:
+            self._folder_lock.release()

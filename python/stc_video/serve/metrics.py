@@ -103,3 +103,7 @@ class _StreamCollector(Collector):
         yield CounterMetricFamily("stc_saves", "Saves of streams.", value=self._hub.saves)
         failed = self._hub.failed_saves
         yield CounterMetricFamily("stc_failed_saves", "Saves that failed.", value=failed)
+        damaged = self._hub.damaged_saves
+        yield CounterMetricFamily(
+            "stc_damaged_saves", "Saves found damaged and set aside.", value=damaged
+        )

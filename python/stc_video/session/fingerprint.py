@@ -26,19 +26,29 @@ _GEOMETRY = (
 _SAMPLED = 64
 
 
-def model_fingerprint(model: PreTrainedModel) -> dict[str, Any]:
-    """Describe a model: class, geometry, dtype, and a hash of a sample of every weight."""
+def model_fingerprint(model: PreTrainedModel, *, by_name: bool = False) -> dict[str, Any]:
+    """Describe a model: class, geometry, dtype, and a hash of a sample of every weight.
+
+    Parameters
+    ----------
+    model
+        The model.
+    by_name
+        Hash the names of the weights instead of their shapes, as saves did up to format 2.
+        Releases of transformers name the same weights differently.
+    """
     config: Any = model.config
     digest = hashlib.sha256()
     for name, parameter in model.named_parameters():
         sample = parameter.detach().flatten()[:_SAMPLED].to("cpu", torch.float64)
-        digest.update(name.encode() + sample.numpy().tobytes())
+        known_by = name if by_name else str(tuple(parameter.shape))
+        digest.update(known_by.encode() + sample.numpy().tobytes())
     return {
         "class": type(model).__name__,
         "vision": _geometry(config.vision_config),
         "text": _geometry(config.get_text_config()),
         "dtype": str(model.dtype).removeprefix("torch."),
-        "weights": digest.hexdigest(),
+        "weights" if by_name else "weights_in_order": digest.hexdigest(),
     }
 
 

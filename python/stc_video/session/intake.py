@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from stc_video.acceleration import Acceleration
-from stc_video.errors import MemoryFullError, StreamWarning
+from stc_video.errors import StreamWarning
 from stc_video.memory import Frame, Memory
 from stc_video.pruners import PrunedTokens
 from stc_video.session.pushed import PushedFrame, pushed_frames
@@ -48,7 +48,7 @@ class Intake:
     Attributes
     ----------
     frames, tokens_seen, tokens_kept, refused
-        Totals since the stream began; ``refused`` frames did not fit into the memory.
+        Totals since the stream began; ``refused`` frames did not come into the memory.
     times_back
         How often a frame's time was before that of the frame before it.
     waiting
@@ -158,6 +158,7 @@ class Intake:
         try:
             with torch.no_grad(), self._timer("prefill"):
                 self._memory.append(chunk)
-        except MemoryFullError:
-            self.refused += count
+        except BaseException:
+            # Whatever failed, these frames will not come again.
+            self.refused += sum(not self._memory.holds(frame.number) for frame in chunk)
             raise

@@ -7,6 +7,8 @@ import importlib
 from dataclasses import fields
 from typing import Any
 
+from torch import Tensor
+
 __all__ = ["SAVED_CLASSES", "make_instance", "name_of"]
 
 #: name in a save -> home of the dataclass
@@ -42,6 +44,11 @@ _FORMAT_1 = {
     "stc_video.session.saving:SavedSession": "session",
 }
 _NAMES = {home: name for name, home in SAVED_CLASSES.items()}
+#: annotation -> what a save may have there; other annotations are not looked at
+_TYPES: dict[str, tuple[type, ...]] = {
+    "bool": (bool,), "float": (float, int), "int": (int,), "str": (str,), "Tensor": (Tensor,),
+    "None": (type(None),),
+}  # fmt: skip
 
 
 def name_of(kind: type) -> str | None:
@@ -55,24 +62,43 @@ def make_instance(name: str, values: dict[str, Any]) -> Any:
     Raises
     ------
     ValueError
-        If there is no such name, a field is unknown, or one without a default is missing.
+        If there is no such name, a field is unknown or not of its type, a count is below 0, or a
+        field without a default is missing.
     """
     name = _FORMAT_1.get(name, name)
     home = SAVED_CLASSES.get(name)
     if home is None:
         raise ValueError(
-            f"load: {name!r} is none of the parts that a save may have: {', '.join(SAVED_CLASSES)}"
+            f"{name!r} is none of the parts that a save may have: {', '.join(SAVED_CLASSES)}"
         )
     module, _, class_name = home.partition(":")
     kind: Any = getattr(importlib.import_module(module), class_name)
     values = _converted(name, values)
-    unknown = values.keys() - {field.name for field in fields(kind)}
-    if unknown:
-        raise ValueError(f"load: {_NAMES[home]} has no field {', '.join(sorted(unknown))}")
+    types = {field.name: str(field.type) for field in fields(kind)}
+    if unknown := values.keys() - types.keys():
+        raise ValueError(f"{_NAMES[home]} has no field {', '.join(sorted(unknown))}")
+    for field_name, value in values.items():
+        if not _fits(value, types[field_name]):
+            raise ValueError(
+                f"{_NAMES[home]}.{field_name} must be {types[field_name]}"
+                f"{' from 0' if 'int' in types[field_name] else ''}, got {value!r:.80}"
+            )
     try:
         return kind(**values)
     except TypeError as error:  # names the fields that are missing
-        raise ValueError(f"load: {_NAMES[home]} is incomplete: {error}") from error
+        raise ValueError(f"{_NAMES[home]} is incomplete: {error}") from error
+
+
+def _fits(value: Any, annotation: str) -> bool:
+    """Whether a value is of an annotated type. Whole numbers in saves are counts and places."""
+    parts = annotation.split(" | ")
+    if any(part not in _TYPES for part in parts):
+        return True
+    if isinstance(value, bool) and "bool" not in parts:
+        return False
+    if "int" in parts and isinstance(value, int) and value < 0:
+        return False
+    return isinstance(value, tuple(kind for part in parts for kind in _TYPES[part]))
 
 
 def _converted(name: str, values: dict[str, Any]) -> dict[str, Any]:

@@ -3,16 +3,30 @@
 
 from __future__ import annotations
 
+import uuid
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from stc_video.acceleration import Acceleration
+from stc_video.errors import DamagedSaveError
+from stc_video.folder_lock import FolderLock
 from stc_video.memory import Frame, Memory, Snapshot
+from stc_video.session.fingerprint import describe_settings, model_fingerprint, with_defaults
 from stc_video.session.state_tree import pack, unpack
+from stc_video.session.storage import INDEX, read_save, write_save
 
-__all__ = ["SavedSession", "check_same", "describe", "take_over"]
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from stc_video.models.adapter import SessionAdapter
+    from stc_video.session.intake import Intake
+
+__all__ = ["SavedSession", "Saver", "read_save_of"]
+
+_PARTS = frozenset({"memory", "state", "model", "settings"})
 
 
 @dataclass
@@ -40,40 +54,156 @@ class SavedSession:
     side: Any
 
 
-def describe(saved: SavedSession, handle: Acceleration, stream: str, memory: Memory) -> Snapshot:
-    """Collect the state of session, memory, cacher and pruner."""
-    snapshot = memory.snapshot()
-    tensors: dict[str, Tensor] = {}
-    state = {
-        "session": saved,
-        "cacher": None if handle.cacher is None else handle.cacher.stream_state(stream),
-        "pruner": handle.pruner.stream_state(stream),
-    }
-    snapshot.values = {"memory": snapshot.values, "state": pack(state, tensors)}
-    snapshot.tensors |= tensors
+def read_save_of(folder: Path, model: PreTrainedModel) -> Snapshot:
+    """Read a save, and refuse it if it is damaged or of another model."""
+    snapshot = read_save(folder)
+    values = snapshot.values
+    if values.keys() != _PARTS or not all(isinstance(part, dict) for part in values.values()):
+        raise DamagedSaveError(
+            f"load: the save in {folder} is damaged: {INDEX} must have the objects "
+            f"{', '.join(sorted(_PARTS))}, got {', '.join(sorted(values))}"
+        )
+    known = values["model"]
+    found = model_fingerprint(model, by_name="weights" in known)
+    for part in ("vision", "text"):
+        # Which sizes a configuration tells differs between releases of transformers.
+        shared = known.get(part, {}).keys() & found[part].keys()
+        known, found = (d | {part: {k: d[part][k] for k in sorted(shared)}} for d in (known, found))
+    _check_same("model", known, found)
     return snapshot
 
 
-def take_over(
-    snapshot: Snapshot, handle: Acceleration, stream: str, memory: Memory
-) -> SavedSession:
-    """Put memory, cacher and pruner into a described state, and return the session's own."""
-    device = handle.model.device
-    state = unpack(snapshot.values["state"], snapshot.tensors, device)
-    memory.restore(Snapshot(snapshot.values["memory"], snapshot.tensors, snapshot.records))
-    if handle.cacher is not None and state["cacher"] is not None:
-        state["cacher"].name = stream
-        handle.cacher.restore_stream(stream, state["cacher"])
-    if state["pruner"] is not None:
-        handle.pruner.restore_stream(stream, state["pruner"])
-    saved: SavedSession = state["session"]
-    for frame in saved.waiting:
-        # Positions are used on the CPU.
-        object.__setattr__(frame, "offsets", frame.offsets.cpu())
-    return saved
+class Saver:
+    """Saves a session, from its first save into a folder on as the only one that may.
+
+    Parameters
+    ----------
+    handle
+        The accelerated model.
+    stream
+        Name of the stream in cacher and pruner.
+    config, chunk
+        The session's settings.
+    memory, intake, adapter
+        The session's parts.
+    """
+
+    def __init__(
+        self,
+        handle: Acceleration,
+        stream: str,
+        config: Any,
+        chunk: int,
+        memory: Memory,
+        intake: Intake,
+        adapter: SessionAdapter,
+    ) -> None:
+        self._handle, self._stream = handle, stream
+        self._config, self._chunk = config, chunk
+        self._memory, self._intake, self._adapter = memory, intake, adapter
+        self._lock: FolderLock | None = None
+        self.begin()
+
+    def begin(self) -> None:
+        """Begin a new stream: nothing in a folder is a part of it."""
+        self._identifier = uuid.uuid4().hex
+
+    def save(self, folder: Path, turns: list[tuple[str, str]]) -> None:
+        """Save the state with the turns of the dialogue."""
+        self._take(folder.resolve())
+        intake, handle = self._intake, self._handle
+        saved = SavedSession(
+            frames=intake.frames,
+            tokens_seen=intake.tokens_seen,
+            tokens_kept=intake.tokens_kept,
+            refused=intake.refused,
+            turns=turns,
+            waiting=intake.waiting,
+            side=self._adapter.state(),
+        )
+        snapshot = self._memory.snapshot()
+        tensors: dict[str, Tensor] = {}
+        state = {
+            "session": saved,
+            "cacher": None if handle.cacher is None else handle.cacher.stream_state(self._stream),
+            "pruner": handle.pruner.stream_state(self._stream),
+        }
+        snapshot.values = {
+            "memory": snapshot.values,
+            "state": pack(state, tensors),
+            "model": model_fingerprint(handle.model),
+            "settings": self._settings(),
+        }
+        snapshot.tensors |= tensors
+        write_save(folder, snapshot, self._identifier)
+
+    def restore(self, folder: Path, snapshot: Snapshot) -> list[tuple[str, str]]:
+        """Put a new session into a saved state; returns the turns of the dialogue."""
+        known = with_defaults(snapshot.values["settings"], self._config)
+        _check_same("settings", known, self._settings())
+        device = self._handle.model.device
+        try:
+            state = unpack(snapshot.values["state"], snapshot.tensors, device)
+            saved: SavedSession = state["session"]
+            _check_session(saved)
+            held = Snapshot(snapshot.values["memory"], snapshot.tensors, snapshot.records)
+            self._memory.restore(held)
+        except (LookupError, TypeError, ValueError) as error:
+            said = f"has no {error}" if isinstance(error, KeyError) else error
+            raise DamagedSaveError(
+                f"load: the save in {folder} is damaged: {INDEX}: {said}"
+            ) from error
+        self._take_over(saved, state["cacher"], state["pruner"])
+        return saved.turns
+
+    def close(self) -> None:
+        """Let others save into the folder."""
+        if self._lock is not None:
+            self._lock.release()
+
+    def _take(self, folder: Path) -> None:
+        if self._lock is None or not self._lock.is_on(folder):
+            before, self._lock = self._lock, FolderLock(folder)
+            if before is not None:
+                before.release()
+
+    def _take_over(self, saved: SavedSession, cacher: Any, pruner: Any) -> None:
+        """Put cacher, pruner, side and intake into the state."""
+        handle, stream = self._handle, self._stream
+        if handle.cacher is not None and cacher is not None:
+            cacher.name = stream
+            handle.cacher.restore_stream(stream, cacher)
+        if pruner is not None:
+            handle.pruner.restore_stream(stream, pruner)
+        for frame in saved.waiting:
+            # Positions are used on the CPU.
+            object.__setattr__(frame, "offsets", frame.offsets.cpu())
+        self._intake.restore(saved)
+        self._adapter.restore(saved.side)
+
+    def _settings(self) -> dict[str, Any]:
+        return describe_settings(self._handle, self._config, self._chunk)
 
 
-def check_same(what: str, saved: dict[str, Any], found: dict[str, Any]) -> None:
+def _check_session(saved: Any) -> None:
+    """Refuse totals and turns that no session has."""
+    if not isinstance(saved, SavedSession):
+        raise ValueError(f"the session must be one, got {saved!r:.80}")
+    if saved.tokens_kept > saved.tokens_seen or saved.refused > saved.frames:
+        raise ValueError(
+            f"of {saved.frames} frames and {saved.tokens_seen} tokens, {saved.refused} cannot be "
+            f"refused and {saved.tokens_kept} kept"
+        )
+    if not all(
+        isinstance(turn, tuple) and len(turn) == 2 and all(isinstance(text, str) for text in turn)
+        for turn in saved.turns
+    ):
+        raise ValueError(f"turns must be pairs of texts, got {saved.turns!r:.80}")
+    if not all(isinstance(frame, Frame) for frame in saved.waiting):
+        raise ValueError(f"waiting must be frames, got {saved.waiting!r:.80}")
+
+
+def _check_same(what: str, saved: dict[str, Any], found: dict[str, Any]) -> None:
     """Refuse a save of another model, or of other settings."""
     different = [key for key in saved | found if saved.get(key) != found.get(key)]
     if different:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import itertools
 import threading
-import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,15 +19,13 @@ from stc_video.models.pictures import FrameLike, TimeLike, to_times
 from stc_video.pruners import PrunedTokens, Pruner
 from stc_video.session.answer import Answer
 from stc_video.session.check import check_memory
-from stc_video.session.fingerprint import describe_settings, model_fingerprint, with_defaults
 from stc_video.session.intake import Intake
 from stc_video.session.prompt import Prompt, PromptTemplate
 from stc_video.session.pushed import PushedFrame
 from stc_video.session.questions import Evidence, Questions
-from stc_video.session.saving import SavedSession, check_same, describe, take_over
+from stc_video.session.saving import Saver, read_save_of
 from stc_video.session.stats import SessionStats, StageTimer
 from stc_video.session.stopping import checked_stop
-from stc_video.session.storage import read_save, write_save
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -110,12 +107,14 @@ class StreamingSession:
         except BaseException:
             self.close()
             raise
-        self._config = config
-        self._chunk = prefill_chunk
         self._timer = StageTimer(model.device)
         self._intake = Intake(
             self._handle, self._adapter, self._memory, self._memory_lock, self._timer, self._name,
             prefill_chunk,
+        )  # fmt: skip
+        self._saver = Saver(
+            self._handle, self._name, config, prefill_chunk, self._memory, self._intake,
+            self._adapter,
         )  # fmt: skip
         self._questions = Questions(
             model, self._template, self._adapter, self._memory, self._intake, self._timer
@@ -285,6 +284,8 @@ class StreamingSession:
             self._open = False
             if hasattr(self, "_memory"):
                 self._memory.clear()
+            if hasattr(self, "_saver"):
+                self._saver.close()
             self._handle.forget(self._name)
         self._handle.users -= 1
         if self._handle.owned and self._handle.users == 0:
@@ -303,23 +304,18 @@ class StreamingSession:
         """Save the whole state of the stream into a folder.
 
         The folder always holds a whole save: the one before until this one is complete. Frames
-        that it has already are not written again.
+        that it has already are not written again. From then on no other session may save into it,
+        until this one is closed or saves into another folder.
+
+        Raises
+        ------
+        FolderInUseError
+            If another process, or another session, saves into the folder.
         """
         self._complete()
         with self._push_lock, self._memory_lock:
             self._check_open()
-            saved = SavedSession(
-                frames=self._intake.frames,
-                tokens_seen=self._intake.tokens_seen,
-                tokens_kept=self._intake.tokens_kept,
-                refused=self._intake.refused,
-                turns=self._turns,
-                waiting=self._intake.waiting,
-                side=self._adapter.state(),
-            )
-            snapshot = describe(saved, self._handle, self._name, self._memory)
-            snapshot.values |= self._identity()
-            write_save(Path(path), snapshot, self._identifier)
+            self._saver.save(Path(path), self._turns)
 
     @classmethod
     def load(
@@ -345,35 +341,23 @@ class StreamingSession:
         ------
         FileNotFoundError
             If there is no save.
+        DamagedSaveError
+            If a file of it is not what was written; a ValueError.
         ValueError
-            If it is damaged, or was made with another model or other settings.
+            If it was made with another model or other settings.
         """
-        snapshot = read_save(Path(path))
-        check_same("model", snapshot.values["model"], model_fingerprint(model))
+        snapshot = read_save_of(Path(path), model)
         session = cls(model, processor, **settings)
         try:
-            found = session._identity()["settings"]
-            known = with_defaults(snapshot.values["settings"], session._config)
-            check_same("settings", known, found)
-            saved = take_over(snapshot, session._handle, session._name, session._memory)
+            session._turns = session._saver.restore(Path(path), snapshot)
         except BaseException:
             session.close()
             raise
-        session._intake.restore(saved)
-        session._turns = saved.turns
-        session._adapter.restore(saved.side)
         return session
-
-    def _identity(self) -> dict[str, Any]:
-        """Describe what must be the same when a save is loaded."""
-        return {
-            "model": model_fingerprint(self._handle.model),
-            "settings": describe_settings(self._handle, self._config, self._chunk),
-        }
 
     def _start_over(self) -> None:
         self._turns: list[tuple[str, str]] = []
-        self._identifier = uuid.uuid4().hex  # of the stream, in its saves
+        self._saver.begin()
         self._intake.clear()
         self._adapter.restore(None)
         self._questions.begin()

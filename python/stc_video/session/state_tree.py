@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from typing import Any
 
@@ -62,14 +63,23 @@ def unpack(described: Any, tensors: dict[str, Tensor], device: torch.device) -> 
     Raises
     ------
     ValueError
-        If a class or its fields are unknown.
+        If a class, its fields or a tensor is unknown, or a number is not finite.
     """
+    if isinstance(described, float) and not math.isfinite(described):
+        raise ValueError(f"numbers must be finite, got {described}")
     if isinstance(described, _PLAIN):
         return described
+    if not isinstance(described, dict):
+        raise ValueError(f"a part of the state must be an object, got {described!r:.80}")
     if "tensor" in described:
-        return tensors[described["tensor"]].to(device)
+        if (name := described["tensor"]) not in tensors:
+            raise ValueError(f"there is no tensor {name!r}")
+        return tensors[name].to(device)
     if "dtype" in described:
-        return getattr(torch, described["dtype"])
+        found = getattr(torch, str(described["dtype"]), None)
+        if not isinstance(found, torch.dtype):
+            raise ValueError(f"there is no dtype {described['dtype']!r}")
+        return found
     if "device" in described:
         return device
     if "dict" in described:
@@ -79,7 +89,9 @@ def unpack(described: Any, tensors: dict[str, Tensor], device: torch.device) -> 
         items = described["fields"].items()
         fields = {name: unpack(item, tensors, device) for name, item in items}
         return make_instance(described["class"], fields)
-    kind_name = next(name for name in _SEQUENCES if name in described)
+    kind_name = next((name for name in _SEQUENCES if name in described), None)
+    if kind_name is None:
+        raise ValueError(f"a part of the state is of no known kind: {', '.join(described)}")
     items = [unpack(item, tensors, device) for item in described[kind_name]]
     if kind_name == "deque":
         return deque(items, described["maxlen"])

@@ -56,7 +56,7 @@ class SessionStats:
     waiting
         How many of them wait for their prefill chunk to be full.
     refused
-        Frames that a full memory did not take.
+        Frames that the memory did not take, because it or the disk under it was full, or failed.
     evicted
         Frames that the memory has forgotten since, or merged into others.
     times_back

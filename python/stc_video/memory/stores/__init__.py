@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from stc_video.memory.stores.disk import DiskStore, link_or_copy, read_record, write_record
+from stc_video.memory.stores.disk import DiskStore
+from stc_video.memory.stores.files import StoredFile, read_record, sync, write_new, write_record
 from stc_video.memory.stores.slabs import SlabStore
 from stc_video.memory.stores.tiers import Store, TieredStore
 
@@ -11,8 +12,10 @@ __all__ = [
     "DiskStore",
     "SlabStore",
     "Store",
+    "StoredFile",
     "TieredStore",
-    "link_or_copy",
     "read_record",
+    "sync",
+    "write_new",
     "write_record",
 ]

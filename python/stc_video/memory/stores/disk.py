@@ -3,21 +3,28 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import tempfile
 from collections import OrderedDict
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-__all__ = ["DiskStore", "link_or_copy", "read_record", "write_record"]
+from stc_video.errors import MemoryFullError
+from stc_video.folder_lock import try_lock
+from stc_video.memory.stores.files import StoredFile, write_record
 
+__all__ = ["DiskStore"]
+
+_PREFIX = "stc-blocks-"
 _PER_FOLDER = 1000
 _OPEN_FILES = 64
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class DiskStore:
@@ -26,18 +33,21 @@ class DiskStore:
     Parameters
     ----------
     folder
-        Where the files go; None makes a temporary folder that :meth:`clear` removes.
+        Where to make a folder for the files, which :meth:`clear` removes; None for the system's
+        temporary one. What killed processes left there is removed.
     budget
-        Most bytes of all files together.
+        Most bytes of all files together, each in whole blocks of the file system.
     """
 
     name = "disk"
 
     def __init__(self, folder: str | Path | None, budget: int) -> None:
         self.budget = budget
-        self._root = None if folder is None else Path(folder)
+        self._root = Path(tempfile.gettempdir()) if folder is None else Path(folder)
         # A folder of its own, so that two streams, or a killed process, never mix up files.
         self._folder: Path | None = None
+        self._lock: int | None = None
+        self._files: dict[int, StoredFile] = {}
         self._sizes: dict[int, int] = {}
         self._used = 0
         self._open: OrderedDict[int, Any] = OrderedDict()
@@ -62,21 +72,34 @@ class DiskStore:
         return min(self._sizes, default=None)
 
     def put(self, block: int, record: Tensor) -> bool:
-        """Write a record (L, R) uint8; False if there is no room."""
-        if self._used + record.nbytes + _header_bytes(record) > self.budget:
-            return False
-        path = self.path(block)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_record(record, path)
-        self._count(block, path)
+        """Write a record (L, R) uint8; False if the budget has no room for it.
+
+        Raises
+        ------
+        MemoryFullError
+            If the disk is full. To forget blocks would make no room where a save has their files.
+        """
+        try:
+            path = self._place(block)
+            if self._used + _upper_bound(record, path.parent) > self.budget:
+                return False
+            self._count(block, write_record(record, path))
+        except OSError as error:
+            if error.errno not in _FULL:
+                raise
+            raise MemoryFullError(
+                f"memory: {self._root} has no room for a block of {record.nbytes} bytes "
+                f"({error.strerror}), with {self._used} of disk_bytes={self.budget} used"
+            ) from error
         return True
 
-    def adopt(self, block: int, file: Path) -> None:
+    def adopt(self, block: int, file: StoredFile) -> None:
         """Take over a file that another store wrote, without copying it where that is possible."""
-        path = self.path(block)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        link_or_copy(file, path)
-        self._count(block, path)
+        self._count(block, file.link(self._place(block)))
+
+    def file(self, block: int) -> StoredFile:
+        """Return a block's file."""
+        return self._files[block]
 
     def record(self, block: int) -> Tensor:
         """Read a block's record (L, R)."""
@@ -92,63 +115,79 @@ class DiskStore:
         """Delete a block's file."""
         self._open.pop(block, None)
         self._used -= self._sizes.pop(block)
-        self.path(block).unlink()
+        self._files.pop(block).path.unlink(missing_ok=True)
 
     def clear(self) -> None:
         """Delete all files."""
         self.done_reading()
+        self._files.clear()
         self._sizes.clear()
         self._used = 0
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
             self._folder = None
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
 
     def done_reading(self) -> None:
         """Close the mapped files, whose pages count as this process's memory while open."""
         self._open.clear()
 
-    def path(self, block: int) -> Path:
-        """Return where a block's file is."""
+    def _place(self, block: int) -> Path:
+        """Path of a block's file, in a folder that is there."""
         if self._folder is None:
-            if self._root is not None:
-                self._root.mkdir(parents=True, exist_ok=True)
-            self._folder = Path(tempfile.mkdtemp(prefix="blocks-", dir=self._root))
-        return self._folder / f"{block // _PER_FOLDER:05d}" / f"{block:09d}.safetensors"
+            self._make_folder()
+        assert self._folder is not None
+        folder = self._folder / f"{block // _PER_FOLDER:05d}"
+        folder.mkdir(mode=0o700, exist_ok=True)
+        return folder / f"{block:09d}.safetensors"
 
-    def _count(self, block: int, path: Path) -> None:
-        self._sizes[block] = path.stat().st_size
+    def _make_folder(self) -> None:
+        """Make the folder and lock it, by which others see that it is in use."""
+        self._root.mkdir(parents=True, exist_ok=True)
+        _remove_left_behind(self._root)
+        while self._folder is None:
+            folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=self._root))
+            try:
+                self._lock = try_lock(folder)
+            except FileNotFoundError:
+                continue
+            except OSError:  # no locks on this file system: nobody can take it for left behind
+                self._folder = folder
+                return
+            if self._lock is not None:  # otherwise somebody was faster and removes it
+                self._folder = folder
+
+    def _count(self, block: int, file: StoredFile) -> None:
+        self._files[block] = file
+        self._sizes[block] = file.bytes_on_disk
         self._used += self._sizes[block]
 
     def _handle(self, block: int) -> Any:
         if block in self._open:
             self._open.move_to_end(block)
             return self._open[block]
-        handle: Any = safe_open(self.path(block), framework="pt")
+        handle: Any = safe_open(self._files[block].path, framework="pt")
         self._open[block] = handle
         if len(self._open) > _OPEN_FILES:
             self._open.popitem(last=False)
         return handle
 
 
-def write_record(record: Tensor, path: Path) -> None:
-    """Write a record as a file of its own."""
-    # A copy, because safetensors takes no views of a larger piece of memory.
-    save_file({"kv": record.cpu().clone()}, path)
+def _remove_left_behind(root: Path) -> None:
+    """Delete the folders of processes that were killed."""
+    for folder in root.glob(f"{_PREFIX}*"):
+        with suppress(OSError):  # another user's, or without locks
+            lock = try_lock(folder, os.O_RDONLY | os.O_DIRECTORY)
+            if lock is not None:
+                shutil.rmtree(folder, ignore_errors=True)
+                os.close(lock)
 
 
-def read_record(record: Tensor | Path) -> Tensor:
-    """Return a record that may be in a file."""
-    return record if isinstance(record, Tensor) else load_file(record)["kv"]
-
-
-def link_or_copy(source: Path, target: Path) -> None:
-    """Give a file a second name; copy it where the file system cannot do that."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)
-
-
-def _header_bytes(record: Tensor) -> int:
-    """Upper bound of what safetensors writes in front of a record."""
-    return 128 + len(str(record.nbytes)) + sum(len(str(size)) for size in record.shape)
+def _upper_bound(record: Tensor, folder: Path) -> int:
+    """Most bytes that the file of a record will take up."""
+    # What safetensors writes in front of a record.
+    header = 128 + len(str(record.nbytes)) + sum(len(str(size)) for size in record.shape)
+    block = os.statvfs(folder).f_frsize
+    return -(-(record.nbytes + header) // block) * block
