@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,16 @@ from torch import Tensor
 if TYPE_CHECKING:
     from transformers import Cache
 
-__all__ = ["Context", "Frame", "Memory", "Retrieved", "Snapshot", "VideoPlace"]
+__all__ = [
+    "Context",
+    "Frame",
+    "Memory",
+    "MemoryChangedError",
+    "Reading",
+    "Retrieved",
+    "Snapshot",
+    "VideoPlace",
+]
 
 
 @dataclass(frozen=True)
@@ -106,6 +116,26 @@ class Context:
     retrieved: tuple[Retrieved, ...] | None
 
 
+class MemoryChangedError(RuntimeError):
+    """What a question was being answered from has been forgotten meanwhile."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How a question may read a memory that goes on meanwhile.
+
+    Attributes
+    ----------
+    lock
+        Held while the memory is read, and not while the model runs.
+    check
+        Called between pieces of a prompt; what it raises ends the question.
+    """
+
+    lock: AbstractContextManager[Any] = field(default_factory=nullcontext)
+    check: Callable[[], None] = lambda: None
+
+
 @dataclass
 class Snapshot:
     """Everything that a memory holds.
@@ -143,8 +173,12 @@ class Memory(ABC):
         """
 
     @abstractmethod
-    def context(self, prompt: Tensor, question: slice, text: str) -> Context:
+    def context(
+        self, prompt: Tensor, question: slice, text: str, reading: Reading | None = None
+    ) -> Context:
         """Prepare an answer; the memory stays as it is.
+
+        The prompt is taken in pieces, so that a long one needs no mask of its square.
 
         Parameters
         ----------
@@ -154,11 +188,18 @@ class Memory(ABC):
             Rows of the prompt that the question itself takes.
         text
             The question.
+        reading
+            For a memory that other threads use meanwhile.
 
         Returns
         -------
         Context
             All but the last token of the prompt, behind what it needs of the video.
+
+        Raises
+        ------
+        MemoryChangedError
+            If other threads have let the memory forget too much; ask again, holding the lock.
         """
 
     @property

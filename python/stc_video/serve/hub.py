@@ -7,6 +7,7 @@ import logging
 import re
 import shutil
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,6 @@ class StreamHub:
         self._streams: dict[str, LiveStream] = {}
         self._saved: dict[str, int] = {}
         self._lock = threading.RLock()
-        self._saving = threading.Lock()
         self._ending = threading.Event()
         cache = None
         if config.cache is not None:
@@ -150,16 +150,28 @@ class StreamHub:
         return streams[0]
 
     def remove(self, name: str) -> None:
-        """Forget a stream, and delete its save."""
-        with self._saving:
-            with self._lock:
-                stream = self.get(name)
-                del self._streams[name]
-                self._saved.pop(name, None)
-            stream.close()
-            stream.session.close()
+        """Forget a stream, delete its save, and tell its clients.
+
+        Raises
+        ------
+        Refused
+            With status 404 if there is none of this name.
+        """
+        with self._lock:
+            stream = self.get(name)
+            del self._streams[name]
+            self._saved.pop(name, None)
+        stream.end("deleted")
+        with stream.saving:
+            if stream.join(self._deadline()):
+                stream.session.close()
+            else:
+                _LOG.error("stream %s hangs in the model; its memory is not given back", name)
             if self._config.save_folder is not None:
                 shutil.rmtree(self._config.save_folder / name, ignore_errors=True)
+
+    def _deadline(self) -> float:
+        return time.monotonic() + self._config.shutdown_seconds
 
     def _check_name(self, name: str) -> None:
         if not _NAME.fullmatch(name):
@@ -186,22 +198,25 @@ class StreamHub:
 
     def save(self) -> None:
         """Save all streams that have changed since their last save; failures are logged."""
-        folder = self._config.save_folder
+        for stream in self.streams():
+            self._save(stream)
+
+    def _save(self, stream: LiveStream) -> None:
+        folder, name = self._config.save_folder, stream.name
         if folder is None:
             return
-        with self._saving:
-            for stream in self.streams():
-                frames = stream.session.stats().frames
-                if self._saved.get(stream.name) == frames:
-                    continue
-                try:
-                    stream.session.save(folder / stream.name)
-                except Exception:
-                    self.failed_saves += 1
-                    _LOG.exception("stream %s could not be saved", stream.name)
-                else:
-                    self.saves += 1
-                    self._saved[stream.name] = frames
+        with stream.saving:
+            frames = stream.session.stats().frames
+            if self._streams.get(name) is not stream or self._saved.get(name) == frames:
+                return
+            try:
+                stream.session.save(folder / name)
+            except Exception:
+                self.failed_saves += 1
+                _LOG.exception("stream %s could not be saved", name)
+            else:
+                self.saves += 1
+                self._saved[name] = frames
 
     def _autosave(self) -> None:
         while not self._ending.wait(self._config.autosave_seconds):
@@ -210,17 +225,22 @@ class StreamHub:
     def close(self) -> None:
         """Let the frames that wait pass, save, and give the model back as it was.
 
-        A second call does nothing.
+        A stream that hangs is left out, so that the others are saved. A second call does nothing.
         """
         if self._ending.is_set():
             return
         self._ending.set()
-        for stream in self.streams():
-            stream.close()
-        if self._saver.is_alive():
-            self._saver.join()
-        self.save()
-        for stream in self.streams():
-            stream.session.close()
+        streams, deadline = self.streams(), self._deadline()
+        for stream in streams:
+            stream.end("shutdown")
+        hanging = [stream for stream in streams if not stream.join(deadline)]
+        # Those first that no one can be busy with.
+        for stream in streams:
+            if stream not in hanging:
+                self._save(stream)
+                stream.session.close()
         self._streams.clear()
-        self._handle.restore()
+        for stream in hanging:
+            _LOG.error("stream %s hangs in the model and is not saved", stream.name)
+        if not hanging:
+            self._handle.restore()
