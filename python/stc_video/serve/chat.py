@@ -26,6 +26,7 @@ __all__ = ["chat_routes"]
 _DISCONNECT_SECONDS = 0.2
 _KEEP_ALIVE_SECONDS = 1.0
 _CLIENT_GONE = 499
+_MOST_TOKEN = 16  # characters of a token, at the very most on average
 
 
 def chat_routes(service: Service, model: str) -> APIRouter:
@@ -106,15 +107,21 @@ def _check_length(
     stream: LiveStream, question: str, history: Sequence[tuple[str, str]], most: int
 ) -> None:
     """Refuse a question that is too long, or cannot be asked, before anything is computed."""
+    limit = f"messages: a question must have at most {most} tokens with its earlier turns"
+    # Even to count the tokens takes time.
+    characters = len(question) + sum(len(asked) + len(said) for asked, said in history)
+    if characters > _MOST_TOKEN * most:
+        raise _too_long(f"{limit}, got {characters} characters")
     try:
         tokens = stream.session.question_tokens(question, history=history)
     except ValueError as error:
         raise Refused(400, str(error), "bad_messages", param="messages") from error
     if tokens > most:
-        raise Refused(
-            400, f"messages: a question must have at most {most} tokens with its earlier turns, "
-            f"got {tokens}", "context_length_exceeded", param="messages",
-        )  # fmt: skip
+        raise _too_long(f"{limit}, got {tokens}")
+
+
+def _too_long(message: str) -> Refused:
+    return Refused(400, message, "context_length_exceeded", param="messages")
 
 
 def _check_model(name: str | None, model: str) -> None:

@@ -68,7 +68,7 @@ def _plain_png(data: bytes, max_pixels: int) -> bytes:
     kept, turned = [_PNG], 1
     for number, (kind, first, last) in enumerate(_chunks(data)):
         if number == 0:
-            if kind != b"IHDR" or last - first < 21:
+            if kind != b"IHDR" or min(last, len(data)) - first < 25:
                 raise PictureError("the picture is damaged (it does not begin with its size)")
             width, height = struct.unpack_from(">II", data, first + 8)
             _check_size(width, height, max_pixels)
@@ -107,7 +107,7 @@ def _plain_jpeg(data: bytes, max_pixels: int) -> bytes:
         body = data[first + 4 : last] if marker in (_JFIF, _EXIF, _ADOBE) else b""
         if marker in _FRAMES:
             frames += 1
-            if frames > 1 or last - first < 9:
+            if frames > 1 or min(last, len(data)) - first < 9:
                 raise PictureError("the picture is damaged (a JPEG must have one size)")
             height, width = struct.unpack_from(">HH", data, first + 5)
             _check_size(width, height, max_pixels)

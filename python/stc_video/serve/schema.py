@@ -108,7 +108,7 @@ class ChatRequest(BaseModel):
     def _is_text(cls, value: Any) -> Any:
         """JSON can write halves of characters, which no tokenizer and no answer can."""
         try:
-            json.dumps(value, ensure_ascii=False).encode()
+            json.dumps(value, ensure_ascii=False, default=str).encode()
         except (UnicodeEncodeError, RecursionError):
             raise ValueError(
                 "must be Unicode texts, nested a few times at most; got half of a character (a "
