@@ -62,7 +62,7 @@ class ServeConfig:
     autosave_seconds
         Time between saves of streams that have changed.
     shutdown_seconds
-        How long requests and frames under way may go on, each, when the service ends.
+        How long requests under way may go on when the service ends, and after them frames.
     memory
         Of each stream.
     cache, prune, tokens_per_frame, prefill_chunk

@@ -222,15 +222,16 @@ class StreamHub:
         while not self._ending.wait(self._config.autosave_seconds):
             self.save()
 
-    def close(self) -> None:
+    def close(self, deadline: float | None = None) -> None:
         """Let the frames that wait pass, save, and give the model back as it was.
 
-        A stream that hangs is left out, so that the others are saved. A second call does nothing.
+        A stream that hangs beyond a time of ``time.monotonic`` is left out, so that the others are
+        saved. A second call does nothing.
         """
         if self._ending.is_set():
             return
         self._ending.set()
-        streams, deadline = self.streams(), self._deadline()
+        streams, deadline = self.streams(), deadline or self._deadline()
         for stream in streams:
             stream.end("shutdown")
         hanging = [stream for stream in streams if not stream.join(deadline)]

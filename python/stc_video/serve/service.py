@@ -54,5 +54,6 @@ class Service:
 
     def close(self) -> None:
         """End answers and streams, save, and give the model back; a second call does nothing."""
-        self.desk.close(time.monotonic() + self.config.shutdown_seconds)
-        self.hub.close()
+        deadline = time.monotonic() + self.config.shutdown_seconds
+        self.desk.close(deadline)
+        self.hub.close(deadline)
