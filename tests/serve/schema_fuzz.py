@@ -10,6 +10,7 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 from pictures import jpeg
 from websockets.sync.client import connect
@@ -38,7 +39,10 @@ def main(schemathesis: str, seconds: str) -> int:
             socket.recv()
             checks = ["--checks", "not_a_server_error", "--max-time", seconds]
             schema = f"http://{address[1]}/openapi.json"
-            return subprocess.run([schemathesis, "run", schema, *checks]).returncode
+            # Where it keeps what it has found.
+            home = Path(schemathesis).resolve().parents[1]
+            command = [Path(schemathesis).absolute(), "run", schema, *checks]
+            return subprocess.run(command, cwd=home).returncode
     finally:
         service.terminate()
         service.wait(timeout=30)
