@@ -12,6 +12,8 @@
 #   make fuzz-hostile   hostile calls of every operator: HOSTILE_CALLS=10000, none may crash, with
 #                 the library as it is and with one built with sanitizers
 #   make attack-saves   SAVE_ATTACKS=2000 accidents to saved sessions, none may load changed
+#   make attack   attacks on a service while cameras push to it, loopback only; about 15 minutes
+#   make schema-fuzz    requests made up from the service's own schema, FUZZ_SECONDS=120 of them
 #   make lint     formatters, linters, types, which way imports go
 #   make docs     the documents as a site, into out/docs
 #   make bench    the CPU benchmarks, written to benchmarks/results
@@ -47,8 +49,8 @@ HOSTILE_SECONDS ?= 3600
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test test-long test-quick test-gpu test-versions test-newest test-hub fuzz \
-    fuzz-hostile attack-saves emulate emulate-long mutants lint format docs static bench gpu gpu-session \
-    gpu-dry-run sanitize-gpu bench-gpu bench-service lock clean
+    fuzz-hostile attack attack-saves schema-fuzz emulate emulate-long mutants lint format docs static bench \
+    gpu gpu-session gpu-dry-run sanitize-gpu bench-gpu bench-service lock clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -186,6 +188,15 @@ fuzz-hostile: install
 attack-saves: install
 	STC_ATTACKS=$(SAVE_ATTACKS) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 0 -s \
 	    tests/session/test_damaged_saves.py
+
+attack: install
+	$(BIN)/python benchmarks/attacks.py --out benchmarks/results/attacks.csv
+
+# schemathesis has an environment of its own: it brings much that nothing else needs.
+schema-fuzz: install
+	test -x build/schema/bin/schemathesis || { $(PYTHON) -m venv build/schema && \
+	    build/schema/bin/pip install --quiet "schemathesis>=4"; }
+	$(BIN)/python tests/serve/schema_fuzz.py build/schema/bin/schemathesis $(FUZZ_SECONDS)
 
 lint: install
 	$(BIN)/ruff check .

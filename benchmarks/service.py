@@ -23,6 +23,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -52,9 +53,9 @@ class Findings:
 class Service:
     """`stc serve` in a process of its own."""
 
-    def __init__(self, model: str, cameras: int, threads: int) -> None:
+    def __init__(self, model: str, cameras: int, threads: int, more: Sequence[str] = ()) -> None:
         command = [sys.executable, "-m", "stc_video.cli", "serve", "--model", model, "--port", "0"]
-        options = ["--max-streams", str(cameras), "--threads", str(threads)]
+        options = ["--max-streams", str(cameras), "--threads", str(threads), *more]
         self.process = subprocess.Popen(
             [*command, *options],
             stdout=subprocess.PIPE,

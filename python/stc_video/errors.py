@@ -14,6 +14,10 @@ class MemoryFullError(RuntimeError):
     """A memory has reached its limit and may not forget anything; nothing was changed."""
 
 
+class AnswerStoppedError(RuntimeError):
+    """An answer was stopped before its first token."""
+
+
 class UntestedReleaseWarning(UserWarning):
     """A package is newer than the newest release that stc-kernels was tested with."""
 

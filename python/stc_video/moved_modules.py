@@ -29,6 +29,7 @@ MOVED_MODULES = {
     "stc_video.models.rekv": "stc_video.integrations.rekv",
     "stc_video.models.streamforest": "stc_video.integrations.streamforest",
     "stc_video.pruners.vllm": "stc_video.integrations.vllm",
+    "stc_video.serve.guard": "stc_video.serve.auth",
     "stc_video.studies.cache_settings": "stc_video.studies.fidelity.settings",
     "stc_video.studies.calibrate": "stc_video.studies.fidelity.calibrate",
     "stc_video.studies.clips": "stc_video.studies.pruning.clips",

@@ -128,3 +128,27 @@ def test_a_stream_that_is_not_there_is_said(start, browser: Browser) -> None:
         'document.getElementById("send").click()'
     )
     browser.wait_for('document.querySelector("#answers .facts")?.textContent.includes("no stream")')
+
+
+def test_warnings_are_shown(start, browser: Browser) -> None:
+    service = start()
+    browser.open(f"http://{service.address}/")
+    # A clock that is set back while the camera runs.
+    browser.run(
+        "let clock = 5e12; Date.now = () => (clock -= 1000);"
+        'document.getElementById("fps").value = 5; document.getElementById("camera").click()'
+    )
+    browser.wait_for('document.getElementById("warning").textContent.includes("went back")')
+    assert not browser.run('return document.getElementById("warning").hidden')
+    browser.wait_for('document.getElementById("facts").textContent.includes("seen")')
+
+
+def test_a_stream_that_was_deleted_is_said(start, browser: Browser) -> None:
+    service = start()
+    browser.open(f"http://{service.address}/")
+    browser.run('document.getElementById("camera").click()')
+    browser.wait_for('document.getElementById("facts").textContent.includes("seen")')
+    browser.run('fetch("v1/streams/camera", { method: "DELETE" })')
+    browser.wait_for(
+        'document.getElementById("status").textContent === "The stream has ended: deleted."'
+    )

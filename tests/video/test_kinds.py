@@ -286,3 +286,33 @@ def test_addresses_keep_their_password_to_themselves() -> None:
     assert where.shown == "rtsp://10.0.0.5:554/h264/ch1?a=b@c"
     assert where.name == "ch1"
     assert locate("http://camera/").name == "camera"
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.mp4", "ffconcat version 1.0\nfile secret.mp4\n"),
+        ("a.ffconcat", "ffconcat version 1.0\nfile secret.mp4\n"),
+        ("a.m3u8", "#EXTM3U\n#EXT-X-TARGETDURATION:3\n#EXTINF:3,\nsecret.mp4\n#EXT-X-ENDLIST\n"),
+    ],
+)
+def test_a_file_cannot_name_another_one(tmp_path: Path, name: str, text: str) -> None:
+    write_clip(tmp_path / "secret.mp4", 12, rate=4)
+    (tmp_path / name).write_text(text)
+    with pytest.raises(VideoError, match="is not a video but names others"):
+        read(tmp_path / name)
+
+
+def test_a_title_that_is_no_text_does_not_matter(tmp_path: Path) -> None:
+    clip = write_clip(tmp_path / "a.mp4", 4, rate=4)
+    with av.open(str(clip)) as source, av.open(str(tmp_path / "b.mp4"), "w") as titled:
+        titled.metadata["title"] = "a title of mine"
+        stream = titled.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(video=0):
+            if packet.dts is not None:
+                packet.stream = stream
+                titled.mux(packet)
+    data = (tmp_path / "b.mp4").read_bytes()
+    assert b"a title of mine" in data
+    (tmp_path / "b.mp4").write_bytes(data.replace(b"a title of mine", b"a title \xff\xfe mine"))
+    assert len(read(tmp_path / "b.mp4")) == 4

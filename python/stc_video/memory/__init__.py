@@ -11,7 +11,16 @@ from stc_video.memory.config import PlainConfig, RekvConfig
 if TYPE_CHECKING:
     from torch import nn
 
-    from stc_video.memory.base import Context, Frame, Memory, Retrieved, Snapshot, VideoPlace
+    from stc_video.memory.base import (
+        Context,
+        Frame,
+        Memory,
+        MemoryChangedError,
+        Reading,
+        Retrieved,
+        Snapshot,
+        VideoPlace,
+    )
     from stc_video.memory.plain import PlainMemory
     from stc_video.memory.rekv import RekvMemory
 
@@ -19,8 +28,10 @@ __all__ = [
     "Context",
     "Frame",
     "Memory",
+    "MemoryChangedError",
     "PlainConfig",
     "PlainMemory",
+    "Reading",
     "RekvConfig",
     "RekvMemory",
     "Retrieved",
@@ -32,7 +43,17 @@ __all__ = [
 
 #: imported when they are first used, so that reading the settings need not wait for torch
 _HOMES = {"PlainMemory": "plain", "RekvMemory": "rekv"} | dict.fromkeys(
-    ("Context", "Frame", "Memory", "Retrieved", "Snapshot", "VideoPlace"), "base"
+    (
+        "Context",
+        "Frame",
+        "Memory",
+        "MemoryChangedError",
+        "Reading",
+        "Retrieved",
+        "Snapshot",
+        "VideoPlace",
+    ),
+    "base",
 )
 _CONFIGS: dict[str, type[PlainConfig] | type[RekvConfig]] = {
     "plain": PlainConfig,

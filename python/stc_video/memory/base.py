@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,16 @@ from stc_video.memory.stores.files import StoredFile
 if TYPE_CHECKING:
     from transformers import Cache
 
-__all__ = ["Context", "Frame", "Memory", "Retrieved", "Snapshot", "VideoPlace"]
+__all__ = [
+    "Context",
+    "Frame",
+    "Memory",
+    "MemoryChangedError",
+    "Reading",
+    "Retrieved",
+    "Snapshot",
+    "VideoPlace",
+]
 
 
 @dataclass(frozen=True)
@@ -107,6 +117,26 @@ class Context:
     retrieved: tuple[Retrieved, ...] | None
 
 
+class MemoryChangedError(RuntimeError):
+    """What a question was being answered from has been forgotten meanwhile."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How a question may read a memory that goes on meanwhile.
+
+    Attributes
+    ----------
+    lock
+        Held while the memory is read, and not while the model runs.
+    check
+        Called between pieces of a prompt; what it raises ends the question.
+    """
+
+    lock: AbstractContextManager[Any] = field(default_factory=nullcontext)
+    check: Callable[[], None] = lambda: None
+
+
 @dataclass
 class Snapshot:
     """Everything that a memory holds.
@@ -148,8 +178,12 @@ class Memory(ABC):
         return False
 
     @abstractmethod
-    def context(self, prompt: Tensor, question: slice, text: str) -> Context:
+    def context(
+        self, prompt: Tensor, question: slice, text: str, reading: Reading | None = None
+    ) -> Context:
         """Prepare an answer; the memory stays as it is.
+
+        The prompt is taken in pieces, so that a long one needs no mask of its square.
 
         Parameters
         ----------
@@ -159,11 +193,18 @@ class Memory(ABC):
             Rows of the prompt that the question itself takes.
         text
             The question.
+        reading
+            For a memory that other threads use meanwhile.
 
         Returns
         -------
         Context
             All but the last token of the prompt, behind what it needs of the video.
+
+        Raises
+        ------
+        MemoryChangedError
+            If other threads have let the memory forget too much; ask again, holding the lock.
         """
 
     @property

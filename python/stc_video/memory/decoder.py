@@ -8,7 +8,7 @@ never re-implemented.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,11 @@ from stc_video.bypassed import refuse_hooks
 from stc_video.errors import UnsupportedModelError
 from stc_video.memory.rotary import Rotary
 
-__all__ = ["Decoder", "DecoderLayer", "causal_mask"]
+__all__ = ["Decoder", "DecoderLayer", "causal_mask", "pieces"]
+
+# Tokens of a prompt that pass through the model together: enough to keep it busy, and on a CPU
+# done in seconds, after which a question can be stopped.
+_PIECE = 256
 
 _PARTS = ("input_layernorm", "self_attn", "post_attention_layernorm", "mlp")
 _PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -99,6 +103,23 @@ class DecoderLayer:
         out: Tensor = x + self.layer.mlp(self.layer.post_attention_layernorm(x[None]))[0]
         return out
 
+    def run(
+        self, x: Tensor, query: Tensor, keys: Tensor, values: Tensor, check: Callable[[], None]
+    ) -> Tensor:
+        """Residual stream (n, D) behind the layer, computed piece by piece.
+
+        The queries (H, n, d) are those of the last n keys (Hkv, m, d); ``check`` is called before
+        each piece.
+        """
+        out, held = torch.empty_like(x), keys.shape[1] - len(x)
+        for rows in pieces(len(x)):
+            check()
+            seen = held + rows.stop
+            mask = causal_mask(rows.stop - rows.start, seen, x.device)
+            attention = self.attend(query[:, rows], keys[:, :seen], values[:, :seen], mask)
+            out[rows] = self.finish(x[rows], attention)
+        return out
+
     def question_query(self, query: Tensor) -> Tensor:
         """Mean of queries (H, n, d) over tokens, summed over the heads of a group: (Hkv * d,).
 
@@ -161,6 +182,12 @@ def _sections(config: Any) -> Sequence[int] | None:
         )
     sections: Sequence[int] | None = settings.get("mrope_section")
     return sections
+
+
+def pieces(count: int) -> Iterator[slice]:
+    """Cut so many tokens of a prompt into pieces that pass through the model one by one."""
+    for first in range(0, count, _PIECE):
+        yield slice(first, min(first + _PIECE, count))
 
 
 def causal_mask(queries: int, keys: int, device: torch.device) -> Any:

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from stc_video.cache_argument import cache_argument
 from stc_video.errors import MemoryFullError
-from stc_video.memory.base import Context, Frame, Memory, Snapshot
+from stc_video.memory.base import Context, Frame, Memory, Reading, Snapshot
 from stc_video.memory.config import PlainConfig
+from stc_video.memory.decoder import pieces
 from stc_video.memory.restoring import check_counts, check_fields
 from stc_video.memory.rotary import Rotary
 from stc_video.rotary import apply_rotary
@@ -66,21 +67,29 @@ class PlainMemory(Memory):
             self._feed(self._cache, embeds, torch.cat(positions, dim=-1))
         self._position = position
 
-    def context(self, prompt: Tensor, question: slice, text: str) -> Context:
+    def context(
+        self, prompt: Tensor, question: slice, text: str, reading: Reading | None = None
+    ) -> Context:
         """Copy the cache and add the prompt but for its last token."""
-        held = self.tokens
-        # The answer goes on at the number of tokens; attention sees differences only.
-        shift = held - self._position
+        reading = reading or Reading()
+        with reading.lock:
+            cache, held = self._copy(), self.tokens
+        for rows in pieces(len(prompt) - 1):
+            reading.check()
+            self._feed(cache, prompt[rows], torch.arange(held + rows.start, held + rows.stop))
+        return Context(cache, held + len(prompt) - 1, None)
+
+    def _copy(self) -> Any:
+        """The cache with keys turned on: an answer goes on at the number of tokens."""
         cache = _empty()
+        # Attention sees differences only.
+        shift = self.tokens - self._position
         for number, (keys, values) in enumerate(_layers(self._cache)):
             if shift:
                 table = Rotary(self._rotary).shift_table(torch.tensor([shift]))
                 keys = apply_rotary(keys, *table)
             cache.update(keys.clone(), values.clone(), number)
-        if len(prompt) > 1:
-            positions = torch.arange(held, held + len(prompt) - 1)
-            self._feed(cache, prompt[:-1], positions)
-        return Context(cache, held + len(prompt) - 1, None)
+        return cache
 
     def nbytes(self) -> dict[str, int]:
         """Bytes of the cache."""

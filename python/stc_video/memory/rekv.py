@@ -12,7 +12,16 @@ import torch
 from torch import Tensor, nn
 
 from stc_video.errors import MemoryFullError
-from stc_video.memory.base import Context, Frame, Memory, Retrieved, Snapshot
+from stc_video.memory.base import (
+    Context,
+    Frame,
+    Memory,
+    MemoryChangedError,
+    Reading,
+    Retrieved,
+    Snapshot,
+)
+from stc_video.memory.blocks import Asked, block_of, length_of, start_of
 from stc_video.memory.codecs import make_codec
 from stc_video.memory.config import RekvConfig
 from stc_video.memory.decoder import Decoder, causal_mask
@@ -72,6 +81,7 @@ class RekvMemory(Memory):
         self._store = TieredStore(stores, self._evict)
         self._blocks: dict[int, Block] = {}
         self.evicted = 0
+        self._forgotten = 0  # like evicted, and never begins anew
 
     @property
     def tokens(self) -> int:
@@ -93,15 +103,12 @@ class RekvMemory(Memory):
         self.clear()
         count, layers = len(prefix), self._decoder.layers
         table = self._decoder.rotary.table(torch.arange(count))
-        mask = causal_mask(count, count, prefix.device)
         kept, x = [], prefix
         for layer in layers if count else ():
             query, key, value = layer.project(x)
             kept.append(torch.stack([key, value]))
-            attention = layer.attend(
-                apply_rotary(query, *table), apply_rotary(key, *table), value, mask
-            )
-            x = layer.finish(x, attention)
+            turned = apply_rotary(query, *table), apply_rotary(key, *table)
+            x = layer.run(x, *turned, value, lambda: None)
         self._window.begin(torch.stack(kept) if kept else self._window.prefix[:, :, :, :0])
 
     def append(self, frames: Sequence[Frame]) -> None:
@@ -135,7 +142,7 @@ class RekvMemory(Memory):
             window.position += sum(frame.span for frame in frames)
             return
         window.make_room(count)
-        starts = [_start(frame, position) for frame, position in zip(frames, free, strict=True)]
+        starts = [start_of(frame, position) for frame, position in zip(frames, free, strict=True)]
         groups, leaving = window.plan(sizes, starts)
         for _ in range(leaving):
             self._move_out()
@@ -162,7 +169,7 @@ class RekvMemory(Memory):
             x = layer.finish(x, torch.cat(parts))
         for at, frame in enumerate(frames):
             if sizes[at]:
-                block = _block(frame, *starts[at])
+                block = block_of(frame, *starts[at])
                 window.commit(block, sizes[at])
                 self._blocks[block.number] = block
                 self._index.add(block.number, torch.stack([layer[at] for layer in means]))
@@ -194,45 +201,65 @@ class RekvMemory(Memory):
             kept.stands_for += gone.stands_for
         del self._blocks[number]
         self.evicted += 1
+        self._forgotten += 1
         return number
 
     # -- questions ---------------------------------------------------------------------------
 
-    def context(self, prompt: Tensor, question: slice, text: str) -> Context:
+    def context(
+        self, prompt: Tensor, question: slice, text: str, reading: Reading | None = None
+    ) -> Context:
         """Retrieve in each layer by the question's queries, and let the prompt attend to it."""
         from transformers import DynamicCache
 
         make_cache: Any = DynamicCache  # has no types
-        cache, decoder = make_cache(), self._decoder
-        numbers = self._index.numbers()
-        sizes = [self._blocks[number].tokens for number in numbers]
-        prefix = self._window.prefix_tokens
-        held = prefix + min(sum(sizes), self.config.retrieve_tokens)
+        cache, decoder, reading = make_cache(), self._decoder, reading or Reading()
+        with reading.lock:
+            asked = self._asked(text)
+            held = self._window.prefix_tokens + asked.budget
         count = len(prompt)
         table = decoder.rotary.table(torch.arange(held, held + count))
-        mask = causal_mask(count, held + count, prompt.device)
-        given = self._external_scores(text, numbers)
         used: Counter[int] = Counter()
         x = prompt
         for number, layer in enumerate(decoder.layers):
             query, key, value = layer.project(x)
-            order = self._order(number, layer.question_query(query[:, question]), sizes, given)
-            chosen = choose(order, sizes, held - prefix)
-            used.update(numbers[at] for at, _ in chosen)
-            blocks = [(self._blocks[numbers[at]], take) for at, take in chosen]
             keys = key.new_empty((key.shape[0], held + count, key.shape[2]))
             values = torch.empty_like(keys)
-            self._gather(number, blocks, keys[:, :held], values[:, :held])
+            with reading.lock:
+                reading.check()
+                chosen = self._chosen(number, layer.question_query(query[:, question]), asked)
+                self._gather(number, chosen, keys[:, :held], values[:, :held])
+                self._store.done_reading()
+            used.update(block.number for block, _ in chosen)
             keys[:, held:] = apply_rotary(key, *table)
             values[:, held:] = value
-            attention = layer.attend(apply_rotary(query, *table), keys, values, mask)
-            x = layer.finish(x, attention)
+            x = layer.run(x, apply_rotary(query, *table), keys, values, reading.check)
             cache.update(keys[None, :, :-1], values[None, :, :-1], number)
-        self._store.done_reading()
         retrieved = tuple(
-            Retrieved(number, self._blocks[number].time, used[number]) for number in sorted(used)
+            Retrieved(block.number, block.time, used[block.number])
+            for block in asked.blocks
+            if used[block.number]
         )
         return Context(cache, held + count - 1, retrieved)
+
+    def _asked(self, text: str) -> Asked:
+        """What there is to answer a question from, now."""
+        numbers = self._index.numbers()
+        blocks = [self._blocks[number] for number in numbers]
+        held = min(sum(block.tokens for block in blocks), self.config.retrieve_tokens)
+        return Asked(blocks, self._external_scores(text, numbers), held, self._forgotten)
+
+    def _chosen(self, layer: int, query: Tensor, asked: Asked) -> list[tuple[Block, int]]:
+        """Blocks for one layer, and how many of their tokens, in temporal order."""
+        blocks, given = asked.blocks, asked.scores
+        if asked.forgotten != self._forgotten:  # other threads go on pushing
+            left = [at for at, b in enumerate(blocks) if self._blocks.get(b.number) is b]
+            blocks, given = [blocks[at] for at in left], None if given is None else given[left]
+        sizes = [block.tokens for block in blocks]
+        if sum(sizes) < asked.budget:
+            raise MemoryChangedError("memory: frames of this question have been forgotten")
+        order = self._order(layer, query, sizes, given)
+        return [(blocks[at], take) for at, take in choose(order, sizes, asked.budget)]
 
     def _external_scores(self, text: str, numbers: list[int]) -> Tensor | None:
         if self.config.scorer is None:
@@ -256,7 +283,8 @@ class RekvMemory(Memory):
         recent = list(range(max(0, len(sizes) - config.recent_frames), len(sizes)))
         if sum(sizes) <= config.retrieve_tokens:
             return list(range(len(sizes)))
-        vectors = self._index.vectors(layer)
+        # Newer ones are behind these.
+        vectors = self._index.vectors(layer)[: len(sizes)]
         normalised = config.retrieval != "plain"
         scores = similarity(query, vectors, normalised=normalised) if given is None else given
         if config.retrieval == "mmr":
@@ -282,7 +310,7 @@ class RekvMemory(Memory):
             take if block.span == block.tokens and not block.side else block.span
             for block, take in blocks
         ]
-        start = origin = keys.shape[1] - _length([block for block, _ in blocks], spans)
+        start = origin = keys.shape[1] - length_of([block for block, _ in blocks], spans)
         prefix = self._window.prefix[layer]
         at = prefix.shape[2]
         rotary = self._decoder.rotary
@@ -370,26 +398,6 @@ class RekvMemory(Memory):
         self._store.clear()
         self._index.clear()
         self._blocks.clear()
+        self._forgotten += 1
         self._window.begin(self._window.prefix[:, :, :, :0])
         self.evicted = 0
-
-
-def _start(frame: Frame, free: int) -> tuple[int, int]:
-    """Position (time) of a frame, and what its rows and columns are counted from."""
-    place = frame.place
-    return (free, free) if place is None else (free + place.time, free + place.origin)
-
-
-def _block(frame: Frame, start: int, origin: int) -> Block:
-    """Describe a frame at its start and origin."""
-    span, side = (frame.span, 0) if frame.place is None else (frame.place.step, frame.place.side)
-    size = len(frame.embeds)
-    return Block(frame.number, frame.time, start, span, size, origin=origin, side=side)
-
-
-def _length(blocks: Sequence[Block], spans: Sequence[int]) -> int:
-    """Number of positions that consecutive blocks take; text goes on behind the largest."""
-    length = sum(spans)
-    if blocks and blocks[-1].side:
-        length += 1 - spans[-1]  # the time of the last one, and not that of the next
-    return max([length, *(block.side for block in blocks)])

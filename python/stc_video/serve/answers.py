@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import queue
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
 
+from stc_video.errors import AnswerStoppedError
 from stc_video.serve.config import ServeConfig
 from stc_video.serve.errors import Refused
 from stc_video.serve.limits import TokenBucket
@@ -111,8 +113,15 @@ class AnswerDesk:
         self._metrics = metrics
         per_minute = config.questions_per_minute
         self._rate = TokenBucket(per_minute / 60, per_minute / 4)
-        self._threads = ThreadPoolExecutor(config.max_questions, thread_name_prefix="answer")
         self._open: set[LiveAnswer] = set()
+        self._waiting: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        # Daemons, because a model that hangs must not keep the process from ending.
+        self._threads = [
+            threading.Thread(target=self._work, name=f"answer {number}", daemon=True)
+            for number in range(config.max_questions)
+        ]
+        for thread in self._threads:
+            thread.start()
 
     def ask(
         self,
@@ -140,8 +149,12 @@ class AnswerDesk:
         live = LiveAnswer(self._tokenizer, stop)
         self._open.add(live)
         begin = time.perf_counter()
-        self._threads.submit(self._make, live, stream, question, history, settings, begin)
+        self._waiting.put(lambda: self._make(live, stream, question, history, settings, begin))
         return live
+
+    def _work(self) -> None:
+        while (make := self._waiting.get()) is not None:
+            make()
 
     def _make(
         self,
@@ -164,6 +177,8 @@ class AnswerDesk:
                 outcome = "complete"
                 self._metrics.first_token_seconds.observe(live.text.first_token)
                 self._metrics.answer_seconds.observe(time.perf_counter() - begin)
+        except AnswerStoppedError:
+            pass
         except Exception as error:
             outcome, result = "failed", error
             _LOG.exception("stream %s: a question failed", stream.name)
@@ -176,7 +191,12 @@ class AnswerDesk:
         for live in list(self._open):
             live.stop()
 
-    def close(self) -> None:
-        """Stop all answers and wait for their threads."""
+    def close(self, deadline: float) -> None:
+        """Stop all answers, and wait for their threads until a time of ``time.monotonic``."""
         self.stop()
-        self._threads.shutdown()
+        for _ in self._threads:
+            self._waiting.put(None)
+        for thread in self._threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+            if thread.is_alive():
+                _LOG.error("an answer could not be ended in time")

@@ -16,10 +16,11 @@ from starlette.types import ASGIApp
 
 from stc_kernels import __version__
 from stc_video.loading.video_llm import ChatModel
+from stc_video.serve.auth import Guard, is_public
 from stc_video.serve.cameras import camera_routes
 from stc_video.serve.chat import chat_routes
+from stc_video.serve.connections import Admission
 from stc_video.serve.errors import Refused, install_handlers
-from stc_video.serve.guard import Guard
 from stc_video.serve.hub import StreamHub
 from stc_video.serve.limits import BodyLimit
 from stc_video.serve.metrics import Metrics
@@ -68,10 +69,10 @@ def make_app(service: Service) -> ASGIApp:
     install_handlers(app)
     metrics, model = service.metrics, _public_name(service.chat.name)
     app.include_router(chat_routes(service, model))
-    app.include_router(camera_routes(service.hub))
+    app.include_router(camera_routes(service.hub, service.config))
     _add_streams(app, service.hub)
     _add_status(app, service.chat, metrics, model)
-    limited = BodyLimit(app, service.config.max_body_bytes)
+    limited = BodyLimit(Admission(app, is_public), service.config.max_body_bytes)
     refused = metrics.refused
     return Guard(limited, service.config.token, lambda reason: refused.labels(reason).inc())
 

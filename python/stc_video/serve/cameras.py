@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import sys
 import time
 from collections import deque
 from collections.abc import AsyncIterator
@@ -15,53 +16,63 @@ from typing import Any
 from fastapi import APIRouter, WebSocket, WebSocketDisconnect
 from starlette.concurrency import run_in_threadpool
 
+from stc_video.serve.auth import SUBPROTOCOL
+from stc_video.serve.config import ServeConfig
+from stc_video.serve.connections import allow_messages
 from stc_video.serve.errors import Refused
-from stc_video.serve.guard import SUBPROTOCOL
 from stc_video.serve.hub import StreamHub
 from stc_video.serve.queue import QueuedFrame
 from stc_video.serve.streams import LiveStream, SeenFrame
 
 __all__ = ["camera_routes"]
 
-_TRY_AGAIN = 1013
+_TRY_AGAIN, _GOING_AWAY = 1013, 1001
+_MOST_TEXT = 1024
 _REPLIES, _PICTURES = 256, 2
 
 
-def camera_routes(hub: StreamHub) -> APIRouter:
+def camera_routes(hub: StreamHub, config: ServeConfig) -> APIRouter:
     """Return the routes that push and watch."""
     routes = APIRouter()
 
     @routes.websocket("/v1/streams/{name}/frames")
     async def push(socket: WebSocket, name: str) -> None:
-        await _accept(socket)
         try:
             stream = await run_in_threadpool(hub.get_or_make, name)
             if stream.pushing:
                 raise Refused(409, f"another client pushes to {name!r}", "busy")
         except Refused as refused:
+            await _accept(socket)
             await _refuse(socket, refused)
             return
         stream.pushing = True
         replies = Outbox(socket, _REPLIES)
+        forget = stream.on_end(replies.end)
+        allow_messages(socket.scope, config.max_message_bytes)
         try:
+            await _accept(socket)
             async with replies.sending():
                 await _receive(socket, stream, replies)
         except WebSocketDisconnect:
             pass
         finally:
+            forget()
             stream.pushing = False
 
     @routes.websocket("/v1/streams/{name}/watch")
     async def watch(socket: WebSocket, name: str) -> None:
         try:
             stream = hub.get(name)
+            if stream.watchers >= config.max_watchers:
+                text = f"{stream.watchers} clients watch {name!r} already, which is the limit"
+                raise Refused(429, text, "too_many_watchers")
         except Refused as refused:
             await _accept(socket)
             await _refuse(socket, refused)
             return
         pictures = Outbox(socket, _PICTURES)
         # Before it is accepted, so that its client misses nothing from then on.
-        stop = stream.watch(pictures.put)
+        stop, forget = stream.watch(pictures.put), stream.on_end(pictures.end)
         try:
             await _accept(socket)
             async with pictures.sending():
@@ -70,6 +81,7 @@ def camera_routes(hub: StreamHub) -> APIRouter:
             pass
         finally:
             stop()
+            forget()
 
     return routes
 
@@ -90,10 +102,19 @@ class Outbox:
         self._waiting: deque[dict[str, Any] | SeenFrame] = deque(maxlen=capacity)
         self._loop = asyncio.get_running_loop()
         self._filled = asyncio.Event()
+        self._ended: str | None = None
+
+    def end(self, reason: str) -> None:
+        """Close the connection once what waits was sent; can be called in any thread."""
+        self._ended = reason
+        self._wake()
 
     def put(self, message: dict[str, Any] | SeenFrame) -> None:
         """Append a message; can be called in any thread."""
         self._waiting.append(message)
+        self._wake()
+
+    def _wake(self) -> None:
         # The loop is gone when the service has ended meanwhile.
         with suppress(RuntimeError):
             self._loop.call_soon_threadsafe(self._filled.set)
@@ -121,6 +142,11 @@ class Outbox:
                     await self._socket.send_bytes(message.picture)
                 else:
                     await self._socket.send_text(json.dumps(message))
+            if self._ended is not None:
+                told = {"event": "ended", "reason": self._ended}
+                await self._socket.send_text(json.dumps(told))
+                await self._socket.close(_GOING_AWAY, self._ended)
+                return
 
 
 async def _receive(socket: WebSocket, stream: LiveStream, replies: Outbox) -> None:
@@ -139,21 +165,24 @@ async def _receive(socket: WebSocket, stream: LiveStream, replies: Outbox) -> No
             continue
         when = time.time() if taken is None else taken
         frame = QueuedFrame(data, number, when, time.perf_counter(), replies.put)
-        # Reads the header of the picture, which takes no time worth a thread.
         stream.put(frame)
         number, taken = number + 1, None
 
 
 def _time_of(text: str) -> tuple[float | None, str | None]:
     """Read ``{"timestamp": seconds}``; returns the time, or what is wrong."""
-    try:
-        message = json.loads(text)
-    except (ValueError, RecursionError):
-        message = None
-    known = isinstance(message, dict) and set(message) == {"timestamp"}
-    value = message["timestamp"] if known else None
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        return None, 'a text message must be {"timestamp": seconds}, for the next picture'
+    value = None
+    if len(text) <= _MOST_TEXT:
+        with suppress(ValueError, RecursionError):
+            message = json.loads(text)
+            if isinstance(message, dict) and set(message) == {"timestamp"}:
+                value = message["timestamp"]
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        value = None
+    # A whole number may be larger than any float.
+    if value is None or not abs(value) <= sys.float_info.max:
+        text = 'a text message must be {"timestamp": seconds}, for the next picture, of at most'
+        return None, f"{text} {_MOST_TEXT} characters"
     return float(value), None
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from fastapi import APIRouter, Depends, Request
+from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
@@ -17,6 +18,7 @@ from stc_video.serve.errors import Refused
 from stc_video.serve.hub import StreamHub
 from stc_video.serve.schema import ChatRequest, Completion
 from stc_video.serve.service import Service
+from stc_video.serve.streams import LiveStream
 from stc_video.session import Answer
 
 __all__ = ["chat_routes"]
@@ -24,6 +26,7 @@ __all__ = ["chat_routes"]
 _DISCONNECT_SECONDS = 0.2
 _KEEP_ALIVE_SECONDS = 1.0
 _CLIENT_GONE = 499
+_MOST_TOKEN = 16  # characters of a token, at the very most on average
 
 
 def chat_routes(service: Service, model: str) -> APIRouter:
@@ -48,6 +51,7 @@ def chat_routes(service: Service, model: str) -> APIRouter:
         stream = hub.the_one() if name is None else hub.get(name)
         if stream.session.is_empty:
             raise Refused(409, f"no frame of {stream.name!r} has been seen yet", "no_frames")
+        await run_in_threadpool(_check_length, stream, question, history, config.max_prompt_tokens)
         settings = chat.settings(config.max_new_tokens)
         live = service.desk.ask(stream, question, history, settings, chat.stop)
         completion = Completion(model)
@@ -97,6 +101,27 @@ def _add_models(routes: APIRouter, hub: StreamHub, model: str) -> None:
     async def one_model_of(stream: str, name: str) -> dict[str, Any]:
         hub.get(stream)
         return await one_model(name)
+
+
+def _check_length(
+    stream: LiveStream, question: str, history: Sequence[tuple[str, str]], most: int
+) -> None:
+    """Refuse a question that is too long, or cannot be asked, before anything is computed."""
+    limit = f"messages: a question must have at most {most} tokens with its earlier turns"
+    # Even to count the tokens takes time.
+    characters = len(question) + sum(len(asked) + len(said) for asked, said in history)
+    if characters > _MOST_TOKEN * most:
+        raise _too_long(f"{limit}, got {characters} characters")
+    try:
+        tokens = stream.session.question_tokens(question, history=history)
+    except ValueError as error:
+        raise Refused(400, str(error), "bad_messages", param="messages") from error
+    if tokens > most:
+        raise _too_long(f"{limit}, got {tokens}")
+
+
+def _too_long(message: str) -> Refused:
+    return Refused(400, message, "context_length_exceeded", param="messages")
 
 
 def _check_model(name: str | None, model: str) -> None:

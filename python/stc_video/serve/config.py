@@ -42,17 +42,27 @@ class ServeConfig:
         Questions that are answered at a time, and that may wait; one more gets status 429.
     questions_per_minute
         Of all clients together; one more gets status 429.
+    max_prompt_tokens
+        Longest question with its earlier turns, in tokens; a longer one gets status 400.
     max_new_tokens
         Longest answer, whatever a request asks for.
-    max_connections
-        At a time; one more gets status 503.
+    max_connections, max_peer_connections
+        With a whole request or a WebSocket at a time, of all and of one address; one more gets
+        status 503.
+    max_unfinished
+        Connections without a whole request; one more pushes the oldest of the address that has
+        most of them out.
+    request_seconds
+        Within which a request must be whole.
+    max_watchers
+        Clients at a time that watch a stream.
     save_folder
         Where streams are saved, each in a folder of its name, and resumed from at the start;
         None for no saves.
     autosave_seconds
         Time between saves of streams that have changed.
     shutdown_seconds
-        How long running answers may go on when the service ends.
+        How long requests under way may go on when the service ends, and after them frames.
     memory
         Of each stream.
     cache, prune, tokens_per_frame, prefill_chunk
@@ -71,23 +81,34 @@ class ServeConfig:
     max_questions: int = 2
     max_waiting: int = 16
     questions_per_minute: int = 240
+    max_prompt_tokens: int = 4096
     max_new_tokens: int = 512
     max_connections: int = 128
+    max_peer_connections: int = 96
+    max_unfinished: int = 64
+    request_seconds: float = 10.0
+    max_watchers: int = 8
     save_folder: Path | None = None
     autosave_seconds: float = 60.0
-    shutdown_seconds: float = 5.0
+    shutdown_seconds: float = 3.0
     memory: PlainConfig | RekvConfig = MEMORY
     cache: str | None = "motion"
     prune: str = "stc"
     tokens_per_frame: int = 64
     prefill_chunk: int = 8
 
+    @property
+    def max_message_bytes(self) -> int:
+        """Largest message that is read; one above ``max_frame_bytes`` so that this can be said."""
+        return 2 * self.max_frame_bytes
+
     def __post_init__(self) -> None:
         """Check every value."""
         for name in (
             "max_streams", "queue_frames", "max_frame_bytes", "max_frame_pixels", "max_fps",
-            "max_body_bytes", "max_questions", "questions_per_minute", "max_new_tokens",
-            "max_connections", "autosave_seconds", "shutdown_seconds",
+            "max_body_bytes", "max_questions", "questions_per_minute", "max_prompt_tokens",
+            "max_new_tokens", "max_connections", "max_peer_connections", "max_unfinished",
+            "max_watchers", "request_seconds", "autosave_seconds", "shutdown_seconds",
         ):  # fmt: skip
             if not getattr(self, name) > 0:
                 raise ValueError(f"serve: {name} must be above 0, got {getattr(self, name)}")

@@ -6,6 +6,7 @@ from __future__ import annotations
 import logging
 import re
 import threading
+import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -58,7 +59,6 @@ class StreamHub:
         self._saved: dict[str, int] = {}
         self._folder_lock: FolderLock | None = None
         self._lock = threading.RLock()
-        self._saving = threading.Lock()
         self._ending = threading.Event()
         cache = None
         if config.cache is not None:
@@ -173,7 +173,7 @@ class StreamHub:
         return streams[0]
 
     def remove(self, name: str) -> None:
-        """Delete a stream's save, and forget the stream.
+        """Delete a stream's save, forget the stream, and tell its clients.
 
         Raises
         ------
@@ -181,22 +181,33 @@ class StreamHub:
             With status 404 if there is none; with 500 if the save cannot be deleted, the stream
             goes on then.
         """
-        with self._saving:
-            stream = self.get(name)
+        stream = self.get(name)
+        with stream.saving:
+            self.get(name)  # another request may have deleted it meanwhile
             self._saved.pop(name, None)
-            if self._config.save_folder is not None:
-                try:
-                    delete_save(self._config.save_folder / name)
-                except OSError as error:
-                    _LOG.exception("the save of stream %s could not be deleted", name)
-                    raise Refused(
-                        500, f"the save of stream {name} could not be deleted ({error.strerror}); "
-                        "the stream goes on", "delete_failed",
-                    ) from error  # fmt: skip
+            self._delete_save(name)
             with self._lock:
                 del self._streams[name]
-            stream.close()
-            stream.session.close()
+            stream.end("deleted")
+            if stream.join(self._deadline()):
+                stream.session.close()
+            else:
+                _LOG.error("stream %s hangs in the model; its memory is not given back", name)
+
+    def _delete_save(self, name: str) -> None:
+        if self._config.save_folder is None:
+            return
+        try:
+            delete_save(self._config.save_folder / name)
+        except OSError as error:
+            _LOG.exception("the save of stream %s could not be deleted", name)
+            raise Refused(
+                500, f"the save of stream {name} could not be deleted ({error.strerror}); "
+                "the stream goes on", "delete_failed",
+            ) from error  # fmt: skip
+
+    def _deadline(self) -> float:
+        return time.monotonic() + self._config.shutdown_seconds
 
     def _check_name(self, name: str) -> None:
         if not _NAME.fullmatch(name):
@@ -223,43 +234,52 @@ class StreamHub:
 
     def save(self) -> None:
         """Save all streams that have changed since their last save; failures are logged."""
-        folder = self._config.save_folder
+        for stream in self.streams():
+            self._save(stream)
+
+    def _save(self, stream: LiveStream) -> None:
+        folder, name = self._config.save_folder, stream.name
         if folder is None:
             return
-        with self._saving:
-            for stream in self.streams():
-                frames = stream.session.stats().frames
-                if self._saved.get(stream.name) == frames:
-                    continue
-                try:
-                    stream.session.save(folder / stream.name)
-                except Exception:
-                    self.failed_saves += 1
-                    _LOG.exception("stream %s could not be saved", stream.name)
-                else:
-                    self.saves += 1
-                    self._saved[stream.name] = frames
+        with stream.saving:
+            frames = stream.session.stats().frames
+            if self._streams.get(name) is not stream or self._saved.get(name) == frames:
+                return
+            try:
+                stream.session.save(folder / name)
+            except Exception:
+                self.failed_saves += 1
+                _LOG.exception("stream %s could not be saved", name)
+            else:
+                self.saves += 1
+                self._saved[name] = frames
 
     def _autosave(self) -> None:
         while not self._ending.wait(self._config.autosave_seconds):
             self.save()
 
-    def close(self) -> None:
+    def close(self, deadline: float | None = None) -> None:
         """Let the frames that wait pass, save, and give the model back as it was.
 
-        A second call does nothing.
+        A stream that hangs beyond a time of ``time.monotonic`` is left out, so that the others are
+        saved. A second call does nothing.
         """
         if self._ending.is_set():
             return
         self._ending.set()
-        for stream in self.streams():
-            stream.close()
-        if self._saver.is_alive():
-            self._saver.join()
-        self.save()
-        for stream in self.streams():
-            stream.session.close()
+        streams, deadline = self.streams(), deadline or self._deadline()
+        for stream in streams:
+            stream.end("shutdown")
+        hanging = [stream for stream in streams if not stream.join(deadline)]
+        # Those first that no one can be busy with.
+        for stream in streams:
+            if stream not in hanging:
+                self._save(stream)
+                stream.session.close()
         self._streams.clear()
-        self._handle.restore()
+        for stream in hanging:
+            _LOG.error("stream %s hangs in the model and is not saved", stream.name)
+        if not hanging:
+            self._handle.restore()
         if self._folder_lock is not None:
             self._folder_lock.release()

@@ -8,28 +8,12 @@ import warnings
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from stc_video.models.pictures import rgb_picture
+from stc_video.serve.plain_files import PictureError, plain_file
 
-__all__ = ["PictureError", "check_picture", "decode_picture"]
-
-_FORMATS = ("JPEG", "PNG")
-
-
-class PictureError(ValueError):
-    """Bytes that are no picture, or one that is too large; nothing of it was kept."""
-
-
-def check_picture(data: bytes, max_pixels: int) -> None:
-    """Read the header only: refuse what is no JPEG or PNG, or would be too large when decoded.
-
-    Raises
-    ------
-    PictureError
-        Says what is wrong.
-    """
-    _open(data, max_pixels)
+__all__ = ["PictureError", "decode_picture"]
 
 
 def decode_picture(data: bytes, max_pixels: int) -> npt.NDArray[np.uint8]:
@@ -52,26 +36,12 @@ def decode_picture(data: bytes, max_pixels: int) -> npt.NDArray[np.uint8]:
     PictureError
         If it is none, damaged, or too large.
     """
-    picture = _open(data, max_pixels)
-    try:
-        return rgb_picture(picture)
-    except (OSError, ValueError, SyntaxError) as error:
-        raise PictureError(f"the picture is damaged ({error})") from error
-
-
-def _open(data: bytes, max_pixels: int) -> Image.Image:
+    plain = plain_file(data, max_pixels)
     try:
         with warnings.catch_warnings():
             # Our limit is below the one that this warns of, or chosen by the user.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            picture = Image.open(io.BytesIO(data), formats=_FORMATS)
-    except UnidentifiedImageError:
-        raise PictureError(f"a frame must be a JPEG or PNG, got {len(data)} other bytes") from None
-    except Image.DecompressionBombError as error:
-        raise PictureError(f"a frame must have at most {max_pixels} pixels ({error})") from error
-    except (OSError, ValueError, SyntaxError) as error:
+            picture = Image.open(io.BytesIO(plain), formats=("JPEG", "PNG"))
+        return rgb_picture(picture)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise PictureError(f"the picture is damaged ({error})") from error
-    width, height = picture.size
-    if width * height > max_pixels:
-        raise PictureError(f"a frame must have at most {max_pixels} pixels, got {width} x {height}")
-    return picture

@@ -3,12 +3,21 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 import time
 import uuid
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from stc_video.serve.fields import content_text, only, stop_strings
 from stc_video.session import Answer
@@ -93,6 +102,19 @@ class ChatRequest(BaseModel):
     prompt_cache_retention: str | None = None
     safety_identifier: str | None = None
     user: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_text(cls, value: Any) -> Any:
+        """JSON can write halves of characters, which no tokenizer and no answer can."""
+        try:
+            json.dumps(value, ensure_ascii=False, default=str).encode()
+        except (UnicodeEncodeError, RecursionError):
+            raise ValueError(
+                "must be Unicode texts, nested a few times at most; got half of a character (a "
+                "lone surrogate) or more"
+            ) from None
+        return value
 
     @field_validator("stream_options")
     @classmethod

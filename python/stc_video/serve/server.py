@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import resource
 import signal
 import socket
 import threading
@@ -14,12 +15,16 @@ import uvicorn
 from stc_video.loading.video_llm import ChatModel
 from stc_video.serve.app import make_app
 from stc_video.serve.config import ServeConfig
+from stc_video.serve.connections import Connections, protocols
+from stc_video.serve.logs import log_settings
 from stc_video.serve.service import Service
 
 __all__ = ["serve"]
 
-# Somewhat larger messages are still read, so that their sender can be told.
-_READ_FACTOR = 2
+# Connections that wait to be accepted; the loop accepts as many at once before it looks at any.
+_BACKLOG = 64
+# Open files besides connections: saves, stores, libraries.
+_RESERVE = 256
 
 
 def serve(chat: ChatModel, config: ServeConfig, on_ready: Callable[[str], None]) -> None:
@@ -39,27 +44,38 @@ def serve(chat: ChatModel, config: ServeConfig, on_ready: Callable[[str], None])
     OSError
         If the address is taken or none of this machine's.
     ValueError
-        If a saved stream cannot be resumed.
+        If a saved stream cannot be resumed, or the system allows too few open files.
     """
+    _provide_descriptors(config)
     listener = _listen(config)
     service = Service(chat, config)
+    connections = Connections(config, lambda why: service.metrics.refused.labels(why).inc())
+
+    def end() -> None:
+        connections.close()
+        service.stop_answers()
+
     host, port = listener.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
     server = _Server(
         uvicorn.Config(
             make_app(service),
+            **protocols(connections),
+            log_config=log_settings(),
             log_level="warning",
+            access_log=False,
             server_header=False,
-            limit_concurrency=config.max_connections,
+            proxy_headers=False,
+            backlog=_BACKLOG,
+            h11_max_incomplete_event_size=16 << 10,
             timeout_graceful_shutdown=max(1, round(config.shutdown_seconds)),
-            ws_max_size=_READ_FACTOR * config.max_frame_bytes,
-            ws_max_queue=4,
+            ws_max_size=config.max_message_bytes,
             # Pictures are compressed already, and a small message could unfold to a large one.
             ws_per_message_deflate=False,
             lifespan="on",
         ),
         on_ready=lambda: on_ready(f"http://{shown}:{port}"),
-        on_end=service.stop_answers,
+        on_end=end,
     )
     try:
         service.start()
@@ -86,6 +102,19 @@ def _signals_end_only_the_server() -> Iterator[None]:
     finally:
         for number, handler in zip(ending, before, strict=True):
             signal.signal(number, handler)
+
+
+def _provide_descriptors(config: ServeConfig) -> None:
+    """Raise the limit of open files, if need be, such that connections cannot use them up."""
+    needed = config.max_connections + config.max_unfinished + _BACKLOG + _RESERVE
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        if hard != resource.RLIM_INFINITY and hard < needed:
+            raise ValueError(
+                f"serve: {config.max_connections} connections need {needed} open files, the system "
+                f"allows {hard}; raise that (ulimit -Hn)"
+            )
+        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
 def _listen(config: ServeConfig) -> socket.socket:

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import time
+
 from stc_video.loading.video_llm import ChatModel
 from stc_video.serve.answers import AnswerDesk
 from stc_video.serve.config import ServeConfig
@@ -52,5 +54,6 @@ class Service:
 
     def close(self) -> None:
         """End answers and streams, save, and give the model back; a second call does nothing."""
-        self.desk.close()
-        self.hub.close()
+        deadline = time.monotonic() + self.config.shutdown_seconds
+        self.desk.close(deadline)
+        self.hub.close(deadline)

@@ -15,7 +15,7 @@ from typing import Any
 from stc_video.errors import MemoryFullError
 from stc_video.serve.config import ServeConfig
 from stc_video.serve.limits import TokenBucket
-from stc_video.serve.pictures import PictureError, check_picture, decode_picture
+from stc_video.serve.pictures import PictureError, decode_picture
 from stc_video.serve.queue import FrameQueue, QueuedFrame
 from stc_video.session import PushedFrame, StreamingSession
 
@@ -69,6 +69,8 @@ class LiveStream:
         Frames by reason.
     pushing
         Whether a client is connected that pushes; set by who connects it.
+    saving
+        Held while the session is saved or given up.
     """
 
     def __init__(
@@ -84,12 +86,15 @@ class LiveStream:
         self.received = self.seen = self.dropped = 0
         self.rejected: Counter[str] = Counter()
         self.pushing = False
+        self.saving = threading.Lock()
         self._grid = grid
         self._config = config
         self._on_seconds = on_seconds
         self._queue = FrameQueue(config.queue_frames)
         self._rate = TokenBucket(config.max_fps, config.max_fps)
         self._watchers: set[Callable[[SeenFrame], None]] = set()
+        self._on_end: set[Callable[[str], None]] = set()
+        self._ended: str | None = None
         self._counting = threading.Lock()
         self._worker = threading.Thread(target=self._work, name=f"stream {name}", daemon=True)
         self._worker.start()
@@ -110,6 +115,18 @@ class LiveStream:
                 "waiting": self.waiting,
             }
 
+    def on_end(self, tell: Callable[[str], None]) -> Callable[[], None]:
+        """Call somebody with the reason when the stream ends; returns the way to undo it."""
+        self._on_end.add(tell)
+        if self._ended is not None:
+            tell(self._ended)
+        return lambda: self._on_end.discard(tell)
+
+    @property
+    def watchers(self) -> int:
+        """How many watch."""
+        return len(self._watchers)
+
     def watch(self, watcher: Callable[[SeenFrame], None]) -> Callable[[], None]:
         """Call somebody with each frame seen, in the stream's thread; returns the way to end it."""
         self._watchers.add(watcher)
@@ -129,11 +146,6 @@ class LiveStream:
         if self._rate.take():
             most_fps = f"{self._config.max_fps:g} frames per second are accepted"
             self._reject(frame, "rate", most_fps)
-            return
-        try:
-            check_picture(frame.data, self._config.max_frame_pixels)
-        except PictureError as error:
-            self._reject(frame, "malformed", str(error))
             return
         out = self._queue.put(frame)
         if out is not None:
@@ -205,7 +217,14 @@ class LiveStream:
             }
         return made
 
-    def close(self) -> None:
-        """Let the frames that wait pass, and end the thread; the session stays open."""
+    def end(self, reason: str) -> None:
+        """Take no more frames, and tell those who are connected why; what waits is still seen."""
+        self._ended = reason
         self._queue.close()
-        self._worker.join()
+        for tell in list(self._on_end):
+            tell(reason)
+
+    def join(self, deadline: float) -> bool:
+        """Wait for the frames that wait, until a time of ``time.monotonic``; whether all passed."""
+        self._worker.join(max(0.0, deadline - time.monotonic()))
+        return not self._worker.is_alive()

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -52,6 +53,13 @@ class PromptTemplate:
         if getattr(self._writer, "chat_template", None) is None:
             raise ValueError("StreamingSession: the processor must have a chat template, got none")
         self._placeholder: str = self.tokenizer.convert_ids_to_tokens(video_token)
+        self._special = set(self.tokenizer.all_special_ids) | {
+            number
+            for number, token in getattr(self.tokenizer, "added_tokens_decoder", {}).items()
+            if token.special
+        }
+        # That of an unknown word is nobody's mark.
+        self._special.discard(self.tokenizer.unk_token_id)
         before, _ = self._parts([], _PROBE)
         self.prefix: list[int] = self.tokenizer(before).input_ids if before else []
 
@@ -61,7 +69,8 @@ class PromptTemplate:
         Raises
         ------
         ValueError
-            If one of them has the text that stands for a video.
+            If one of them has the text that stands for a video, or another special token, with
+            which a text could end its turn and speak for somebody else.
         """
         for text in (question, *(part for turn in turns for part in turn)):
             if self._placeholder in text:
@@ -74,11 +83,26 @@ class PromptTemplate:
         fast = bool(getattr(self.tokenizer, "is_fast", False))
         encoding = self.tokenizer(after, add_special_tokens=False, return_offsets_mapping=fast)
         ids: list[int] = encoding.input_ids
+        self._check_special(ids, turns)
         if not fast:
             return Prompt(ids, slice(0, len(ids)))
         end = begin + len(question)
         rows = [i for i, (a, b) in enumerate(encoding.offset_mapping) if a < end and b > begin]
         return Prompt(ids, slice(rows[0], rows[-1] + 1))
+
+    def _check_special(self, ids: Sequence[int], turns: Sequence[tuple[str, str]]) -> None:
+        """Refuse special tokens that the template has not written."""
+        _, plain = self._parts([(_PROBE, _PROBE)] * len(turns), _PROBE)
+        own = self.tokenizer(plain, add_special_tokens=False).input_ids
+        added = self._special_among(ids) - self._special_among(own)
+        if added:
+            names = ", ".join(map(str, self.tokenizer.convert_ids_to_tokens(sorted(added))))
+            raise ValueError(
+                f"ask: a text must not contain special tokens of the model, got {names}"
+            )
+
+    def _special_among(self, ids: Sequence[int]) -> Counter[int]:
+        return Counter(number for number in ids if number in self._special)
 
     def _parts(self, turns: Sequence[tuple[str, str]], question: str) -> tuple[str, str]:
         """Text before and after the video."""

@@ -3,14 +3,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 from transformers import StoppingCriteriaList
 
-from stc_video.memory import Context, Memory
+from stc_video.memory import Context, Memory, MemoryChangedError, Reading
 from stc_video.session.answer import Answer, check_settings, generate_answer, next_logits
 from stc_video.session.intake import Intake
 from stc_video.session.prompt import Prompt, PromptTemplate
@@ -54,8 +55,8 @@ class Questions:
         Writes what comes before and after the video.
     adapter
         What the model's family adds: how the video ends.
-    memory
-        What was seen.
+    memory, lock
+        What was seen, and the lock to hold while it is read.
     intake
         Frames that wait for their chunk go into the memory before a question.
     timer
@@ -68,6 +69,7 @@ class Questions:
         template: PromptTemplate,
         adapter: Any,
         memory: Memory,
+        lock: AbstractContextManager[Any],
         intake: Intake,
         timer: StageTimer,
     ) -> None:
@@ -75,6 +77,7 @@ class Questions:
         self._template = template
         self._adapter = adapter
         self._memory = memory
+        self._lock = lock
         self._intake = intake
         self._timer = timer
 
@@ -94,25 +97,45 @@ class Questions:
         rows = slice(prompt.question.start + 1, prompt.question.stop + 1)
         return Prompt([self._template.video_token, *prompt.ids], rows)
 
-    def context(self, prompt: Prompt, question: str) -> Evidence:
-        """Look up what a question needs; the caller holds the memory's lock.
+    def context(self, prompt: Prompt, question: str, check: Callable[[], None]) -> Evidence:
+        """Look up what a question needs, while frames go on into the memory.
+
+        Parameters
+        ----------
+        prompt, question
+            The question.
+        check
+            Called between pieces of the prompt; what it raises ends the question.
 
         Raises
         ------
         ValueError
             If there is nothing to look at.
         """
-        if not self._intake.frames:
-            raise ValueError("ask: no frame has been pushed yet, so there is nothing to ask about")
+        try:
+            return self._context(prompt, question, check)
+        except MemoryChangedError:  # it has forgotten almost all that there was meanwhile
+            with self._lock:
+                return self._context(prompt, question, check)
+
+    def _context(self, prompt: Prompt, question: str, check: Callable[[], None]) -> Evidence:
         with torch.no_grad():
-            self._intake.flush()
+            with self._lock:
+                check()
+                if not (frames := self._intake.frames):
+                    raise ValueError(
+                        "ask: no frame has been pushed yet, so there is nothing to ask about"
+                    )
+                self._intake.flush()
+                ending = self._adapter.ending()
             with self._timer("retrieve"):
                 embeds = self._embed(prompt.ids)
-                if (ending := self._adapter.ending()) is not None:
+                if ending is not None:
                     embeds[0] = ending
-                context = self._memory.context(embeds, prompt.question, question)
+                reading = Reading(self._lock, check)
+                context = self._memory.context(embeds, prompt.question, question, reading)
         self._adapter.before_answer(context.cache)
-        return Evidence(context, self._intake.frames, self._timer.last("retrieve"))
+        return Evidence(context, frames, self._timer.last("retrieve"))
 
     def answer(
         self,

@@ -9,6 +9,8 @@ from transformers import LogitsProcessor
 
 __all__ = ["SeededSampler"]
 
+_LEAST = torch.finfo(torch.float32).tiny
+
 
 class SeededSampler(LogitsProcessor):
     """Draws each token and leaves `generate` only that one.
@@ -29,7 +31,9 @@ class SeededSampler(LogitsProcessor):
     """
 
     def __init__(self, temperature: float, top_p: float, seed: int) -> None:
-        self._temperature, self._top_p, self._seed = temperature, top_p, seed
+        # Below these, float32 has a zero; what is drawn is the same.
+        self._temperature, self._top_p = max(temperature, _LEAST), max(top_p, _LEAST)
+        self._seed = seed
         self._generator: torch.Generator | None = None
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:

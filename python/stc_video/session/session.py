@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from stc_video.acceleration import Acceleration, accelerate
 from stc_video.config import CacheConfig
-from stc_video.errors import UnsupportedModelError
+from stc_video.errors import AnswerStoppedError, UnsupportedModelError
 from stc_video.memory import PlainConfig, RekvConfig, make_memory, memory_config
 from stc_video.models.pictures import FrameLike, TimeLike, to_times
 from stc_video.pruners import PrunedTokens, Pruner
@@ -117,7 +117,13 @@ class StreamingSession:
             self._adapter,
         )  # fmt: skip
         self._questions = Questions(
-            model, self._template, self._adapter, self._memory, self._intake, self._timer
+            model,
+            self._template,
+            self._adapter,
+            self._memory,
+            self._memory_lock,
+            self._intake,
+            self._timer,
         )
         self._start_over()
 
@@ -220,6 +226,7 @@ class StreamingSession:
         history: Sequence[tuple[str, str]] = (),
         streamer: Any = None,
         stop: str | Sequence[str] = (),
+        stopped: Callable[[], bool] = lambda: False,
         **settings: Any,
     ) -> Answer:
         """Answer a question about what was seen so far.
@@ -240,6 +247,9 @@ class StreamingSession:
         stop
             Texts; the answer ends before the first of them. An :class:`AnswerStream` that is to
             hold them back must be given them, too; its ``settings`` have them then.
+        stopped
+            Whether the question is no longer wanted; asked between pieces of a long one, before
+            the first token.
         **settings
             For ``generate``, such as ``max_new_tokens`` (256) or ``do_sample``.
 
@@ -251,23 +261,42 @@ class StreamingSession:
         Raises
         ------
         ValueError
-            If the question or a stop string is empty, or no frame has been pushed yet.
+            If the question or a stop string is empty, no frame has been pushed yet, or a text has
+            a special token of the model, which would end a turn or begin another.
+        AnswerStoppedError
+            If it was ``stopped`` before the first token.
         """
+
+        def check() -> None:
+            self._check_open()
+            if stopped():
+                raise AnswerStoppedError("ask: the question was stopped")
+
         self._check_open()
         stop = checked_stop(stop)
         with self._memory_lock:
             turns = [*history, *(self._turns if dialogue else ())]
-        prompt, evidence = self._look_up(turns, question)
+        prompt, evidence = self._look_up(turns, question, check)
         answer = self._questions.answer(evidence, prompt, streamer, stop, settings)
         if dialogue:
             with self._memory_lock:
                 self._turns.append((question, answer.text))
         return answer
 
+    def question_tokens(self, question: str, *, history: Sequence[tuple[str, str]] = ()) -> int:
+        """How many tokens a question adds, with its earlier turns; nothing is computed.
+
+        Raises
+        ------
+        ValueError
+            As for :meth:`ask`.
+        """
+        return len(self._questions.prompt(history, question).ids)
+
     def logits(self, question: str) -> Tensor:
         """Logits (V,) of the first token of the answer, to choose among given options."""
         self._check_open()
-        prompt, evidence = self._look_up((), question)
+        prompt, evidence = self._look_up((), question, self._check_open)
         return self._questions.logits(evidence, prompt)
 
     def reset(self) -> None:
@@ -362,12 +391,13 @@ class StreamingSession:
         self._adapter.restore(None)
         self._questions.begin()
 
-    def _look_up(self, turns: Sequence[tuple[str, str]], question: str) -> tuple[Prompt, Evidence]:
+    def _look_up(
+        self, turns: Sequence[tuple[str, str]], question: str, check: Callable[[], None]
+    ) -> tuple[Prompt, Evidence]:
         """Write a question behind earlier turns, and look up what it needs."""
         prompt = self._questions.prompt(turns, question)
         self._complete()
-        with self._memory_lock:
-            return prompt, self._questions.context(prompt, question)
+        return prompt, self._questions.context(prompt, question, check)
 
     def _check_open(self) -> None:
         if not self._open:

@@ -53,7 +53,12 @@ class AnswerStream(BaseStreamer):
     def settings(self) -> dict[str, Any]:
         """Arguments for `ask`."""
         criteria = StoppingCriteriaList([_When(self._stop)])
-        return {"streamer": self, "stopping_criteria": criteria, "stop": self._strings}
+        return {
+            "streamer": self,
+            "stopping_criteria": criteria,
+            "stop": self._strings,
+            "stopped": self._stop.is_set,
+        }
 
     @property
     def stopped(self) -> bool:

@@ -29,6 +29,18 @@ _MISSING_PART = 0.01
 # Else timestamps that begin again, as where recordings were joined, are 26.5 h ahead.
 _OPTIONS = {"correct_ts_overflow": "0"}
 _PLAYLISTS = ("hls", "hls,applehttp", "dash")
+# A file of these names other files or addresses, which whoever made it may choose.
+_REFERRING = {
+    "applehttp",
+    "concat",
+    "dash",
+    "hls",
+    "imf",
+    "sdp",
+    "vapoursynth",
+    "webm_dash_manifest",
+}
+_SELF_CONTAINED = ",".join(sorted(av.formats_available - _REFERRING))
 # An index and padding behind the frames are small; what is a third of them is neither.
 _MOST_REST, _REST_BYTES = 1 / 3, 1 << 16
 _GIVEN_UP = 100  # damaged packets in a row, of a live source
@@ -257,12 +269,16 @@ class Decoder:
 def _open(where: Location, timeout: float) -> InputContainer:
     if where.path is not None:
         _check_file(where)
+    options = {**_OPTIONS, **where.options}
+    if where.path is not None:
+        options["format_whitelist"] = _SELF_CONTAINED
     try:
         container = av.open(
             where.url,
             mode="r",
             format=where.format,
-            options={**_OPTIONS, **where.options},
+            options=options,
+            metadata_errors="replace",
             timeout=None if where.path is not None else timeout,
         )
     except PermissionError as error:
@@ -271,6 +287,8 @@ def _open(where: Location, timeout: float) -> InputContainer:
         raise VideoError(f"{where.shown} did not answer for {timeout:g} s") from error
     except (av.FFmpegError, OSError) as error:
         what = "cannot be read" if where.path is None else "is not a video, or cut off"
+        if where.path is not None and getattr(error, "errno", None) == errno.EINVAL:
+            what = "is not a video but names others, as a playlist does; open those"
         raise VideoError(f"{where.shown} {what} ({_reason(error)})") from error
     if container.format.name == "tty":  # FFmpeg draws any text file as a terminal
         container.close()

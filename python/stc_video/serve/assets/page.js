@@ -20,6 +20,8 @@
 
   const streamPath = () => `v1/streams/${encodeURIComponent(by("stream").value.trim())}`;
   const say = (text) => { by("status").textContent = text; };
+  // Beside the status, which the next frame changes.
+  const warn = (text) => { by("warning").textContent = text; by("warning").hidden = !text; };
 
   async function begin() {
     const response = await fetch("v1/info", { headers: headers() });
@@ -70,6 +72,7 @@
       if (typeof data === "string") {
         seen = JSON.parse(data);
         if (seen.event === "refused") say(seen.message);
+        else if (seen.event === "ended") say(`The stream has ended: ${seen.reason}.`);
         return;
       }
       const told = seen, bitmap = await createImageBitmap(data);
@@ -98,12 +101,15 @@
 
   function push(label) {
     const pusher = state.pusher = socket(`${streamPath()}/frames`);
+    warn("");
     let problem = null;
     pusher.onopen = () => say(`Pushing ${label}.`);
     pusher.onmessage = ({ data }) => {
       const told = JSON.parse(data);
       if (told.event === "seen") watch();
       else if (told.event === "refused") say(problem = told.message);
+      else if (told.event === "ended") say(problem = `The stream has ended: ${told.reason}.`);
+      else if (told.event === "warning") warn(told.message);
       else if (told.event === "rejected" || told.event === "error") say(`Refused: ${told.message}`);
       else if (told.event === "dropped") say(`Pushing ${label}; the model is slower than the camera, ${told.dropped} frames dropped.`);
     };

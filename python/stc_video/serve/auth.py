@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from stc_video.serve.config import is_loopback
 from stc_video.serve.errors import refusal
 
-__all__ = ["SUBPROTOCOL", "Guard"]
+__all__ = ["SUBPROTOCOL", "Guard", "is_public"]
 
 #: The WebSocket subprotocol. Browsers can set no header of a WebSocket, so the token may come as
 #: a second subprotocol, "bearer." and the token.
@@ -47,12 +47,11 @@ class Guard:
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
-        headers, path = Headers(scope=scope), scope["path"]
-        public = path in _OPEN_PATHS or path.startswith(_OPEN_FOLDER)
+        headers = Headers(scope=scope)
         if self._token is None:
             refused = None if _is_local(headers) else ("origin", 403)
         else:
-            refused = None if public or self._knows(headers) else ("token", 401)
+            refused = None if is_public(scope["path"]) or self._knows(headers) else ("token", 401)
         if refused is None:
             await self._app(scope, receive, send)
             return
@@ -67,8 +66,11 @@ class Guard:
             if reason == "token"
             else "requests must come from this machine and from no other web page"
         )
-        challenge = {"WWW-Authenticate": "Bearer"} if status == 401 else None
-        await refusal(status, message, reason, challenge)(scope, receive, send)
+        # A further try costs a connection.
+        headers_back = {"Connection": "close"}
+        if status == 401:
+            headers_back["WWW-Authenticate"] = "Bearer"
+        await refusal(status, message, reason, headers_back)(scope, receive, send)
 
     def _knows(self, headers: Headers) -> bool:
         scheme, _, given = headers.get("authorization", "").partition(" ")
@@ -80,8 +82,15 @@ class Guard:
         return any(hmac.compare_digest(o.encode(), self._token.encode()) for o in offered)
 
 
+def is_public(path: str) -> bool:
+    """Whether everybody gets to see it: the page, and the sign of life."""
+    return path in _OPEN_PATHS or path.startswith(_OPEN_FOLDER)
+
+
 def _is_local(headers: Headers) -> bool:
-    host = headers.get("host", "")
-    origin = headers.get("origin")
-    name = urlsplit(f"//{host}").hostname or ""
-    return is_loopback(name) and (origin is None or urlsplit(origin).netloc == host)
+    host, origin = headers.get("host", ""), headers.get("origin")
+    try:
+        name = urlsplit(f"//{host}").hostname or ""
+        return is_loopback(name) and (origin is None or urlsplit(origin).netloc == host)
+    except ValueError:  # an address such as [
+        return False
