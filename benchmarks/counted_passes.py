@@ -52,10 +52,10 @@ def motion(streams: int, layers: int = LAYERS) -> list[Call]:
         layout = Layout(TOKENS, CHANNELS, _DTYPE, torch.device("cuda"))
         state = MotionState.empty(layout, layers, False, frozenset(), (streams,))
         slots = torch.empty(streams, dtype=torch.int64, device="cuda")
-        places = torch.empty((streams, ROWS), dtype=torch.int32, device="cuda")
+        indices = torch.empty((streams, ROWS), dtype=torch.int32, device="cuda")
         x = torch.empty((streams, ROWS, CHANNELS), dtype=_DTYPE, device="cuda")
         encoder = BucketedEncoder(blocks, layers, GraphCache(PlainRecorder(), 0))
-        run = functools.partial(encoder._run, state, x, Rows(slots, places, False), None, False)
+        run = functools.partial(encoder._run, state, x, Rows(slots, indices, False), None, False)
         count(run)  # makes the copies of weights
         return count(run)
 
