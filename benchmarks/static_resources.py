@@ -2,9 +2,9 @@
 """Compile every GPU kernel for every architecture, without a GPU, and write what each needs.
 
 Stops with an error if a kernel spills more than two registers, needs more shared memory than there
-is, or reads and writes global memory in more instructions than the committed table says, or in
-narrower ones; ``--accept`` takes the new figures. What cannot be compiled, because Triton or nvcc is missing, is named and its rows are
-kept::
+is, or reads and writes global memory in more instructions than the committed table says;
+``--accept`` takes the new figures. What cannot be compiled, because Triton or nvcc is missing, is
+named and its rows are kept::
 
     python benchmarks/static_resources.py     # writes benchmarks/results/static_resources.csv
     python benchmarks/static_resources.py --backend triton --only saliency_topk

@@ -69,7 +69,7 @@ class Resources:
     accesses: Accesses
 
 
-_GLOBAL = re.compile(r"\b(ld|st)\.global(?:\.(?!v\d|[busf]\d)\w+)*(?:\.v(\d))?\.[busf](\d+)")
+_GLOBAL = re.compile(r"\b(ld|st)\.global(?:\.(?!v\d|[busf]\d)[\w:]+)*(?:\.v(\d))?\.[busf](\d+)")
 _ASYNC = re.compile(r"\bcp\.async\.c[ag]\.shared\.global\b[^,]*,[^,]*, (0x[0-9a-f]+|\d+)")
 _AMD_GLOBAL = re.compile(r"^\s*(?:global|buffer|flat)_(load|store)_(?:lds_)?(\w+)", re.MULTILINE)
 _AMD_BYTES = {"dwordx4": 16, "dwordx3": 12, "dwordx2": 8, "dword": 4, "short": 2, "byte": 1}

@@ -9,8 +9,6 @@ from pathlib import Path
 import pytest
 from static_resources import RESULTS, failures, slower
 
-from stc_kernels import _tuning
-
 pytest.importorskip("triton")
 
 from stc_kernels._triton._compile import amd_accesses, nvidia_accesses
@@ -85,9 +83,3 @@ def test_accesses_are_read_off_the_assembly():
     """
     found = amd_accesses(amd)
     assert (found.loads, found.stores, found.local) == ({16: 1, 2: 1}, {2: 1}, 1)
-
-
-def test_the_table_has_the_parameters_of_the_heuristic():
-    """They are what an untuned GPU runs with."""
-    kernels = {row["kernel"] for row in table()}
-    assert len(kernels) >= len(_tuning.read_config(_tuning.HEURISTIC)) - 3
