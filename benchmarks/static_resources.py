@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Compile every GPU kernel for every architecture, without a GPU, and write what each needs.
 
-Stops with an error if a kernel spills more than two registers or needs more shared memory than
-there is. What cannot be compiled, because Triton or nvcc is missing, is named and its rows are
-kept::
+Stops with an error if a kernel spills more than two registers, needs more shared memory than there
+is, or reads and writes global memory in more instructions than the committed table says;
+``--accept`` takes the new figures. What cannot be compiled, because Triton or nvcc is missing, is
+named and its rows are kept::
 
     python benchmarks/static_resources.py     # writes benchmarks/results/static_resources.csv
     python benchmarks/static_resources.py --backend triton --only saliency_topk
@@ -15,6 +16,7 @@ import argparse
 import csv
 import importlib.util
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 from environment import write_rows
@@ -44,12 +46,45 @@ def failures(rows: list[dict[str, object]]) -> list[str]:
     return found
 
 
-def rows_of_others(path: Path, backends: set[str], only: list[str]) -> list[dict[str, object]]:
-    """Rows of an existing table that are not about these backends, or not about these operators."""
+def slower(rows: list[dict[str, object]], committed: Path) -> list[str]:
+    """Say which kernels access global memory in more instructions than the table says."""
+    before: dict[tuple[str, ...], list[dict[str, str]]] = {}
+    for row in _read(committed):
+        if row.get("loads"):  # else it was written before these were counted
+            before.setdefault(_key(row), []).append(row)
+    found = []
+    for row in rows:
+        if int(str(row.get("local_accesses") or 0)):
+            found.append(f"uses local memory: {' '.join(_key(row))}")
+        for kind in ("loads", "stores"):
+            # One kernel may be compiled twice with the same parameters, for other arguments.
+            old = max(
+                before.get(_key(row), ()), key=lambda one: _instructions(one, kind), default=None
+            )
+            if old is not None and _instructions(row, kind) > _instructions(old, kind):
+                found.append(f"{kind} {row[kind]}, were {old[kind]}: {' '.join(_key(row))}")
+    return found
+
+
+def _key(row: Mapping[str, object]) -> tuple[str, ...]:
+    return tuple(str(row[name]) for name in ("op", "kernel", "dtype", "target", "config"))
+
+
+def _instructions(row: Mapping[str, object], kind: str) -> int:
+    """How many instructions ``16:4 2:1`` are."""
+    return sum(int(part.partition(":")[2]) for part in str(row.get(kind) or "").split())
+
+
+def _read(path: Path) -> list[dict[str, str]]:
     if not path.exists():
         return []
     with path.open(newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["op"] in NAMES[row["backend"]]]
+        return list(csv.DictReader(file))
+
+
+def rows_of_others(path: Path, backends: set[str], only: list[str]) -> list[dict[str, object]]:
+    """Rows of an existing table that are not about these backends, or not about these operators."""
+    rows = [row for row in _read(path) if row["op"] in NAMES[row["backend"]]]
     return [dict(row) for row in rows if row["backend"] not in backends or row["op"] not in only]
 
 
@@ -71,6 +106,7 @@ def main() -> None:
         help="operators, or files of csrc/cuda; the other rows are kept; default: all",
     )
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--accept", action="store_true", help="new figures of accesses to memory")
     arguments = parser.parse_args()
     only = arguments.only or EVERYTHING
     wanted = {"triton", "native"} if arguments.backend == "all" else {arguments.backend}
@@ -87,13 +123,15 @@ def main() -> None:
         rows += triton_rows(arguments.processes, only)
     if "native" in wanted:
         rows += native_rows(arguments.processes, only)
+    bad = failures(rows) + ([] if arguments.accept else slower(rows, RESULTS))
     every = sorted([*rows_of_others(arguments.out, wanted, only), *rows], key=place)
     columns = dict.fromkeys(name for row in every for name in row)
     table = [{name: row.get(name, "") for name in columns} for row in every]
     if table:
         write_rows(arguments.out, table)
-    bad = failures(rows)
-    print(f"{len(rows)} compilations ({', '.join(sorted(wanted))}): {len(bad)} spill or do not fit")
+    print(
+        f"{len(rows)} compilations ({', '.join(sorted(wanted))}): {len(bad)} are not as they must"
+    )
     if bad:
         raise SystemExit("\n".join(bad))
 

@@ -78,8 +78,17 @@ def compile_one(job: tuple[int, str]) -> dict[str, object]:
         "spill_bytes": needs.spill_bytes,
         "shared_bytes": needs.shared_bytes,
         "stack_bytes": needs.stack_bytes,
+        "loads": widths(needs.accesses.loads),
+        "stores": widths(needs.accesses.stores),
+        "accesses_per_kib": round(needs.accesses.per_kib, 1),
+        "local_accesses": needs.accesses.local,
         "limit_shared_bytes": TARGETS[target][1],
     }
+
+
+def widths(accesses: dict[int, int]) -> str:
+    """Write accesses by their bytes, the widest first: ``16:4 2:1``."""
+    return " ".join(f"{size}:{number}" for size, number in sorted(accesses.items(), reverse=True))
 
 
 _LAUNCHES: list[tuple[str, str, Launch]] = []

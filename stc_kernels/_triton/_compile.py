@@ -39,43 +39,44 @@ _TYPES = {
 
 
 @dataclass(frozen=True)
-class Resources:
-    """Resources of a compiled kernel: registers of a thread, bytes of memory."""
-
-    registers: int
-    spill_bytes: int
-    shared_bytes: int
-    stack_bytes: int
-
-
-@dataclass(frozen=True)
 class Accesses:
     """The instructions of a kernel that read and write global memory: bytes each -> how many.
 
-    ``local`` counts those that go to local memory instead, which holds what found no register.
+    Bytes are those of one thread. ``local`` counts instructions that go to local memory instead,
+    which holds what found no register.
     """
 
     loads: dict[int, int]
     stores: dict[int, int]
     local: int
 
+    @property
+    def per_kib(self) -> float:
+        """Instructions for each KiB that a thread reads or writes: 64 if all move 16 bytes."""
+        every = (*self.loads.items(), *self.stores.items())
+        moved = sum(size * number for size, number in every)
+        return 1024 * sum(number for _, number in every) / moved if moved else 0.0
 
-_GLOBAL = re.compile(r"\b(ld|st)\.global(?:\.(?!v\d|[busf]\d)\w+)*(?:\.v(\d))?\.[busf](\d+)")
+
+@dataclass(frozen=True)
+class Resources:
+    """Resources of a compiled kernel: registers of a thread, bytes of memory, accesses to it."""
+
+    registers: int
+    spill_bytes: int
+    shared_bytes: int
+    stack_bytes: int
+    accesses: Accesses
+
+
+_GLOBAL = re.compile(r"\b(ld|st)\.global(?:\.(?!v\d|[busf]\d)[\w:]+)*(?:\.v(\d))?\.[busf](\d+)")
 _ASYNC = re.compile(r"\bcp\.async\.c[ag]\.shared\.global\b[^,]*,[^,]*, (0x[0-9a-f]+|\d+)")
+_AMD_GLOBAL = re.compile(r"^\s*(?:global|buffer|flat)_(load|store)_(?:lds_)?(\w+)", re.MULTILINE)
+_AMD_BYTES = {"dwordx4": 16, "dwordx3": 12, "dwordx2": 8, "dword": 4, "short": 2, "byte": 1}
 
 
-def global_accesses(launch: Launch, target: str) -> Accesses:
-    """Compile one launch for an NVIDIA GPU and count its accesses by width.
-
-    Parameters
-    ----------
-    launch, target
-        As in :func:`compile_launch`; ``target`` begins with ``sm_``.
-    """
-    compiled = triton.compile(
-        source_of(launch), target=TARGETS[target][0], options=dict(launch.options)
-    )
-    ptx = compiled.asm["ptx"]
+def nvidia_accesses(ptx: str) -> Accesses:
+    """Count the accesses in PTX by their width."""
     found: dict[str, Counter[int]] = {"ld": Counter(), "st": Counter()}
     for kind, lanes, bits in _GLOBAL.findall(ptx):
         found[kind][int(lanes or 1) * int(bits) // 8] += 1
@@ -83,6 +84,17 @@ def global_accesses(launch: Launch, target: str) -> Accesses:
         found["ld"][int(size, 0)] += 1
     local = len(re.findall(r"\b(?:ld|st)\.local\b", ptx))
     return Accesses(dict(found["ld"]), dict(found["st"]), local)
+
+
+def amd_accesses(assembly: str) -> Accesses:
+    """Count the accesses in AMD's assembly by their width."""
+    found: dict[str, Counter[int]] = {"load": Counter(), "store": Counter()}
+    for kind, what in _AMD_GLOBAL.findall(assembly):
+        # ubyte, sbyte_d16, short_d16_hi and so on
+        size = next(size for name, size in _AMD_BYTES.items() if name in what)
+        found[kind][size] += 1
+    local = len(re.findall(r"^\s*scratch_(?:load|store)", assembly, re.MULTILINE))
+    return Accesses(dict(found["load"]), dict(found["store"]), local)
 
 
 def compile_launch(launch: Launch, target: str) -> Resources:
@@ -106,7 +118,8 @@ def compile_launch(launch: Launch, target: str) -> Resources:
     compiled = triton.compile(source_of(launch), target=gpu, options=dict(launch.options))
     if gpu.backend == "hip":
         return _amd_resources(compiled.asm["amdgcn"], compiled.metadata.shared)
-    return _nvidia_resources(compiled.asm["cubin"], compiled.metadata.shared)
+    accesses = nvidia_accesses(compiled.asm["ptx"])
+    return _nvidia_resources(compiled.asm["cubin"], compiled.metadata.shared, accesses)
 
 
 def source_of(launch: Launch) -> ASTSource:
@@ -135,7 +148,7 @@ def _type_of(value: Any) -> str:
     return "i32" if -(2**31) <= value < 2**31 else "i64"
 
 
-def _nvidia_resources(cubin: bytes, shared: int) -> Resources:
+def _nvidia_resources(cubin: bytes, shared: int, accesses: Accesses) -> Resources:
     """Ask ``cuobjdump``, which Triton brings along."""
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
@@ -146,7 +159,7 @@ def _nvidia_resources(cubin: bytes, shared: int) -> Resources:
     found = {name: int(value) for name, value in re.findall(r"(\w+):(\d+)", text)}
     # These kernels have no arrays of their own in local memory: what is there was spilt.
     local = found["LOCAL"] + found["STACK"]
-    return Resources(found["REG"], local, shared, found["STACK"])
+    return Resources(found["REG"], local, shared, found["STACK"], accesses)
 
 
 def _amd_resources(assembly: str, shared: int) -> Resources:
@@ -159,4 +172,5 @@ def _amd_resources(assembly: str, shared: int) -> Resources:
         return int(found.group(1))
 
     spills = 4 * (value("vgpr_spill_count") + value("sgpr_spill_count"))
-    return Resources(value("vgpr_count"), spills, shared, value("private_segment_fixed_size"))
+    stack = value("private_segment_fixed_size")
+    return Resources(value("vgpr_count"), spills, shared, stack, amd_accesses(assembly))

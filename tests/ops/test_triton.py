@@ -335,14 +335,14 @@ def test_tokens_are_moved_16_bytes_at_a_time_and_nothing_spills():
     code = """
 import dataclasses, json, torch
 from stc_kernels import _examples, _triton
-from stc_kernels._triton._compile import global_accesses
+from stc_kernels._triton._compile import compile_launch
 from stc_kernels._triton._launch import record
 for op in _triton.OPS:
     geometry = next(iter(_examples.geometries(op).values()))
     with record() as launches:
         _triton.implementation(op)(*_examples.arguments(op, geometry, torch.bfloat16, "meta"))
     for launch in launches:
-        found = dataclasses.asdict(global_accesses(launch, "sm_90"))
+        found = dataclasses.asdict(compile_launch(launch, "sm_90").accesses)
         print(json.dumps([launch.kernel.__name__, found]))
 """
     done = run(code, TRITON_INTERPRET="0")

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-__all__ = ["PATCH_MARK", "Block", "Part", "Tower", "is_plain_linear"]
+__all__ = ["PATCH_MARK", "Block", "Part", "Tower", "is_plain", "is_plain_linear"]
 
 #: attribute of the forwards that we put on modules; it names the handle they belong to
 PATCH_MARK = "_stc_video_owner"
@@ -46,17 +46,22 @@ class HasParts(Protocol):
         """Names of the modules from the layer down to each part."""
 
 
-def is_plain_linear(module: nn.Module) -> bool:
-    """Whether calling a layer would do nothing but multiply by its weight.
+def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether calling a module would do nothing but what its class does with its weight.
 
     That is so if it is no subclass, its weight is an ordinary parameter and no quantised one, and
     nobody but us has put a hook or a forward on it.
     """
-    if type(module) is not nn.Linear or type(module.weight) is not nn.Parameter:
+    if type(module) is not kind or type(module.weight) is not nn.Parameter:
         return False
     forward = module.__dict__.get("forward")
     is_ours = forward is None or hasattr(forward, PATCH_MARK)
     return is_ours and not module._forward_hooks and not module._forward_pre_hooks
+
+
+def is_plain_linear(module: nn.Module) -> bool:
+    """Whether calling a layer would do nothing but multiply by its weight."""
+    return is_plain(module, nn.Linear)
 
 
 class Block(Protocol):
@@ -78,6 +83,10 @@ class Block(Protocol):
     @property
     def norm1(self) -> nn.Module:
         """The norm in front of the attention."""
+
+    @property
+    def norm2(self) -> nn.Module:
+        """What normalises the input of the MLP."""
 
     @property
     def mlp(self) -> nn.Module:
@@ -129,7 +138,10 @@ class Block(Protocol):
         """Project mixed values (B, K, C) to what is added to the residual stream."""
 
     def feed_forward(self, x: Tensor) -> Tensor:
-        """MLP branch of rows (B, K, C) of the residual stream."""
+        """MLP branch of rows (B, K, C) of the residual stream: ``mlp_branch`` behind ``norm2``."""
+
+    def mlp_branch(self, normed: Tensor) -> Tensor:
+        """MLP branch of normalised rows (B, K, C)."""
 
     def mlp_operations(self) -> int:
         """Multiply-adds of the MLP for one token."""

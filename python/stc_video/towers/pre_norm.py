@@ -163,7 +163,11 @@ class PreNormBlock:
 
     def feed_forward(self, x: Tensor) -> Tensor:
         """MLP branch of some rows of the residual stream, (B, K, C) -> (B, K, C)."""
-        branch = self.mlp(self.norm2(x))
+        return self.mlp_branch(self.norm2(x))
+
+    def mlp_branch(self, normed: Tensor) -> Tensor:
+        """MLP branch of normalised rows, (B, K, C) -> (B, K, C)."""
+        branch = self.mlp(normed)
         return cast(Tensor, branch if self.scale2 is None else self.scale2(branch))
 
     def mlp_operations(self) -> int:

@@ -206,7 +206,11 @@ class VarlenBlock:
 
     def feed_forward(self, x: Tensor) -> Tensor:
         """MLP branch of some rows of the residual stream, (B, K, C) -> (B, K, C)."""
-        return cast(Tensor, self.mlp(self.norm2(x)))
+        return self.mlp_branch(self.norm2(x))
+
+    def mlp_branch(self, normed: Tensor) -> Tensor:
+        """MLP branch of normalised rows, (B, K, C) -> (B, K, C)."""
+        return cast(Tensor, self.mlp(normed))
 
     def mlp_operations(self) -> int:
         """Multiply-adds of the MLP for one token."""

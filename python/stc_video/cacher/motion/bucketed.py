@@ -10,11 +10,12 @@ Shapes: S slots of a slab, B streams of a pass, K rows of each, N tokens, C chan
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from stc_kernels import scatter_key_value_, scatter_rows_
 from stc_video.cacher.graphs import GraphCache
@@ -22,6 +23,7 @@ from stc_video.cacher.motion.segments import Segment
 from stc_video.cacher.motion.state import MotionState
 from stc_video.cacher.streams import Slab
 from stc_video.towers.block import Block
+from stc_video.towers.fused import add_and_normalise
 
 
 @dataclass(frozen=True)
@@ -42,17 +44,24 @@ class Rows:
     indices: Tensor
     covers_all: bool
 
-    def flat(self, planes: int, plane: int, tokens: int) -> Tensor:
-        """Indices (1, B * K) in a tensor of (slots, planes, N) rows, in the given plane."""
+    def flat(self, planes: int, tokens: int) -> Tensor:
+        """Indices (planes, 1, B * K) in a tensor of (slots, planes, N) rows, in each plane."""
+        plane = torch.arange(planes, device=self.slots.device)[:, None]
         first = (self.slots * planes + plane) * tokens
-        at = torch.where(self.indices < 0, -1, first[:, None] + self.indices)
-        return at.int().view(1, -1)
+        at = torch.where(self.indices < 0, -1, first[..., None] + self.indices)
+        return at.int().view(planes, 1, -1)
+
+    @functools.cached_property
+    def readable(self) -> Tensor | None:
+        """Indices, those of rows that are written nowhere moved to the first; None for all."""
+        return None if self.covers_all else self.indices.clamp(min=0)
 
     def put(self, whole: Tensor, rows: Tensor) -> None:
         """Write rows (B, K, C) into a slab's plane (S, N, C)."""
         tokens, channels = whole.shape[1:]
-        at = self.flat(1, 0, tokens)
-        scatter_rows_(whole.view(1, -1, channels), at, rows.reshape(1, -1, channels))
+        scatter_rows_(
+            whole.view(1, -1, channels), self.flat(1, tokens)[0], rows.reshape(1, -1, channels)
+        )
 
 
 @dataclass(frozen=True)
@@ -99,6 +108,7 @@ class BucketedEncoder:
     def _run(
         self, state: MotionState, x: Tensor, rows: Rows, mask: Tensor | None, with_tail: bool
     ) -> None:
+        at, normed = rows.flat(*state.keys.shape[1:3]), None
         for layer, block in enumerate(self.blocks):
             if layer == self.head:
                 assert state.tail_input is not None
@@ -106,11 +116,20 @@ class BucketedEncoder:
                 if with_tail:
                     x = state.tail_input.index_select(0, rows.slots)
                     rows = _all_tokens(rows, x.shape[1])
-            x = x + self._attention(block, block.norm1(x), state, rows, mask, layer)
-            x = x + block.feed_forward(x)
+                    at, normed = rows.flat(*state.keys.shape[1:3]), None
+            normed = block.norm1(x) if normed is None else normed
+            attention = self._attention(block, normed, state, rows, at[layer], mask, layer)
+            x, normed = add_and_normalise(x, attention, block.norm2)
+            following = self._norm_after(layer, with_tail)
+            x, normed = add_and_normalise(x, block.mlp_branch(normed), following)
             if layer in state.hidden:
                 rows.put(state.hidden[layer], x)
         rows.put(state.output, x)
+
+    def _norm_after(self, layer: int, with_tail: bool) -> nn.Module | None:
+        """Norm that the output of a layer goes into as it is, if there is one."""
+        widens = with_tail and layer + 1 == self.head
+        return None if widens or layer + 1 == len(self.blocks) else self.blocks[layer + 1].norm1
 
     def _attention(
         self,
@@ -118,14 +137,13 @@ class BucketedEncoder:
         normed: Tensor,
         state: MotionState,
         rows: Rows,
+        at: Tensor,
         mask: Tensor | None,
         layer: int,
     ) -> Tensor:
         """Attention branch (B, K, C); the rows' keys and values go into the states first."""
-        layers, tokens = state.keys.shape[1:3]
-        indices = None if rows.covers_all else rows.indices.clamp(min=0)
+        indices = rows.readable
         query, key, value = block.project(normed, indices)
-        at = rows.flat(layers, layer, tokens)
         _store_rows(state.keys, state.values, at, key, value)
         if not rows.covers_all:
             key = state.keys[:, layer].index_select(0, rows.slots)

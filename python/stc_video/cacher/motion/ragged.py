@@ -18,6 +18,7 @@ from torch import Tensor
 
 from stc_video.cacher.motion.segments import Segment
 from stc_video.towers.block import Block
+from stc_video.towers.fused import add_and_normalise
 
 
 @dataclass(frozen=True)
@@ -65,10 +66,14 @@ def run_layers(
 ) -> Tensor:
     """Run concatenated rows (1, R, C) through some layers; what these keep goes into the states."""
     indices = _indices(segments, x.device)
+    normed = None
     for layer in layers:
         block = blocks[layer]
-        x = x + _attention(block, block.norm1(x), segments, indices, layer)
-        x = x + block.feed_forward(x)
+        normed = block.norm1(x) if normed is None else normed
+        attention = _attention(block, normed, segments, indices, layer)
+        x, normed = add_and_normalise(x, attention, block.norm2)
+        following = blocks[layer + 1].norm1 if layer + 1 in layers else None
+        x, normed = add_and_normalise(x, block.mlp_branch(normed), following)
         for segment, rows in _by_segment(x, segments):
             if layer in segment.state.hidden:
                 segment.put(segment.state.hidden[layer], rows)

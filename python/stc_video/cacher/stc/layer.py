@@ -13,6 +13,7 @@ from torch import Tensor
 
 from stc_kernels import gather_rows, scatter_residual, scatter_rows_
 from stc_video.towers.block import Block
+from stc_video.towers.fused import add_and_normalise
 
 
 class StcReference(NamedTuple):
@@ -75,6 +76,7 @@ def stc_layer(
     key, value = (fresh, stale) if by_keys else (stale, fresh)
     attention = block.attention(block.project_query(rows, indices), key, value, mask, indices)
     # The MLP needs the selected rows only, so only they are normalised.
-    update = attention + block.feed_forward(gather_rows(x, indices) + attention)
+    _, middle = add_and_normalise(gather_rows(x, indices), attention, block.norm2)
+    update = attention + block.mlp_branch(middle)
     output = scatter_residual(x, reference.update, indices, update)
     return StcLayer(output, indices, similarity)
