@@ -31,7 +31,7 @@ class Configuration:
         Of the cacher; ``policy="none"`` encodes every frame densely. None leaves a setting to its
         default.
     prune, tokens_per_frame, pruner_settings
-        Of the pruner.
+        Of the pruner; without a number of tokens it decides by itself how many it keeps.
     memory, retrieve_tokens, window_frames, spread, max_tokens
         Of the memory: what ``rekv`` retrieves, which frames ``window`` keeps, and how much
         ``plain`` holds.
@@ -45,7 +45,7 @@ class Configuration:
     ratio: float | None = None
     interval: int | None = None
     prune: str = "stc"
-    tokens_per_frame: int = 64
+    tokens_per_frame: int | None = 64
     pruner_settings: Mapping[str, Any] = field(default_factory=dict)
     memory: str = "rekv"
     retrieve_tokens: int = RekvConfig.retrieve_tokens
@@ -79,9 +79,10 @@ class Configuration:
         """A new pruner."""
         if self.prune == "none":
             return make_pruner("none")
-        return make_pruner(
-            self.prune, tokens_per_frame=self.tokens_per_frame, **self.pruner_settings
-        )
+        counted = {} if self.tokens_per_frame is None else {
+            "tokens_per_frame": self.tokens_per_frame
+        }  # fmt: skip
+        return make_pruner(self.prune, **counted, **self.pruner_settings)
 
     def memory_config(self) -> MemoryConfig:
         """Settings of the memory."""
@@ -94,7 +95,11 @@ class Configuration:
     def _own_name(self) -> str:
         cache = [self.policy, *(f"{name[0]}{getattr(self, name):g}" for name in
                  ("quality", "ratio", "interval") if getattr(self, name) is not None)]  # fmt: skip
-        kept = self.prune if self.prune == "none" else f"{self.prune}-{self.tokens_per_frame}"
+        kept = (
+            self.prune
+            if self.prune == "none"
+            else f"{self.prune}-{self.tokens_per_frame or 'free'}"
+        )
         size = {"plain": "", "rekv": f"-{self.retrieve_tokens}", "window": f"-{self.window_frames}"}
         return " ".join(["-".join(cache), kept, self.memory + size[self.memory]])
 
@@ -135,12 +140,15 @@ def controls(base: Configuration, frame_tokens: int | None) -> list[Configuratio
         The configuration.
     frame_tokens
         Tokens of a frame before pruning; None where it differs between videos, and there is no
-        control of uniform frames then.
+        control of uniform frames then. Where the pruner decides how many tokens it keeps, there
+        are none at the same budget either.
     """
     plain = replace(base, name=DENSE, policy="none", prune="none", pruner_settings={},
                     quality=None, ratio=None, interval=None)  # fmt: skip
     random = replace(plain, name="random tokens", prune="random")
     made = [plain, replace(plain, name="last 4 frames", memory="window", window_frames=4)]
+    if base.prune != "none" and base.tokens_per_frame is None:
+        return made
     if frame_tokens is not None:
         made.append(_uniform(base, plain, frame_tokens))
     return made if base.prune == "none" else [*made, random]
@@ -148,7 +156,9 @@ def controls(base: Configuration, frame_tokens: int | None) -> list[Configuratio
 
 def _uniform(base: Configuration, plain: Configuration, frame_tokens: int) -> Configuration:
     """Whole frames, evenly spread, of at most as many tokens as the configuration reads."""
-    kept = frame_tokens if base.prune == "none" else min(base.tokens_per_frame, frame_tokens)
+    kept = frame_tokens
+    if base.prune != "none" and base.tokens_per_frame is not None:
+        kept = min(base.tokens_per_frame, frame_tokens)
     most = {"rekv": base.retrieve_tokens, "plain": base.max_tokens,
             "window": base.window_frames * kept}[base.memory]  # fmt: skip
     return replace(
