@@ -122,6 +122,17 @@ def test_controls_comparisons_and_what_went_wrong(
     assert "missing video, such as 9" in " ".join(capsys.readouterr().out.split())
 
 
+def test_what_is_a_control_by_itself_is_run_once(
+    videos: Path, model_folder: Path, tmp_path: Path
+) -> None:
+    data, out = write_json(tmp_path / "o.json", ovo_rows()[:2]), tmp_path / "out"
+    more = ("--policy", "none", "--prune", "none", "--memory", "window", "--controls",
+            "--max-new-tokens", 2)  # fmt: skip
+    assert evaluate("ovo-bench", data, videos, model_folder, out, *more) == 0
+    names = [one["name"] for one in read(out)["configurations"]]
+    assert names == ["dense", "uniform frames"]
+
+
 def test_shards_and_resume_make_one_run(videos: Path, model_folder: Path, tmp_path: Path) -> None:
     data, out = write_json(tmp_path / "o.json", ovo_rows()), tmp_path / "out"
     args = ("ovo-bench", data, videos, model_folder)

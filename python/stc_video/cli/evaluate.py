@@ -291,9 +291,10 @@ def _all_configurations(
     tokens = None if grid is None else grid[0] * grid[1]
     made = list(task.configurations)
     if task.controls:
-        same = [replace(one, name="") for one in made]
         added = controls(made[0], tokens)
-        made += [one for one in added if replace(one, name="") not in same or one.name == "dense"]
+        # What is a control by itself is run once, under the control's name.
+        made = [next((c for c in added if _is_same(c, one)), one) for one in made]
+        made += [control for control in added if control not in made]
         if tokens is None:
             console.print(
                 "Note: the frames of this model have another number of tokens in each video, so "
@@ -308,6 +309,10 @@ def _all_configurations(
         if tokens is not None and pruner.exact:
             pruner.tokens_kept(tokens)
     return made
+
+
+def _is_same(one: Configuration, other: Configuration) -> bool:
+    return replace(one, name="") == replace(other, name="")
 
 
 def _model_facts(
@@ -329,7 +334,7 @@ def _model_facts(
             # The commit of the hub; a folder has none.
             "revision": getattr(config, "_commit_hash", None),
             "dtype": str(chat.model.dtype).removeprefix("torch."),
-            "device": str(chat.model.device),
+            "device": chat.model.device.type,
         },
         "resolution": f"{size} x {size}" if isinstance(size, int) else "that of the video",
         "chat_template": tokenizer.chat_template,

@@ -83,25 +83,10 @@ def gather(
         parser: {name: _count(questions.benchmark, asked, entries[name], parser) for name in names}
         for parser in PARSERS
     }
-    configurations = []
-    for settings in protocol["configurations"]:
-        name = settings["name"]
-        found = [entries[name][query.key] for query in asked]
-        made: dict[str, Any] = {"settings": settings, "name": name}
-        made["scores"] = {
-            parser: [asdict(s) for s in scores(questions.benchmark, counts[parser][name])]
-            for parser in PARSERS
-        }
-        if DENSE in names and name != DENSE:
-            made["against_dense"] = {
-                parser: asdict(
-                    compare(questions.benchmark, counts[parser][name], counts[parser][DENSE])
-                )
-                for parser in PARSERS
-            }
-        made["cost"] = _cost(list(costs[name].values()), found)
-        made["problems"] = _problems(questions, found)
-        configurations.append(made)
+    configurations = [
+        _configuration(questions, settings, counts, costs, entries, asked)
+        for settings in protocol["configurations"]
+    ]
     data = {
         "schema_version": SCHEMA_VERSION,
         "benchmark": questions.benchmark,
@@ -115,6 +100,32 @@ def gather(
         "configurations": configurations,
     }
     return Results(data, asked, entries, counts["official"])
+
+
+def _configuration(
+    questions: QuerySet,
+    settings: Mapping[str, Any],
+    counts: Mapping[str, Mapping[str, Counts]],
+    costs: Mapping[str, Mapping[str, dict[str, Any]]],
+    entries: Mapping[str, Mapping[str, dict[str, Any]]],
+    asked: Sequence[Query],
+) -> dict[str, Any]:
+    """What one configuration came to."""
+    name, benchmark = settings["name"], questions.benchmark
+    found = [entries[name][query.key] for query in asked]
+    made: dict[str, Any] = {"settings": settings, "name": name}
+    made["scores"] = {
+        parser: [asdict(score) for score in scores(benchmark, counts[parser][name])]
+        for parser in PARSERS
+    }
+    if name != DENSE and DENSE in entries:
+        made["against_dense"] = {
+            parser: asdict(compare(benchmark, counts[parser][name], counts[parser][DENSE]))
+            for parser in PARSERS
+        }
+    made["cost"] = _cost(list(costs[name].values()), found)
+    made["problems"] = _problems(questions, found)
+    return made
 
 
 def _read(files: Sequence[Path]) -> tuple[dict[str, Any], list[dict[str, Any]]]:

@@ -9,12 +9,14 @@
     const rows = data.rows.filter((row) => row[key] !== null && row.score !== null);
     const trace = {
       x: rows.map((row) => row[key]), y: rows.map((row) => percent(row.score)), mode: "markers+text",
-      text: rows.map((row) => row.name), textposition: "top center", cliponaxis: false,
+      text: rows.map((row) => row.name), cliponaxis: false,
+      textposition: rows.map((row, i) => ["top right", "bottom right", "top left", "bottom left"][i % 4]),
       marker: { size: 11, color: rows.map((row, i) => colour(i ? "--soft" : "--accent")) },
       hovertemplate: "%{text}<br>%{x:.4g}<br>%{y:.1f} %<extra></extra>",
     };
     Object.assign(layout, { showlegend: false, hovermode: "closest" });
-    layout.xaxis = { ...axis, title: { text: title }, rangemode: "tozero" };
+    const most = Math.max(0, ...rows.map((row) => row[key]));
+    layout.xaxis = { ...axis, title: { text: title }, range: [0, 1.3 * most || 1] };
     layout.yaxis = { ...axis, title: { text: `${data.column}, %` } };
     return [[trace], layout];
   }
