@@ -131,6 +131,7 @@ def test_what_is_a_control_by_itself_is_run_once(
     assert evaluate("ovo-bench", data, videos, model_folder, out, *more) == 0
     names = [one["name"] for one in read(out)["configurations"]]
     assert names == ["dense", "uniform frames"]
+    assert "this is the dense configuration" in (out / "evaluation.html").read_text()
 
 
 def test_shards_and_resume_make_one_run(videos: Path, model_folder: Path, tmp_path: Path) -> None:

@@ -294,7 +294,9 @@ def _all_configurations(
         added = controls(made[0], tokens)
         # What is a control by itself is run once, under the control's name.
         made = [next((c for c in added if _is_same(c, one)), one) for one in made]
-        made += [control for control in added if control not in made]
+        for control in added:
+            if not any(_is_same(control, one) for one in made):
+                made.append(control)
         if tokens is None:
             console.print(
                 "Note: the frames of this model have another number of tokens in each video, so "
