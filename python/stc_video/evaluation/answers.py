@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 from collections.abc import Iterable, Mapping
@@ -12,6 +11,7 @@ from types import TracebackType
 from typing import Any
 
 from stc_video.evaluation.queries import DataError
+from stc_video.folder_lock import try_lock
 
 __all__ = ["AnswerFile", "read_answers"]
 
@@ -50,12 +50,10 @@ class AnswerFile:
             raise ValueError(
                 f"{path} is there already: --resume goes on, another --out starts anew"
             )
-        self._file = path.open("ab")
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self._file.close()
-            raise ValueError(f"{path} is being written by another process") from None
+        descriptor = try_lock(path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
+        if descriptor is None:
+            raise ValueError(f"{path} is being written by another process")
+        self._file = os.fdopen(descriptor, "ab")
         try:
             _cut_torn_line(path)
             found, entries = read_answers(path)
