@@ -29,7 +29,7 @@ if TYPE_CHECKING:
         UntestedReleaseWarning,
     )
     from stc_video.loading.video_llm import ChatModel, load_chat_model
-    from stc_video.memory import PlainConfig, RekvConfig
+    from stc_video.memory import PlainConfig, RekvConfig, WindowConfig
     from stc_video.pruners import (
         PrunedTokens,
         Pruner,
@@ -62,6 +62,7 @@ _HOMES = {
     "StreamingSession": "stc_video.session",
     "UnsupportedModelError": "stc_video.errors",
     "UntestedReleaseWarning": "stc_video.errors",
+    "WindowConfig": "stc_video.memory",
     "__version__": "stc_kernels",
     "accelerate": "stc_video.acceleration",
     "attach_cacher": "stc_video.cacher",
@@ -94,6 +95,7 @@ __all__ = [
     "StreamingSession",
     "UnsupportedModelError",
     "UntestedReleaseWarning",
+    "WindowConfig",
     "__version__",
     "accelerate",
     "attach_cacher",

@@ -9,7 +9,7 @@ from rekv_oracle import RekvOracle
 from test_qwen_session import CHAT, GREEDY, QUESTION, open_session, patches
 from tiny_qwen_vl import NAMES, make_model, make_tokenizer
 
-from stc_video import RekvConfig, StreamingSession
+from stc_video import RekvConfig, StreamingSession, WindowConfig
 from stc_video.memory import Frame, PlainConfig, PlainMemory, RekvMemory, VideoPlace
 
 PREFIX, PROMPT, WIDTH, COLUMNS = 3, 5, 64, 4
@@ -137,3 +137,16 @@ def test_a_saved_session_goes_on(model, writer, tmp_path):
     with StreamingSession.load(tmp_path / "saved", model, writer, **settings) as loaded:
         loaded.push(frames[9:])
         assert torch.equal(loaded.logits(QUESTION), expected)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_window_is_a_video_of_its_own(model, writer, count: int):
+    frames = patches(6)
+    with (
+        open_session(model, writer, memory=WindowConfig(count)) as session,
+        open_session(model, writer) as alone,
+    ):
+        session.push(frames)
+        alone.push(frames[-count:])
+        torch.testing.assert_close(session.logits(QUESTION), alone.logits(QUESTION))
+        assert session.ask(QUESTION, **GREEDY).text == alone.ask(QUESTION, **GREEDY).text

@@ -175,7 +175,7 @@ def test_a_picture_that_passes_for_prepared_pixels_is_warned_of(open_session):
 def test_wrong_settings_leave_the_model_untouched(model, open_session):
     before = set(model.__dict__)
     for memory, settings, message in [
-        ("large", {}, "must be one of plain, rekv or a configuration, got 'large'"),
+        ("large", {}, "must be one of plain, rekv, window or a configuration, got 'large'"),
         ("rekv", {"prefill_chunk": 0}, "prefill_chunk must be at least 1 frame, got 0"),
         ("rekv", {"prune": "no"}, "name must be one of"),
     ]:

@@ -14,6 +14,7 @@ from stc_video.cli.bench import bench
 from stc_video.cli.calibrate import calibrate
 from stc_video.cli.chat import chat
 from stc_video.cli.doctor import doctor
+from stc_video.cli.evaluate import evaluate
 from stc_video.cli.fidelity import fidelity
 from stc_video.cli.options import add_command
 from stc_video.cli.prune_study import prune_study
@@ -35,6 +36,7 @@ app = typer.Typer(
 )
 for _command in (run, bench, calibrate, prune_study, fidelity, serve, chat, doctor):
     add_command(app, _command, _command.__name__.replace("_", "-"))
+add_command(app, evaluate, "eval")
 
 
 def _version(wanted: bool) -> None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from stc_video.memory.config import PlainConfig, RekvConfig
+from stc_video.memory.config import MemoryConfig, PlainConfig, RekvConfig, WindowConfig
 
 if TYPE_CHECKING:
     from torch import nn
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         VideoPlace,
     )
     from stc_video.memory.plain import PlainMemory
+    from stc_video.memory.recent import WindowMemory
     from stc_video.memory.rekv import RekvMemory
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "Frame",
     "Memory",
     "MemoryChangedError",
+    "MemoryConfig",
     "PlainConfig",
     "PlainMemory",
     "Reading",
@@ -37,12 +39,14 @@ __all__ = [
     "Retrieved",
     "Snapshot",
     "VideoPlace",
+    "WindowConfig",
+    "WindowMemory",
     "make_memory",
     "memory_config",
 ]
 
 #: imported when they are first used, so that reading the settings need not wait for torch
-_HOMES = {"PlainMemory": "plain", "RekvMemory": "rekv"} | dict.fromkeys(
+_HOMES = {"PlainMemory": "plain", "RekvMemory": "rekv", "WindowMemory": "recent"} | dict.fromkeys(
     (
         "Context",
         "Frame",
@@ -55,15 +59,16 @@ _HOMES = {"PlainMemory": "plain", "RekvMemory": "rekv"} | dict.fromkeys(
     ),
     "base",
 )
-_CONFIGS: dict[str, type[PlainConfig] | type[RekvConfig]] = {
+_CONFIGS: dict[str, type[PlainConfig] | type[RekvConfig] | type[WindowConfig]] = {
     "plain": PlainConfig,
     "rekv": RekvConfig,
+    "window": WindowConfig,
 }
 
 
-def memory_config(memory: str | PlainConfig | RekvConfig) -> PlainConfig | RekvConfig:
+def memory_config(memory: str | MemoryConfig) -> MemoryConfig:
     """Return the settings of a memory given by name or as settings."""
-    if isinstance(memory, (PlainConfig, RekvConfig)):
+    if isinstance(memory, (PlainConfig, RekvConfig, WindowConfig)):
         return memory
     if memory not in _CONFIGS:
         raise ValueError(
@@ -72,13 +77,16 @@ def memory_config(memory: str | PlainConfig | RekvConfig) -> PlainConfig | RekvC
     return _CONFIGS[memory]()
 
 
-def make_memory(language_model: nn.Module, config: PlainConfig | RekvConfig) -> Memory:
+def make_memory(language_model: nn.Module, config: MemoryConfig) -> Memory:
     """Make a memory for a language model (without its head)."""
     from stc_video.memory.plain import PlainMemory
+    from stc_video.memory.recent import WindowMemory
     from stc_video.memory.rekv import RekvMemory
 
     if isinstance(config, PlainConfig):
         return PlainMemory(language_model, config)
+    if isinstance(config, WindowConfig):
+        return WindowMemory(language_model, config)
     return RekvMemory(language_model, config)
 
 

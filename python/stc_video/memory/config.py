@@ -12,15 +12,19 @@ __all__ = [
     "COMMAND_MEMORY",
     "EVICTIONS",
     "RETRIEVALS",
+    "SPREADS",
     "STORAGES",
+    "MemoryConfig",
     "PlainConfig",
     "RekvConfig",
     "Scorer",
+    "WindowConfig",
 ]
 
 EVICTIONS = ("oldest", "redundant", "refuse")
 RETRIEVALS = ("plain", "normalised", "mmr")
 STORAGES = ("exact", "int8", "int4")
+SPREADS = ("last", "uniform")
 
 #: from the question and the frame number of each stored frame to one score per frame
 Scorer: TypeAlias = Callable[[str, Sequence[int]], Sequence[float]]
@@ -101,11 +105,39 @@ class RekvConfig:
             _at_least("RekvConfig", name, getattr(self, name), 1)
         for name in ("device_bytes", "host_bytes", "disk_bytes", "recent_frames"):
             _at_least("RekvConfig", name, getattr(self, name), 0)
-        _one_of("eviction", self.eviction, EVICTIONS)
-        _one_of("storage", self.storage, STORAGES)
-        _one_of("retrieval", self.retrieval, RETRIEVALS)
+        _one_of("RekvConfig", "eviction", self.eviction, EVICTIONS)
+        _one_of("RekvConfig", "storage", self.storage, STORAGES)
+        _one_of("RekvConfig", "retrieval", self.retrieval, RETRIEVALS)
         if not 0.0 <= self.diversity <= 1.0:
             raise ValueError(f"RekvConfig: diversity must be between 0 and 1, got {self.diversity}")
+
+
+@dataclass(frozen=True)
+class WindowConfig:
+    """A memory of a few frames and nothing else: the control that every memory should beat.
+
+    A question is answered as if the video had only these frames.
+
+    Attributes
+    ----------
+    frames
+        How many.
+    spread
+        ``"last"``: the last ones. ``"uniform"``: evenly spread over all that were seen, the first
+        and the last among them; the tokens of all frames are kept in main memory for it.
+    """
+
+    frames: int = 4
+    spread: str = "last"
+
+    def __post_init__(self) -> None:
+        """Check every value."""
+        _at_least("WindowConfig", "frames", self.frames, 1)
+        _one_of("WindowConfig", "spread", self.spread, SPREADS)
+
+
+#: settings of any memory
+MemoryConfig: TypeAlias = PlainConfig | RekvConfig | WindowConfig
 
 
 def _at_least(owner: str, name: str, value: int, low: int) -> None:
@@ -113,9 +145,9 @@ def _at_least(owner: str, name: str, value: int, low: int) -> None:
         raise ValueError(f"{owner}: {name} must be a whole number from {low}, got {value!r}")
 
 
-def _one_of(name: str, value: str, allowed: Sequence[str]) -> None:
+def _one_of(owner: str, name: str, value: str, allowed: Sequence[str]) -> None:
     if value not in allowed:
-        raise ValueError(f"RekvConfig: {name} must be one of {', '.join(allowed)}, got {value!r}")
+        raise ValueError(f"{owner}: {name} must be one of {', '.join(allowed)}, got {value!r}")
 
 
 #: the memory of `stc run --ask`, `stc chat` and `stc serve`

@@ -10,7 +10,14 @@ import torch
 from torch import Tensor
 
 from stc_video.bypassed import refuse_hooks
-from stc_video.memory import Frame, Memory, PlainConfig, RekvConfig, VideoPlace, make_memory
+from stc_video.memory import (
+    Frame,
+    Memory,
+    MemoryConfig,
+    RekvConfig,
+    VideoPlace,
+    make_memory,
+)
 from stc_video.models.self_check import SETTINGS, compare, failures, short_ids
 from stc_video.session.answer import generate_behind
 
@@ -24,7 +31,7 @@ _PREFIX, _QUESTION = 2, 3
 _TOKENS = _PREFIX + 1 + _QUESTION
 
 
-def check_memory(handle: Acceleration, config: PlainConfig | RekvConfig) -> None:
+def check_memory(handle: Acceleration, config: MemoryConfig) -> None:
     """Compare what a memory makes of a few tokens with what the stock model makes of them.
 
     The first session on an accelerated model does so, and the first with another kind of memory.
@@ -68,10 +75,10 @@ def _filled(memory: Memory, embeds: Tensor) -> Any:
     return memory.context(embeds[-_QUESTION:], slice(0, _QUESTION - 1), "?")
 
 
-def _small(config: PlainConfig | RekvConfig) -> PlainConfig | RekvConfig:
+def _small(config: MemoryConfig) -> MemoryConfig:
     """The same kind of memory with little room, and nothing of the user's."""
-    if isinstance(config, PlainConfig):
-        return PlainConfig()
+    if not isinstance(config, RekvConfig):
+        return type(config)()
     return dataclasses.replace(
         RekvConfig(), window_tokens=64, retrieve_tokens=64, host_bytes=1 << 20, slab_bytes=1 << 18
     )

@@ -14,7 +14,7 @@ from torch import Tensor
 from stc_video.acceleration import Acceleration, accelerate
 from stc_video.config import CacheConfig
 from stc_video.errors import AnswerStoppedError, UnsupportedModelError
-from stc_video.memory import PlainConfig, RekvConfig, make_memory, memory_config
+from stc_video.memory import MemoryConfig, make_memory, memory_config
 from stc_video.models.pictures import FrameLike, TimeLike, to_times
 from stc_video.pruners import PrunedTokens, Pruner
 from stc_video.session.answer import Answer
@@ -50,8 +50,9 @@ class StreamingSession:
     processor
         The model's processor, or its tokenizer; it must have a chat template.
     memory
-        ``"rekv"``: bounded, with retrieval; ``"plain"``: everything, up to a limit; or a
-        :class:`RekvConfig` or :class:`PlainConfig`.
+        ``"rekv"``: bounded, with retrieval; ``"plain"``: everything, up to a limit;
+        ``"window"``: the last four frames and nothing else; or a :class:`RekvConfig`,
+        :class:`PlainConfig` or :class:`WindowConfig`.
     cache, prune, tokens_per_frame, positions
         As for :func:`accelerate`; not used for a model that is accelerated already.
     prefill_chunk
@@ -77,7 +78,7 @@ class StreamingSession:
         model: PreTrainedModel,
         processor: Any,
         *,
-        memory: str | PlainConfig | RekvConfig = "rekv",
+        memory: str | MemoryConfig = "rekv",
         cache: str | CacheConfig | None = "motion",
         prune: str | Pruner = "stc",
         tokens_per_frame: int | None = 64,
