@@ -1,6 +1,6 @@
 # The commands a person types. CI calls the same ones.
 #
-#   make demo     install into .venv, encode a real video, leave out/report.html
+#   make demo     install into .venv, encode two videos, leave out/report.html
 #   make test     install into .venv, run the tests that need no GPU
 #   make test-long    those that take longest: builds of the sources, a promise on every hard clip
 #   make test-quick   the same without those marked slow
@@ -78,7 +78,7 @@ $(VENV)/.dev: $(VENV)/.installed
 	touch $@
 
 demo: $(VENV)/.installed
-	$(BIN)/stc run --fps 5 --max-frames 60 --out $(OUT)
+	$(BIN)/stc demo --out $(OUT)
 
 test: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m "not gpu and not long"
