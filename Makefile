@@ -207,7 +207,8 @@ docs: install
 
 bench: install
 	$(BIN)/python benchmarks/cpu_ops.py --out benchmarks/results/cpu_ops.csv
-	$(BIN)/python benchmarks/cpu_cacher.py --out benchmarks/results/cpu_cacher.csv
+	$(BIN)/stc bench --geometry siglip-so400m --device cpu --dtype float32 --threads 2 \
+	    --out benchmarks/results --name stc_bench
 	$(BIN)/python benchmarks/cpu_pruners.py --out benchmarks/results/cpu_pruners.csv
 
 # Five minutes of cameras and questions against a service.
