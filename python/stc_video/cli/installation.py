@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is wrong with an installation, and what to do; docs/install.md says the same at length."""
+"""Problems of an installation and their remedies; docs/install.md has them at length."""
 
 from __future__ import annotations
 

@@ -75,22 +75,7 @@ def write_report(record: RunRecord, out: Path, console: Console) -> None:
 
 
 def encode_video(settings: RunSettings, command: str, console: Console) -> RunRecord:
-    """Encode a video with a progress bar.
-
-    Parameters
-    ----------
-    settings : RunSettings
-        The options.
-    command : str
-        The command line, for the report.
-    console : Console
-        Where the progress bar goes.
-
-    Returns
-    -------
-    RunRecord
-        Everything that the report says.
-    """
+    """Encode a video with a progress bar; returns everything that the report says."""
     import torch
 
     from stc_kernels import use_backend
