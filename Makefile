@@ -1,6 +1,6 @@
 # The commands a person types. CI calls the same ones.
 #
-#   make demo     install into .venv, encode a real video, leave out/report.html
+#   make demo     install into .venv, encode two videos, leave out/report.html
 #   make test     install into .venv, run the tests that need no GPU
 #   make test-long    those that take longest: builds of the sources, a promise on every hard clip
 #   make test-quick   the same without those marked slow
@@ -80,7 +80,7 @@ $(VENV)/.dev: $(VENV)/.installed
 	touch $@
 
 demo: $(VENV)/.installed
-	$(BIN)/stc run --fps 5 --max-frames 60 --out $(OUT)
+	$(BIN)/stc demo --out $(OUT)
 
 test: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m "not gpu and not long"
@@ -218,7 +218,8 @@ docs: install
 
 bench: install
 	$(BIN)/python benchmarks/cpu_ops.py --out benchmarks/results/cpu_ops.csv
-	$(BIN)/python benchmarks/cpu_cacher.py --out benchmarks/results/cpu_cacher.csv
+	$(BIN)/stc bench --geometry siglip-so400m --device cpu --dtype float32 --threads 2 \
+	    --out benchmarks/results --name stc_bench
 	$(BIN)/python benchmarks/cpu_pruners.py --out benchmarks/results/cpu_pruners.csv
 
 # Five minutes of cameras and questions against a service.

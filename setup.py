@@ -59,7 +59,14 @@ int main() { return static_cast<int>(std::optional<int>(0).value()); }
 
 
 class CannotCompileError(Exception):
-    """Something that a native build needs is missing; the message says what to do."""
+    """Something that a native build needs is missing; the message says what to do.
+
+    The code is what `stc doctor` knows it by.
+    """
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
 
 
 class Toolchain(NamedTuple):
@@ -82,6 +89,7 @@ class Decision(NamedTuple):
     native: bool
     reason: str
     tools: Toolchain | None = None
+    code: str | None = None
 
 
 def find_torch() -> tuple[str, str]:
@@ -101,12 +109,14 @@ def find_torch() -> tuple[str, str]:
             if tuple(int(part) for part in version.split(".")[:2]) < OLDEST_TORCH:
                 oldest = ".".join(map(str, OLDEST_TORCH))
                 raise CannotCompileError(
-                    f"torch {version} is too old to compile against: install torch>={oldest}"
+                    "old-torch",
+                    f"torch {version} is too old to compile against: install torch>={oldest}",
                 )
             return root, version
     raise CannotCompileError(
+        "no-torch",
         f"torch is not installed for {sys.executable}: install torch first, or use "
-        "pip install --no-build-isolation"
+        "pip install --no-build-isolation",
     )
 
 
@@ -126,7 +136,9 @@ def find_compiler() -> str:
         # CXX may carry a launcher or flags: "ccache g++".
         if name and shutil.which(shlex.split(name)[0]):
             return name
-    raise CannotCompileError("no C++ compiler was found: install g++ or clang++, or set CXX to one")
+    raise CannotCompileError(
+        "no-compiler", "no C++ compiler was found: install g++ or clang++, or set CXX to one"
+    )
 
 
 def probe(compiler: str, torch_root: str) -> None:
@@ -142,25 +154,28 @@ def probe(compiler: str, torch_root: str) -> None:
         errors = [line for line in done.stderr.splitlines() if "error" in line]
         detail = errors[0].strip() if errors else f"exit status {done.returncode}"
         raise CannotCompileError(
+            "no-headers",
             f"{compiler} cannot compile against Python and torch ({detail}): install the Python "
-            "headers (python3-dev) and a compiler with C++17"
+            "headers (python3-dev) and a compiler with C++17",
         )
 
 
 def find_toolchain() -> Toolchain:
     """Return all that a native build needs, or raise CannotCompileError."""
     if not sys.platform.startswith("linux"):
-        raise CannotCompileError(f"native kernels are built on Linux only, this is {sys.platform}")
+        raise CannotCompileError(
+            "not-linux", f"native kernels are built on Linux only, this is {sys.platform}"
+        )
     torch_root, torch_version = find_torch()
     compiler = find_compiler()
     cmake = find_tool("cmake", "CMAKE_BIN_DIR")
     if cmake is None:
-        raise CannotCompileError("CMake was not found: pip install cmake ninja")
+        raise CannotCompileError("no-cmake", "CMake was not found: pip install cmake ninja")
     ninja = find_tool("ninja", "BIN_DIR")
     if ninja is None and shutil.which("make") is None:
-        raise CannotCompileError("neither ninja nor make was found: pip install ninja")
+        raise CannotCompileError("no-ninja", "neither ninja nor make was found: pip install ninja")
     if importlib.util.find_spec("pybind11") is None:
-        raise CannotCompileError("pybind11 was not found: pip install pybind11")
+        raise CannotCompileError("no-pybind11", "pybind11 was not found: pip install pybind11")
     probe(compiler, torch_root)
     include = importlib.import_module("pybind11").get_include()
     return Toolchain(torch_root, torch_version, compiler, cmake, ninja, include)
@@ -171,14 +186,16 @@ def find_nvcc() -> str:
     if chosen := os.environ.get("CUDACXX"):
         if path := shutil.which(chosen):
             return path
-        raise CannotCompileError(f"CUDACXX is {chosen}, which is not there or cannot be run")
+        raise CannotCompileError(
+            "wrong-cudacxx", f"CUDACXX is {chosen}, which is not there or cannot be run"
+        )
     home = os.environ.get("CUDA_HOME")
     places = [f"{home}/bin/nvcc"] if home else []
     for place in (*places, "nvcc", "/usr/local/cuda/bin/nvcc"):
         if path := shutil.which(place):
             return path
     raise CannotCompileError(
-        "nvcc was not found: install the CUDA toolkit, or set CUDA_HOME to where it is"
+        "no-nvcc", "nvcc was not found: install the CUDA toolkit, or set CUDA_HOME to where it is"
     )
 
 
@@ -201,13 +218,17 @@ def find_cuda_archs(nvcc: str) -> str:
         if len(fit) < len(found) and variable.startswith("STC_"):
             raise SystemExit(f"{variable} must name GPUs from {OLDEST_ARCH} on, got {wanted!r}")
         if found and not fit:
-            raise CannotCompileError(f"{variable}={wanted} names no GPU from {OLDEST_ARCH} on")
+            raise CannotCompileError(
+                "old-arch-list", f"{variable}={wanted} names no GPU from {OLDEST_ARCH} on"
+            )
         if fit:
             return ",".join(fit)
     done = subprocess.run([nvcc, "--list-gpu-code"], capture_output=True, text=True)
     known = [arch for arch in CUDA_ARCHS if f"sm_{arch}" in done.stdout.split()]
     if not known:
-        raise CannotCompileError(f"{nvcc} knows no GPU from {OLDEST_ARCH} on: update it")
+        raise CannotCompileError(
+            "old-nvcc", f"{nvcc} knows no GPU from {OLDEST_ARCH} on: update it"
+        )
     return ",".join(known) + "+PTX"
 
 
@@ -215,7 +236,7 @@ def add_cuda(tools: Toolchain) -> Toolchain:
     """Return the toolchain with all that CUDA kernels need, or raise CannotCompileError."""
     if "+rocm" in tools.torch_version:
         raise CannotCompileError(
-            f"torch {tools.torch_version} is for AMD GPUs, where the Triton kernels run"
+            "rocm", f"torch {tools.torch_version} is for AMD GPUs, where the Triton kernels run"
         )
     nvcc = find_nvcc()
     archs = find_cuda_archs(nvcc)
@@ -230,7 +251,8 @@ def add_cuda(tools: Toolchain) -> Toolchain:
         lines = (done.stderr or done.stdout).strip().splitlines()
         errors = [line for line in lines if "error" in line.lower()] or lines or ["no output"]
         raise CannotCompileError(
-            f"{nvcc} cannot compile for sm_{first} with {tools.compiler} ({errors[0].strip()})"
+            "nvcc-fails",
+            f"{nvcc} cannot compile for sm_{first} with {tools.compiler} ({errors[0].strip()})",
         )
     return tools._replace(nvcc=nvcc, cuda_archs=archs)
 
@@ -241,13 +263,13 @@ def decide() -> Decision:
     if mode not in MODES:
         raise SystemExit(f"STC_KERNELS_BUILD must be one of {', '.join(MODES)}, got {mode!r}")
     if mode == "none":
-        return Decision(mode, False, "STC_KERNELS_BUILD=none")
+        return Decision(mode, False, "STC_KERNELS_BUILD=none", code="build-none")
     try:
         tools = find_toolchain()
     except CannotCompileError as error:
         if mode != "auto":
             raise SystemExit(f"STC_KERNELS_BUILD={mode}: {error}") from None
-        return Decision(mode, False, str(error))
+        return Decision(mode, False, str(error), code=error.code)
     reason = f"{tools.compiler} against torch {tools.torch_version}"
     if mode == "cpu":
         return Decision(mode, True, reason, tools)
@@ -256,7 +278,7 @@ def decide() -> Decision:
     except CannotCompileError as error:
         if mode == "cuda":
             raise SystemExit(f"STC_KERNELS_BUILD=cuda: {error}") from None
-        return Decision(mode, True, f"{reason}; no CUDA kernels: {error}", tools)
+        return Decision(mode, True, f"{reason}; no CUDA kernels: {error}", tools, error.code)
     return Decision(mode, True, f"{reason}; {tools.nvcc} for {tools.cuda_archs}", tools)
 
 
@@ -280,6 +302,7 @@ class BuildPython(build_py):
         folder.mkdir(parents=True, exist_ok=True)
         decision = DECISION or decide()
         record = {"mode": decision.mode, "native": decision.native, "reason": decision.reason}
+        record["code"] = decision.code
         text = json.dumps(record, indent=2) + "\n"
         Path(folder, "_build_config.json").write_text(text, encoding="utf-8")
         if not decision.native:

@@ -14,9 +14,11 @@ from typing import cast
 # The library has no search path to torch's own libraries; they must be in the process already.
 import torch
 
+from stc_kernels._reason import Reason
+
 _MODULE = f"{__package__}._C"
 _HERE = Path(__file__).parent
-#: written by setup.py: {"mode": ..., "native": ..., "reason": ...}
+#: written by setup.py: {"mode": ..., "native": ..., "reason": ..., "code": ...}
 _BUILD_CONFIG = _HERE / "_build_config.json"
 
 
@@ -28,29 +30,37 @@ def _read_build_config() -> dict[str, object]:
     return config if isinstance(config, dict) else {}
 
 
-def _why_missing() -> str:
+def _build_code(otherwise: str) -> str:
+    """Return the code of what kept the build from being complete, if it says so."""
+    return str(_read_build_config().get("code") or otherwise)
+
+
+def _why_missing() -> Reason:
     """Return why there is no module that this interpreter could import."""
     others = sorted(path.name for path in _HERE.glob("_C.*.so"))
     if others:
-        return f"the compiled library was built for another Python ({', '.join(others)}); reinstall"
+        text = f"the compiled library was built for another Python ({', '.join(others)}); reinstall"
+        return Reason("other-python", text)
     reason = _read_build_config().get("reason")
     if isinstance(reason, str) and reason:
-        return f"the compiled library was not built: {reason}"
-    return "the compiled library was not built (no build has run in this directory)"
+        return Reason(_build_code("not-built"), f"the compiled library was not built: {reason}")
+    text = "the compiled library was not built (no build has run in this directory)"
+    return Reason("no-build", text)
 
 
-def _why_broken(error: ImportError) -> str:
+def _why_broken(error: ImportError) -> Reason:
     """Return what an import error of an existing module means."""
     if "undefined symbol" in str(error):
-        return (
+        return Reason(
+            "torch-too-old",
             f"the compiled library needs torch 2.10 or newer and this is {torch.__version__} "
-            f"({error})"
+            f"({error})",
         )
-    return f"the compiled library could not be loaded ({error})"
+    return Reason("broken", f"the compiled library could not be loaded ({error})")
 
 
 @functools.cache
-def _import() -> tuple[ModuleType | None, str | None]:
+def _import() -> tuple[ModuleType | None, Reason | None]:
     try:
         return importlib.import_module(_MODULE), None
     except ModuleNotFoundError as error:
@@ -60,7 +70,7 @@ def _import() -> tuple[ModuleType | None, str | None]:
         return None, _why_broken(error)
 
 
-def load() -> str | None:
+def load() -> Reason | None:
     """Load the compiled library and register its operators, the first time this is called.
 
     Returns
@@ -72,21 +82,23 @@ def load() -> str | None:
 
 
 @functools.cache
-def why_not_on(device: str) -> str | None:
+def why_not_on(device: str) -> Reason | None:
     """Return None if the loaded library can run on a device type, else the reason."""
     if device == "cpu":
         return None
     if device != "cuda":
-        return f"the compiled library has kernels for CPUs and NVIDIA GPUs, not for {device!r}"
+        text = f"the compiled library has kernels for CPUs and NVIDIA GPUs, not for {device!r}"
+        return Reason("other-device", text)
     info = build_info()
     if info["cuda_archs"] is None:
-        return f"the compiled library was built without CUDA kernels ({info['build_reason']})"
+        text = f"the compiled library was built without CUDA kernels ({info['build_reason']})"
+        return Reason(_build_code("no-cuda-kernels"), text)
     if torch.version.hip is not None:
-        return "the compiled library has kernels for NVIDIA GPUs only"
+        return Reason("not-nvidia", "the compiled library has kernels for NVIDIA GPUs only")
     if not torch.backends.cuda.is_built():
-        return f"torch {torch.__version__} has no CUDA support"
+        return Reason("torch-without-cuda", f"torch {torch.__version__} has no CUDA support")
     if not torch.cuda.is_available():
-        return "torch sees no GPU"
+        return Reason("no-gpu", "torch sees no GPU")
     archs = [str(arch) for arch in cast("list[object]", info["cuda_archs"])]
     return _why_not_driver(str(info["cuda_version"]), driver_cuda()) or _why_not_gpus(
         archs, _gpus()
@@ -100,14 +112,15 @@ def driver_cuda() -> tuple[int, int] | None:
     return (number // 1000, number % 1000 // 10) if number else None
 
 
-def _why_not_driver(built_by: str, driver: tuple[int, int] | None) -> str | None:
+def _why_not_driver(built_by: str, driver: tuple[int, int] | None) -> Reason | None:
     """Return why a driver cannot run what a CUDA release built; within a major version it can."""
     if driver is None or driver[0] >= int(built_by.split(".")[0]):
         return None
     knows = ".".join(map(str, driver))
-    return (
+    return Reason(
+        "old-driver",
         f"the compiled library was built by CUDA {built_by}, and this driver knows CUDA {knows} "
-        "at most"
+        "at most",
     )
 
 
@@ -118,13 +131,14 @@ def _gpus() -> list[tuple[int, int, str]]:
     return [(gpu.major, gpu.minor, gpu.name) for gpu in found]
 
 
-def _why_not_gpus(archs: list[str], gpus: list[tuple[int, int, str]]) -> str | None:
+def _why_not_gpus(archs: list[str], gpus: list[tuple[int, int, str]]) -> Reason | None:
     """Return why one of the GPUs cannot run what was compiled for ``archs``: 80, 90a, 120+PTX."""
     for major, minor, name in gpus:
         if not any(_runs(arch, major, minor) for arch in archs):
-            return (
+            return Reason(
+                "no-kernels-for-gpu",
                 f"the compiled library has kernels for {','.join(archs)}, none of which runs on "
-                f"{name} (sm_{major}{minor})"
+                f"{name} (sm_{major}{minor})",
             )
     return None
 

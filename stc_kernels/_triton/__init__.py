@@ -22,6 +22,8 @@ from typing import Any
 
 import torch
 
+from stc_kernels._reason import Reason
+
 #: oldest Triton whose language the kernels are written in
 OLDEST = (3, 6)
 
@@ -54,14 +56,16 @@ OPS: tuple[str, ...] = tuple(_HOMES)
 def _why_not_importable() -> str | None:
     """Return None if a Triton that is new enough can be imported, else the reason."""
     if importlib.util.find_spec("triton") is None:
-        return "the package `triton` is not installed (pip install 'stc-kernels[triton]')"
+        text = "the package `triton` is not installed (pip install 'stc-kernels[triton]')"
+        return Reason("no-triton", text)
     try:
         triton = importlib.import_module("triton")
     except ImportError as error:
-        return f"Triton could not be imported ({error})"
+        return Reason("broken-triton", f"Triton could not be imported ({error})")
     version: str = triton.__version__
     if tuple(int(part) for part in version.split(".")[:2]) < OLDEST:
-        return f"Triton {version} is too old (3.6 is the oldest; pip install --upgrade triton)"
+        text = f"Triton {version} is too old (3.6 is the oldest; pip install --upgrade triton)"
+        return Reason("old-triton", text)
     return None
 
 
@@ -77,7 +81,7 @@ def why_unavailable(op: str, device: str) -> str | None:
             "before anything imports Triton"
         )
     if not torch.cuda.is_available():
-        return "torch sees no GPU"
+        return Reason("no-gpu", "torch sees no GPU")
     return _why_not_importable()
 
 

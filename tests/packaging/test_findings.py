@@ -124,6 +124,7 @@ def test_no_nvcc(run, package, tmp_path, library, fresh, monkeypatch):
         pytest.skip(f"no library is built here: {reason}")
     info = {**_native.build_info(), "cuda_archs": None, "build_reason": reason}
     monkeypatch.setattr(_native, "build_info", lambda: info)
+    monkeypatch.setattr(_native, "_BUILD_CONFIG", package / "_build_config.json")
     (found,) = findings()
     assert "built without CUDA kernels" in found.problem
     assert "which is not there or cannot be run" in found.problem
@@ -189,14 +190,20 @@ def test_a_gpu_that_is_too_old_is_a_finding(library, fresh, monkeypatch):
     assert "STC_KERNELS_CUDA_ARCHS" in problems[wrong]
 
 
-def test_every_documented_message_has_a_remedy():
-    """The table of docs/install.md and what `stc doctor` knows are the same."""
-    text = (ROOT / "docs/install.md").read_text()
-    table = text.split("## What a message means")[1].split("\n## ")[0]
-    messages = re.findall(r"^\| (.+?) \|", table, flags=re.MULTILINE)[1:]
-    documented = [message.replace("\\", "") for message in messages if set(message) != {"-"}]
-    for message in documented:
-        if "cudaError" not in message and "is not available on cpu" not in message:
-            assert remedy_of(message.replace("... ", "")) != "see docs/install.md", message
-    for part in REMEDIES:
-        assert any(part in message for message in documented), f"not documented: {part}"
+#: reasons about which nothing can be done on this machine, or whose text says what
+WITHOUT_REMEDY = {
+    "not-linux", "rocm", "not-built", "broken", "other-device", "not-nvidia", "no-gpu",
+    "broken-triton",
+}  # fmt: skip
+
+
+def test_every_reason_has_a_remedy_and_is_documented():
+    """The codes in the sources, those that `stc doctor` knows, and those of docs/install.md."""
+    sources = ("setup.py", "stc_kernels/_native.py", "stc_kernels/_triton/__init__.py")
+    text = "".join((ROOT / source).read_text() for source in sources)
+    pattern = r'(?:Reason|CannotCompileError|_build_code)\(\s*"([a-z0-9-]+)"|code="([a-z-]+)"'
+    codes = {one or other for one, other in re.findall(pattern, text)}
+    assert codes == {*REMEDIES, *WITHOUT_REMEDY}
+    table = (ROOT / "docs/install.md").read_text().split("## What a message means")[1]
+    documented = re.findall(r"^\| `([a-z0-9-]+)` \|", table.split("\n## ")[0], flags=re.MULTILINE)
+    assert sorted(documented) == sorted(REMEDIES)

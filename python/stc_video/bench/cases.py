@@ -14,7 +14,7 @@ __all__ = ["Case"]
 
 @dataclass(frozen=True)
 class Case:
-    """What one comparison is about.
+    """The conditions of one comparison.
 
     Attributes
     ----------

@@ -50,7 +50,7 @@ class Contender(ABC):
 
     @property
     def state_bytes(self) -> int:
-        """What is kept between frames, in bytes."""
+        """Bytes kept between frames."""
         return 0
 
     @property
@@ -60,7 +60,7 @@ class Contender(ABC):
 
     @property
     def problem(self) -> str:
-        """What went wrong in the frames so far; empty if nothing did."""
+        """The problem of the frames so far; empty if there was none."""
         return ""
 
 
@@ -139,7 +139,7 @@ class Ours(Contender):
 
     @property
     def records(self) -> list[FrameRecord]:
-        """What became of the last frame of each stream."""
+        """Return the output for the last frame of each stream."""
         return self.cacher.last_frames
 
     @property

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is checked before any time is taken: that a contender computes what it should.
+"""The check, before any time is taken, that a contender computes what it should.
 
 The first frame of each must be the stock tower's. What follows is compared
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is measured: the options of `stc bench`, checked before anything is built."""
+"""The cases of `stc bench`, checked before anything is built."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ class Grid:
 
     @property
     def cases(self) -> int:
-        """How many combinations there are."""
+        """Number of combinations."""
         return len(self.geometries) * len(self.streams) * len(self.ratios)
 
 

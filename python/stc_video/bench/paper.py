@@ -20,7 +20,7 @@ __all__ = ["PublishedLayer", "attend"]
 
 
 class Reference(NamedTuple):
-    """What the last dense frame left in a layer, each (S, N, C)."""
+    """Tensors of the last dense frame in a layer, each (S, N, C)."""
 
     key: Tensor
     value: Tensor

@@ -36,7 +36,7 @@ class Prepared:
 
 
 def steps(grid: Grid) -> int:
-    """How often :func:`measure` calls `on_step`, at most."""
+    """Return the largest number of calls of `on_step` by :func:`measure`."""
     return grid.cases * (len(grid.contenders) + WARM_UP + grid.rounds)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What comes out: a row per contender of a case, and what could not be measured."""
+"""The results: a row per contender of a case, and what could not be measured."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ class NotMeasured:
 
 @dataclass(frozen=True)
 class Measured:
-    """What came out of one case."""
+    """The results of one case."""
 
     rows: tuple[Row, ...]
     left_out: tuple[NotMeasured, ...] = ()

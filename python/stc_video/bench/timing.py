@@ -119,7 +119,7 @@ class Spread:
 
 @dataclass(frozen=True)
 class Ratio:
-    """How many times as long something takes, with its 95 % confidence interval."""
+    """A ratio of times with its 95 % confidence interval."""
 
     median: float
     low: float

@@ -71,7 +71,7 @@ class BenchTower:
         return copy.deepcopy(self.module, {id(tensor): tensor for tensor in shared})
 
     def rows(self, ratio: Fraction) -> int:
-        """How many tokens are encoded at a ratio; class token and registers are among them."""
+        """Return how many tokens are encoded at a ratio, class token and registers included."""
         wanted = math.floor(ratio * self.tokens)
         return min(self.tokens, max(self.prefix_tokens + 1, wanted))
 

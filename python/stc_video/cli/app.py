@@ -13,6 +13,7 @@ from rich.console import Console
 from stc_video.cli.bench import bench
 from stc_video.cli.calibrate import calibrate
 from stc_video.cli.chat import chat
+from stc_video.cli.demo import demo
 from stc_video.cli.doctor import doctor
 from stc_video.cli.evaluate import evaluate
 from stc_video.cli.fidelity import fidelity
@@ -34,7 +35,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     help="Encode video with a fraction of a vision tower's work, and see what happened.",
 )
-for _command in (run, bench, calibrate, prune_study, fidelity, serve, chat, doctor):
+for _command in (demo, run, bench, calibrate, prune_study, fidelity, serve, chat, doctor):
     add_command(app, _command, _command.__name__.replace("_", "-"))
 add_command(app, evaluate, "eval")
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is installed, and on what machine."""
+"""Versions, devices and backends of this machine."""
 
 from __future__ import annotations
 

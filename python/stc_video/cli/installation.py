@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is wrong with an installation, and what to do; docs/install.md says the same at length."""
+"""Problems of an installation and their remedies; docs/install.md has them at length."""
 
 from __future__ import annotations
 
@@ -10,33 +10,33 @@ __all__ = ["REMEDIES", "Finding", "findings", "remedy_of"]
 
 _AGAIN = "then install stc-kernels again"
 
-#: part of a reason -> what to do about it; the first that occurs counts
+#: code of a reason -> what to do about it
 REMEDIES: dict[str, str] = {
-    "torch is not installed for": f"pip install torch, {_AGAIN} (uv: --no-build-isolation)",
-    "is too old to compile against": f'pip install "torch>=2.10", {_AGAIN}',
-    "no C++ compiler was found": f"install g++ or clang++, or set CXX, {_AGAIN}",
-    "cannot compile against Python and torch": f"install the Python headers, {_AGAIN}",
-    "CMake was not found": f"pip install cmake ninja, {_AGAIN}",
-    "neither ninja nor make was found": f"pip install ninja, {_AGAIN}",
-    "pybind11 was not found": f"pip install pybind11, {_AGAIN}",
-    "built for another Python": "install stc-kernels again with this Python",
-    "needs torch 2.10 or newer": 'pip install "torch>=2.10"',
-    "STC_KERNELS_BUILD=none": "unset STC_KERNELS_BUILD, then install stc-kernels again",
-    "no build has run": "pip install . in the checkout",
-    "nvcc was not found": f"install the CUDA toolkit, or set CUDA_HOME, {_AGAIN}",
-    "CUDACXX is": f"let CUDACXX name an nvcc, or unset it, {_AGAIN}",
-    "knows no GPU from sm_80": f"update the CUDA toolkit, {_AGAIN}",
-    "names no GPU from sm_80 on": f"unset TORCH_CUDA_ARCH_LIST, {_AGAIN}",
-    "cannot compile for": f"set CXX to a C++ compiler that this nvcc takes, {_AGAIN}",
-    "built without CUDA kernels": "install stc-kernels again with STC_KERNELS_BUILD=cuda",
-    "was built by CUDA": f"update the driver, or set CUDA_HOME to an older toolkit, {_AGAIN}",
-    "none of which runs on": (
+    "no-torch": f"pip install torch, {_AGAIN} (uv: --no-build-isolation)",
+    "old-torch": f'pip install "torch>=2.10", {_AGAIN}',
+    "no-compiler": f"install g++ or clang++, or set CXX, {_AGAIN}",
+    "no-headers": f"install the Python headers, {_AGAIN}",
+    "no-cmake": f"pip install cmake ninja, {_AGAIN}",
+    "no-ninja": f"pip install ninja, {_AGAIN}",
+    "no-pybind11": f"pip install pybind11, {_AGAIN}",
+    "other-python": "install stc-kernels again with this Python",
+    "torch-too-old": 'pip install "torch>=2.10"',
+    "build-none": "unset STC_KERNELS_BUILD, then install stc-kernels again",
+    "no-build": "pip install . in the checkout",
+    "no-nvcc": f"install the CUDA toolkit, or set CUDA_HOME, {_AGAIN}",
+    "wrong-cudacxx": f"let CUDACXX name an nvcc, or unset it, {_AGAIN}",
+    "old-nvcc": f"update the CUDA toolkit, {_AGAIN}",
+    "old-arch-list": f"unset TORCH_CUDA_ARCH_LIST, {_AGAIN}",
+    "nvcc-fails": f"set CXX to a C++ compiler that this nvcc takes, {_AGAIN}",
+    "no-cuda-kernels": "install stc-kernels again with STC_KERNELS_BUILD=cuda",
+    "old-driver": f"update the driver, or set CUDA_HOME to an older toolkit, {_AGAIN}",
+    "no-kernels-for-gpu": (
         "install stc-kernels again with STC_KERNELS_CUDA_ARCHS naming this GPU, from sm_80 on, or "
         "hide it: CUDA_VISIBLE_DEVICES"
     ),
-    "has no CUDA support": "install a build of torch for CUDA: pip install torch",
-    "`triton` is not installed": "pip install 'stc-kernels[triton]'",
-    "is too old (3.6 is the oldest": "pip install --upgrade triton",
+    "torch-without-cuda": "install a build of torch for CUDA: pip install torch",
+    "no-triton": "pip install 'stc-kernels[triton]'",
+    "old-triton": "pip install --upgrade triton",
 }
 
 
@@ -58,7 +58,7 @@ class Finding:
 
 def remedy_of(problem: str) -> str:
     """Return what to do about a reason that a backend gives for not running."""
-    return next((do for part, do in REMEDIES.items() if part in problem), "see docs/install.md")
+    return REMEDIES.get(getattr(problem, "code", ""), "see docs/install.md")
 
 
 def findings() -> list[Finding]:
@@ -85,6 +85,7 @@ def findings() -> list[Finding]:
 
 def _matters(problem: str | None) -> bool:
     """Whether a reason against a GPU's kernels is more than that there is no GPU."""
-    if problem is None or "torch sees no GPU" in problem:
+    code = getattr(problem, "code", None)
+    if problem is None or code == "no-gpu":
         return False
-    return "has no CUDA support" not in problem or Path("/proc/driver/nvidia/version").exists()
+    return code != "torch-without-cuda" or Path("/proc/driver/nvidia/version").exists()

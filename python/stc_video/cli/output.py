@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every command that writes a report does around its work."""
+"""Helpers of the commands that write a report."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ __all__ = ["Outcome", "Pipeline"]
 
 @dataclass
 class Outcome:
-    """How far a run got.
+    """The result of a run, complete or not.
 
     Attributes
     ----------
@@ -253,7 +253,7 @@ def _places(kept: PrunedTokens) -> tuple[int, ...]:
 
 
 def measures(index: int, every: int) -> bool:
-    """Tell whether a frame is compared with a dense encode.
+    """Return whether a frame is compared with a dense encode.
 
     One frame in each block of `every` is, at a place that differs from block to block: a fixed
     place would always or never meet the dense frames of a fixed schedule. The place is the same

@@ -36,13 +36,13 @@ if TYPE_CHECKING:
     from stc_video.loading.vision import LoadedModel
     from stc_video.video import VideoSource
 
-__all__ = ["encode_video", "make_record", "run", "write_report"]
+__all__ = ["EXIT_CODES", "encode_video", "make_record", "run", "write_report"]
 
 _LIVE = (
     "Note: a live source goes on until Ctrl-C, --duration or --max-frames; the report is written "
     "then"
 )
-_EXIT_CODES = {"complete": 0, "ended early": 1, "interrupted": 130}
+EXIT_CODES = {"complete": 0, "ended early": 1, "interrupted": 130}
 
 
 def run(settings: RunSettings) -> int:
@@ -59,7 +59,7 @@ def run(settings: RunSettings) -> int:
         console.print("Stopped before the first frame; no report was written.")
     else:
         write_report(record, settings.out, console)
-    return _EXIT_CODES[record.status]
+    return EXIT_CODES[record.status]
 
 
 def write_report(record: RunRecord, out: Path, console: Console) -> None:
@@ -75,22 +75,7 @@ def write_report(record: RunRecord, out: Path, console: Console) -> None:
 
 
 def encode_video(settings: RunSettings, command: str, console: Console) -> RunRecord:
-    """Encode a video with a progress bar.
-
-    Parameters
-    ----------
-    settings : RunSettings
-        The options.
-    command : str
-        The command line, for the report.
-    console : Console
-        Where the progress bar goes.
-
-    Returns
-    -------
-    RunRecord
-        Everything that the report says.
-    """
+    """Encode a video with a progress bar; returns everything that the report says."""
     import torch
 
     from stc_kernels import use_backend

@@ -56,7 +56,7 @@ __all__ = [
 
 @dataclass(frozen=True, kw_only=True)
 class TowerSettings:
-    """Which videos and which tower, and how it runs: the options of every study."""
+    """The videos, the tower and how it runs: the options of every study."""
 
     videos: VideosArgument = field(default_factory=list)
     model: ModelOption = None
@@ -194,7 +194,6 @@ def report_study(
         For bad input, before anything is written.
     """
     from stc_kernels import use_backend
-    from stc_video.report.csv_table import write_csv
 
     console = Console(highlight=False)
     prepare_folder(settings.out)
@@ -212,9 +211,24 @@ def report_study(
     except KeyboardInterrupt:
         console.print("Stopped; no report was written.")
         return INTERRUPTED
-    model, command = setup.model, command_line()
-    notes = [*([model.notice] if model.notice else []), *warnings, *study.notes]
-    study = replace(study, notes=tuple(notes))  # type: ignore[type-var]
+    notice = [setup.model.notice] if setup.model.notice else []
+    study = replace(study, notes=(*notice, *warnings, *study.notes))  # type: ignore[type-var]
+    _write(setup, settings, study, page, backends, console)
+    return 1 if study.problems else 0
+
+
+def _write(
+    setup: Setup,
+    settings: StudySettings,
+    study: StudyT,
+    page: StudyPage[StudyT],
+    backends: dict[str, str],
+    console: Console,
+) -> None:
+    """Write the page and the table, and say where they are and what they come to."""
+    from stc_video.report.csv_table import write_csv
+
+    command = command_line()
     html = page.write(
         study,
         settings.out / f"{page.name}.html",
@@ -222,12 +236,11 @@ def report_study(
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         details=_details(setup, settings, study, backends),
     )
-    where = {**measured_on(model), "command": command}
+    where = {**measured_on(setup.model), "command": command}
     table = write_csv([row | where for row in study.table()], settings.out / f"{page.name}.csv")
     _show(study, page, console)
     console.print(f"Report: [bold]{html}[/bold] (open in a browser) and {table}", soft_wrap=True)
     show_verdict(console, page.verdict(study))
-    return 1 if study.problems else 0
 
 
 def _details(

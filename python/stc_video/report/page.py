@@ -44,13 +44,16 @@ def write_page(
     """
     import jinja2
 
-    plotly: Any = import_module("plotly.offline")  # has no types
+    sources = [_asset(name) for name in scripts]
+    if scripts:
+        plotly: Any = import_module("plotly.offline")  # has no types
+        sources.insert(0, plotly.get_plotlyjs())
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, loader=jinja2.FunctionLoader(_asset)
     )
     html = environment.get_template(template).render(
         css="\n".join(_asset(name) for name in styles),
-        scripts=[plotly.get_plotlyjs(), *(_asset(name) for name in scripts)],
+        scripts=sources,
         data=_for_script(data),
         **values,
     )

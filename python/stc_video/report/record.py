@@ -216,7 +216,7 @@ class AnswerRecord:
 
 @dataclass(frozen=True)
 class PromiseFacts:
-    """What the cacher promised, and what its own audits say about it.
+    """The cacher's promise, and what its own audits say about it.
 
     Attributes
     ----------

@@ -49,7 +49,7 @@ Level = Literal["good", "mixed", "bad"]
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a measurement comes to.
+    """The judgement of a measurement.
 
     Attributes
     ----------

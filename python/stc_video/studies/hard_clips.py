@@ -28,7 +28,7 @@ SIDE = 256
 
 @dataclass(frozen=True, eq=False)
 class Scene:
-    """What a clip is made of.
+    """The stills that a clip is made of.
 
     Attributes
     ----------
@@ -95,8 +95,8 @@ def hard_clip(
     """
     if name not in HARD_CLIPS:
         raise ValueError(f"hard_clip: name must be one of {', '.join(HARD_CLIPS)}, got {name!r}")
-    made = HARD_CLIPS[name](scene, Moments(frames, fps), np.random.default_rng(seed))
-    return [_rounded(picture) for picture in made]
+    pictures = HARD_CLIPS[name](scene, Moments(frames, fps), np.random.default_rng(seed))
+    return [_rounded(picture) for picture in pictures]
 
 
 def resized(picture: Picture, height: int, width: int) -> Floats:
@@ -107,8 +107,8 @@ def resized(picture: Picture, height: int, width: int) -> Floats:
     cut = np.ascontiguousarray(picture[top : top + rows, left : left + columns])
     frame = av.VideoFrame.from_ndarray(cut, format="rgb24")
     scaled = frame.reformat(width, height, interpolation="AREA")
-    made: Floats = scaled.to_ndarray(format="rgb24").astype(np.float32)
-    return made
+    result: Floats = scaled.to_ndarray(format="rgb24").astype(np.float32)
+    return result
 
 
 def _rounded(picture: Floats) -> Picture:
@@ -121,9 +121,9 @@ def _walker(picture: Floats, time: float, *, speed: float = 20.0, level: float =
     height, width = picture.shape[:2]
     tall, wide = height // 3, width // 10
     left = int(time * speed) % (width + wide) - wide
-    made: Floats = picture.copy()
-    made[height - tall - 8 : height - 8, max(0, left) : max(0, left + wide)] *= level
-    return made
+    result: Floats = picture.copy()
+    result[height - tall - 8 : height - 8, max(0, left) : max(0, left + wide)] *= level
+    return result
 
 
 def _night(scene: Scene, when: Moments, random: np.random.Generator) -> Iterator[Floats]:

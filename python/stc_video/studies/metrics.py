@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a choice of tokens keeps of a clip. Pure functions of tensors."""
+"""Metrics of a choice of tokens: pure functions of tensors."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the pages of all studies have in common."""
+"""The frame of the pages of all studies."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Study(Protocol):
 
     @property
     def notes(self) -> Sequence[str]:
-        """What the reader must know."""
+        """Notes that the reader must know."""
 
     @property
     def problems(self) -> Sequence[str]:

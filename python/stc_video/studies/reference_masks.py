@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which tokens moved, and which a saliency head marks: the yardsticks of a study.
+"""Masks to judge pruners by: the tokens that moved, and those that a saliency head marks.
 
 Neither looks at the features that the pruners see.
 """

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What caching costs in accuracy of the features, and the calibration that comes of it."""
+"""The accuracy of cached features, and the calibration of the ``motion`` policy."""

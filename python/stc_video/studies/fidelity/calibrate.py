@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which aim of the ``motion`` policy gives which similarity on some clips."""
+"""Calibration of the ``motion`` policy on clips."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How similar cached features stay to dense ones on a clip, at which share of the work.
+"""Similarity of cached features to dense ones on a clip, and the work they take.
 
 The error of a frame is 1 - cosine, averaged over its tokens. First frames, which are dense, are
 left out of the similarities and counted in the cost.
@@ -77,7 +77,7 @@ class DenseClip:
 
 @dataclass
 class Fidelity:
-    """What a policy did to one clip.
+    """The measurements of one policy on one clip.
 
     Attributes
     ----------

@@ -47,7 +47,7 @@ class Line(NamedTuple):
 
 
 class Measure(NamedTuple):
-    """What the page can draw: errors, of which less is better, and an overlap."""
+    """A quantity that the page can draw: an error, of which less is better, or an overlap."""
 
     words: str
     is_error: bool

@@ -55,7 +55,7 @@ class CacheSetting:
 
     @property
     def family(self) -> str:
-        """What it has in common with the settings that differ in one number only."""
+        """The name it shares with settings that differ in one number only."""
         if self.interval is not None:
             return f"{self.policy}, interval {self.interval}"
         if self.quality is not None:

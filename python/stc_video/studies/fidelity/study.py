@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 
 import numpy as np
@@ -192,26 +192,34 @@ def run_study(
     }
     rates = tuple(dict.fromkeys(clip.fps for clip in clips))
     names = tuple(dict.fromkeys(clip.name for clip in clips))
-    rows: list[FidelityRow] = []
-    for fps in rates:
-        groups = {ALL: names} | {name: (name,) for name in names}
-        for shown, parts in groups.items():
-            found = [
-                _row(setting, fps, shown, [measured[setting, fps, part] for part in parts])
-                for setting in settings
-            ]
-            best = front([row.cost for row in found], [-row.error for row in found])
-            rows += [replace(row, on_front=number in best) for number, row in enumerate(found)]
     problems = tuple(problems_of(clips))
     return FidelityStudy(
         settings=tuple(settings),
         rates=rates,
         clips={n: tuple(clip.frames for clip in clips if clip.name == n) for n in names},
-        rows=tuple(rows),
+        rows=tuple(_rows(settings, rates, names, measured)),
         measured=measured,
         notes=problems,
         problems=problems,
     )
+
+
+def _rows(
+    settings: Sequence[CacheSetting],
+    rates: Sequence[float],
+    names: Sequence[str],
+    measured: dict[tuple[CacheSetting, float, str], Fidelity],
+) -> Iterator[FidelityRow]:
+    """Give a row for each rate, each clip and all of them, and each setting."""
+    groups = {ALL: names} | {name: (name,) for name in names}
+    for fps in rates:
+        for shown, parts in groups.items():
+            rows = [
+                _row(setting, fps, shown, [measured[setting, fps, part] for part in parts])
+                for setting in settings
+            ]
+            best = front([row.cost for row in rows], [-row.error for row in rows])
+            yield from (replace(row, on_front=n in best) for n, row in enumerate(rows))
 
 
 def front(costs: Iterable[float], gains: Iterable[float]) -> set[int]:

@@ -223,7 +223,7 @@ def _joined(parts: list[Attention]) -> Attention:
 
 
 class _Taken:
-    """What was taken from the frames so far."""
+    """The features and masks of the frames so far."""
 
     def __init__(self, model: LoadedModel, marker: SaliencyMarker) -> None:
         self._model = model

@@ -90,7 +90,7 @@ class Row:
 
 @dataclass(frozen=True, eq=False)
 class Selection:
-    """What a method kept of a clip.
+    """The tokens that a method kept of a clip.
 
     Attributes
     ----------
@@ -226,7 +226,7 @@ def run_study(
 
 
 def steps(clips: int, methods: int, budgets: int) -> int:
-    """How often `run_study` calls `on_step` if no method is left out."""
+    """Return the number of calls of `on_step` by `run_study` if no method is left out."""
     return clips * (1 + methods * budgets)
 
 
