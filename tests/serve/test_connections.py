@@ -159,6 +159,6 @@ def test_what_was_left_out_of_the_log_is_counted(monkeypatch: pytest.MonkeyPatch
 
 
 def test_more_connections_than_open_files_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="1000000000 connections need 1000000384 open files"):
+    with pytest.raises(ValueError, match="1000000000 connections need 1000000832 open files"):
         _provide_descriptors(ServeConfig(max_connections=10**9))
     _provide_descriptors(ServeConfig())

@@ -42,7 +42,6 @@ def camera_routes(hub: StreamHub, config: ServeConfig) -> APIRouter:
             if stream.pushing:
                 raise Refused(409, f"another client pushes to {name!r}", "busy")
         except Refused as refused:
-            await _accept(socket)
             await _refuse(socket, refused)
             return
         stream.pushing = True
@@ -67,7 +66,6 @@ def camera_routes(hub: StreamHub, config: ServeConfig) -> APIRouter:
                 text = f"{stream.watchers} clients watch {name!r} already, which is the limit"
                 raise Refused(429, text, "too_many_watchers")
         except Refused as refused:
-            await _accept(socket)
             await _refuse(socket, refused)
             return
         pictures = Outbox(socket, _PICTURES)
@@ -199,5 +197,7 @@ async def _accept(socket: WebSocket) -> None:
 async def _refuse(socket: WebSocket, refused: Refused) -> None:
     """Say why, where a browser can read it."""
     message = {"event": "refused", "code": refused.code, "message": str(refused.detail)}
-    await socket.send_text(json.dumps(message))
-    await socket.close(_TRY_AGAIN, refused.code)
+    with suppress(WebSocketDisconnect):
+        await _accept(socket)
+        await socket.send_text(json.dumps(message))
+        await socket.close(_TRY_AGAIN, refused.code)

@@ -22,7 +22,7 @@ from stc_video.serve.service import Service
 __all__ = ["serve"]
 
 # Connections that wait to be accepted; the loop accepts as many at once before it looks at any.
-_BACKLOG = 64
+_BACKLOG = 512
 # Open files besides connections: saves, stores, libraries.
 _RESERVE = 256
 
