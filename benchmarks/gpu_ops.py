@@ -40,6 +40,7 @@ def least_bytes(op: str, g: Geometry, itemsize: int) -> int:
     """Bytes that must be moved: every input that is needed read once, every output written once."""
     frame = g.tokens * g.channels * itemsize
     rows = g.k * g.channels * itemsize
+    picture = 25 * g.tokens * g.channels // 4
     per_frame = {
         "token_cosine": 2 * frame + 4 * g.tokens,
         "select_changed": 2 * frame + 4 * g.tokens + 4 * g.k,
@@ -59,6 +60,8 @@ def least_bytes(op: str, g: Geometry, itemsize: int) -> int:
         "bipartite_match": frame + 12 * g.tokens,
         "merge_tokens": frame + frame // 3 + 8 * g.tokens,
         "attention_column_mean": 2 * frame + 4 * g.tokens,
+        "frames_to_patches": picture + frame,
+        "update_patches_": 2 * picture + frame // 36,  # of each side a sixth has changed
     }
     return g.batch * per_frame[op]
 

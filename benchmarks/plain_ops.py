@@ -197,6 +197,38 @@ def attention_column_mean(query: Tensor, key: Tensor, scale: float) -> Tensor:
     return logits.softmax(-1).mean((1, 2))
 
 
+def _resized(x: Tensor, taps: Tensor, count: int) -> Tensor:
+    """A product with the matrix of all weights along the second axis, rounded to bytes."""
+    place = taps[:count, :1].long() + torch.arange(taps.shape[1] - 1, device=taps.device)
+    matrix = torch.zeros((count, x.shape[1]), dtype=torch.float64, device=x.device)
+    matrix.scatter_(1, place, taps[:count, 1:].double() / 2**22)
+    mixed = torch.einsum("oi,bi...->bo...", matrix, x.double())
+    return (mixed + 0.5).floor().clamp(0, 255)
+
+
+def frames_to_patches(
+    pictures: Tensor,
+    rows: Tensor,
+    columns: Tensor,
+    values: Tensor,
+    patch_height: int,
+    patch_width: int,
+) -> Tensor:
+    down, across = len(rows) // patch_height, len(columns) // patch_width
+    x = _resized(pictures.transpose(1, 2), columns, across * patch_width).transpose(1, 2)
+    x = _resized(x, rows, down * patch_height).long()
+    pixels = torch.stack([values[c][x[..., c]] for c in range(3)], 1)
+    patch = (patch_height, patch_width)
+    return F.unfold(pixels.float(), patch, stride=patch).transpose(1, 2).to(values.dtype)
+
+
+def update_patches_(patches: Tensor, pictures: Tensor, previous: Tensor, *plan: Any) -> Tensor:
+    new = frames_to_patches(pictures, *plan)
+    changed = (new != frames_to_patches(previous, *plan)).any(-1)
+    patches[changed] = new[changed]
+    return changed
+
+
 PLAIN: dict[str, Callable[..., Any]] = {
     function.__name__: function
     for function in (
@@ -218,13 +250,15 @@ PLAIN: dict[str, Callable[..., Any]] = {
         bipartite_match,
         merge_tokens,
         attention_column_mean,
+        frames_to_patches,
+        update_patches_,
     )
 }
 
 
 def values_of(op: str, out: Any, arguments: tuple[Any, ...]) -> list[Tensor]:
     """The floating-point results of an operator, to compare: what it wrote or what it returned."""
-    if op == "scatter_rows_":
+    if op in ("scatter_rows_", "update_patches_"):
         return [arguments[0]]
     if op == "scatter_key_value_":
         return [arguments[0], arguments[1]]

@@ -2,8 +2,9 @@
 """Operators for streaming vision transformers: change detection, sparse rows, token pruning.
 
 Pure functions of tensors. Every operator takes float32, float16 or bfloat16 tensors of any
-strides, does its arithmetic in float32, has shapes that are known beforehand, and gives the same
-indices on every backend. For inference only.
+strides, and those from pictures to patches take bytes; it does its arithmetic in float32, or in
+integers, has shapes that are known beforehand, and gives the same indices on every backend. For
+inference only.
 """
 
 from stc_kernels._dispatch import (
@@ -22,6 +23,8 @@ from stc_kernels.ops.attention_column_mean import attention_column_mean
 from stc_kernels.ops.channel_variance import channel_variance
 from stc_kernels.ops.compact_tokens import compact_tokens
 from stc_kernels.ops.merging import bipartite_match, merge_tokens
+from stc_kernels.ops.patch_plan import PatchPlan, patch_plan
+from stc_kernels.ops.patches import frames_to_patches, update_patches_
 from stc_kernels.ops.rows import gather_layer_norm, gather_rows, scatter_residual, scatter_rows_
 from stc_kernels.ops.saliency_topk import saliency_topk
 from stc_kernels.ops.select_changed import select_changed, select_changed_below
@@ -35,6 +38,7 @@ __all__ = [
     "AvailableBackends",
     "BackendUnavailableError",
     "BackendWarning",
+    "PatchPlan",
     "TuningWarning",
     "__version__",
     "add_layer_norm",
@@ -45,9 +49,11 @@ __all__ = [
     "build_info",
     "channel_variance",
     "compact_tokens",
+    "frames_to_patches",
     "gather_layer_norm",
     "gather_rows",
     "merge_tokens",
+    "patch_plan",
     "saliency_topk",
     "scatter_key_value_",
     "scatter_residual",
@@ -57,6 +63,7 @@ __all__ = [
     "sparse_query_attention",
     "spatial_redundancy",
     "token_cosine",
+    "update_patches_",
     "use_backend",
     "warmup",
 ]

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from stc_kernels.ops.patch_plan import PatchPlan, patch_plan
+
 
 @dataclass(frozen=True)
 class Geometry:
@@ -81,6 +83,23 @@ class _Maker:
         """Frames a little different from those of `frames`."""
         return self.frames(g) + 0.3 * self.random(1, g.tokens, g.channels)
 
+    def picture_size(self, g: Geometry) -> tuple[int, int]:
+        """Two and a half times that of the patches together."""
+        return tuple(5 * side * _side(g) // 2 + 1 for side in _grid(g.tokens))  # type: ignore[return-value]
+
+    def pictures(self, g: Geometry) -> Tensor:
+        height, width = self.picture_size(g)
+        if self.device.type == "meta":
+            return torch.empty((g.batch, height, width, 3), dtype=torch.uint8, device=self.device)
+        return (self.random(g.batch, height, width, 3).float() * 64 + 128).clamp(0, 255).byte()
+
+    def moved_pictures(self, g: Geometry) -> Tensor:
+        """The same but for a rectangle in the middle."""
+        pictures = self.pictures(g)
+        height, width = self.picture_size(g)
+        pictures[:, height // 3 : height // 2, width // 3 : width // 2] ^= 1
+        return pictures
+
     def heads(self, g: Geometry, count: int) -> Tensor:
         return self.random(g.batch, count, g.heads, g.channels // g.heads)
 
@@ -98,6 +117,19 @@ def _marked(make: _Maker, g: Geometry) -> Tensor:
 def _thirds(make: _Maker, g: Geometry) -> Tensor:
     """Three neighbours each become one."""
     return (torch.arange(g.tokens, device=make.device) // 3).int().repeat(g.batch, 1)
+
+
+def _side(g: Geometry) -> int:
+    """Height and width of a patch that has about as many values as a token has channels."""
+    return max(1, math.isqrt(g.channels // 3))
+
+
+def _plan(make: _Maker, g: Geometry) -> PatchPlan:
+    """From the pictures to as many patches as there are tokens."""
+    down, across = _grid(g.tokens)
+    size, side = (down * _side(g), across * _side(g)), _side(g)
+    settings: dict[str, Any] = {"mean": (0.5,) * 3, "std": (0.25,) * 3, "dtype": make.dtype}
+    return patch_plan(make.picture_size(g), size, (side, side), device=make.device, **settings)
 
 
 def _grid(tokens: int) -> tuple[int, int]:
@@ -173,6 +205,13 @@ _ARGUMENTS: dict[str, Callable[[_Maker, Geometry], tuple[Any, ...]]] = {
         make.heads(g, g.tokens),
         make.heads(g, g.tokens),
         (g.channels // g.heads) ** -0.5,
+    ),
+    "frames_to_patches": lambda make, g: (make.pictures(g), *_plan(make, g)),
+    "update_patches_": lambda make, g: (
+        torch.zeros((g.batch, g.tokens, 3 * _side(g) ** 2), dtype=make.dtype, device=make.device),
+        make.pictures(g),
+        make.moved_pictures(g),
+        *_plan(make, g),
     ),
 }
 

@@ -15,6 +15,8 @@ import torch
 
 NAMESPACE = "stc_kernels"
 
+_PATCH_PLAN = "Tensor rows, Tensor columns, Tensor values, int patch_height, int patch_width"
+
 #: operator -> (parameters, returns)
 SCHEMAS: dict[str, tuple[str, str]] = {
     "token_cosine": ("Tensor current, Tensor reference", "Tensor"),
@@ -60,6 +62,11 @@ SCHEMAS: dict[str, tuple[str, str]] = {
         "(Tensor, Tensor)",
     ),
     "attention_column_mean": ("Tensor query, Tensor key, float scale", "Tensor"),
+    "frames_to_patches": (f"Tensor pictures, {_PATCH_PLAN}", "Tensor"),
+    "update_patches_": (
+        f"Tensor(a!) patches, Tensor pictures, Tensor previous, {_PATCH_PLAN}",
+        "Tensor",
+    ),
 }
 
 #: names of all operators

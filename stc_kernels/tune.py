@@ -39,6 +39,7 @@ _MEASURED_BY = {
     "match": "bipartite_match",
     "match_float32": "bipartite_match",
     "merge": "merge_tokens",
+    "patches": "frames_to_patches",
     "column_mean": "attention_column_mean",
     "column_mean_float32": "attention_column_mean",
 }

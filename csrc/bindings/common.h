@@ -196,6 +196,11 @@ std::tuple<Tensor, Tensor, Tensor> bipartite_match(const Tensor& metric, int64_t
 std::tuple<Tensor, Tensor> merge_tokens(const Tensor& tokens, const Tensor& source_map,
                                         int64_t count, std::optional<Tensor> sizes);
 Tensor attention_column_mean(const Tensor& query, const Tensor& key, double scale);
+Tensor frames_to_patches(const Tensor& pictures, const Tensor& rows, const Tensor& columns,
+                         const Tensor& values, int64_t patch_height, int64_t patch_width);
+Tensor update_patches(Tensor patches, const Tensor& pictures, const Tensor& previous,
+                      const Tensor& rows, const Tensor& columns, const Tensor& values,
+                      int64_t patch_height, int64_t patch_width);
 
 // Shared by the selecting ops: the indices of each row of `scores` (rows, tokens).
 struct Selection {

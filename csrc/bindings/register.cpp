@@ -20,4 +20,6 @@ STC_LIBRARY_IMPL(STC_OPS_NAMESPACE, CPU, m) {
   m.impl("bipartite_match_native", TORCH_BOX(&bipartite_match));
   m.impl("merge_tokens_native", TORCH_BOX(&merge_tokens));
   m.impl("attention_column_mean_native", TORCH_BOX(&attention_column_mean));
+  m.impl("frames_to_patches_native", TORCH_BOX(&frames_to_patches));
+  m.impl("update_patches_native", TORCH_BOX(&update_patches));
 }

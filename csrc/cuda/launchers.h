@@ -7,6 +7,7 @@
 
 #include "stc/attention_params.h"
 #include "stc/cuda_params.h"
+#include "stc/patch_params.h"
 #include "stc/pruning_params.h"
 
 namespace stc::cuda {
@@ -34,5 +35,8 @@ cudaError_t bipartite_match(const MatchingParams& p, cudaStream_t stream);
 cudaError_t merge_tokens(MergingParams p, cudaStream_t stream);
 cudaError_t attention_column_mean(const ColumnMeanKernelParams& p, cudaStream_t stream);
 cudaError_t sparse_query_attention(const AttentionParams& p, cudaStream_t stream);
+// Scratch is (frames, height, pitch).
+cudaError_t frames_to_patches(const PatchParams& p, cudaStream_t stream);
+cudaError_t update_patches(const PatchParams& p, cudaStream_t stream);
 
 }  // namespace stc::cuda

@@ -26,7 +26,7 @@ endforeach()
 
 add_library(stc_cuda OBJECT
   csrc/cuda/attention_column_mean.cu csrc/cuda/channel_variance.cu csrc/cuda/compact_tokens.cu
-  csrc/cuda/merging.cu csrc/cuda/rows.cu csrc/cuda/saliency_topk.cu csrc/cuda/select_changed.cu
+  csrc/cuda/merging.cu csrc/cuda/patches.cu csrc/cuda/rows.cu csrc/cuda/saliency_topk.cu csrc/cuda/select_changed.cu
   csrc/cuda/sparse_query_attention.cu csrc/cuda/spatial_redundancy.cu csrc/cuda/token_cosine.cu
   csrc/cuda/transformer_block.cu)
 set_target_properties(stc_cuda PROPERTIES

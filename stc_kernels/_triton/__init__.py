@@ -46,6 +46,8 @@ _HOMES = {
     "bipartite_match": "merging",
     "merge_tokens": "merging",
     "attention_column_mean": "attention_column_mean",
+    "frames_to_patches": "patches",
+    "update_patches_": "patches",
 }
 
 #: operators with a Triton kernel

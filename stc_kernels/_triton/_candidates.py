@@ -151,6 +151,10 @@ CANDIDATES: dict[str, list[Parameters]] = {
             (1024, 2048, 8),
         )
     ],
+    "patches": [
+        {"BLOCK": block, "num_warps": warps, "num_stages": 1}
+        for block, warps in ((64, 2), (128, 4), (256, 4))
+    ],
     "column_mean": _attention(
         (32, 32, 4, 2),
         (64, 32, 4, 2),
@@ -182,4 +186,6 @@ TUNED_KERNELS: dict[str, tuple[str, ...]] = {
     "bipartite_match": ("match", "match_float32", "select", "scan"),
     "merge_tokens": ("merge",),
     "attention_column_mean": ("column_mean", "column_mean_float32"),
+    "frames_to_patches": ("patches",),
+    "update_patches_": ("patches",),
 }

@@ -39,6 +39,8 @@ CASES: dict[str, tuple[int, int, int]] = {
     "merge_tokens": (40, 4, 4),
     "sparse_query_attention": (16, 2, 1),
     "attention_column_mean": (12, 1, 1),
+    "frames_to_patches": (40, 4, 4),
+    "update_patches": (40, 4, 4),
 }
 #: what is no operator of its own -> cases
 SPECIAL: dict[str, int] = {

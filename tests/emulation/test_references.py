@@ -26,6 +26,7 @@ _DTYPES = {
     "bf16": torch.bfloat16,
     "i32": torch.int32,
     "u8": torch.bool,
+    "byte": torch.uint8,
 }
 #: relative to the values, and absolute: two roundings of the result, and the sums before
 _RELATIVE = {torch.float32: 5e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
@@ -75,7 +76,7 @@ def run_reference(op: str, arguments: list[Any]) -> list[Tensor]:
     made = function_of(op, "reference")(*arguments)
     if op == "scatter_key_value_":
         return arguments[:2]
-    if op == "scatter_rows_":
+    if op in ("scatter_rows_", "update_patches_"):
         return arguments[:1]
     return [made] if isinstance(made, Tensor) else list(made)
 

@@ -22,6 +22,9 @@ QUERY, KEY = ROWS.view(2, 4, 4, 4), X.view(2, 9, 4, 4)[:, :, :2]
 GRID = X.view(2, 3, 3, 16)
 SOURCES = (torch.arange(9, dtype=torch.int32) % 4 - 1).repeat(2, 1)
 
+PICTURES = torch.arange(2 * 9 * 7 * 3, dtype=torch.uint8).view(2, 9, 7, 3)
+PLAN = stc_kernels.patch_plan((9, 7), (5, 6), (2, 3))
+
 ARGUMENTS = {
     "token_cosine": [(X, Y), (X, Y[0])],
     "select_changed": [(X, Y, 3, 1), (X, Y[0], 9, 0)],
@@ -47,6 +50,8 @@ ARGUMENTS = {
     "bipartite_match": [(X, 3, 0), (X, 4, 1)],
     "merge_tokens": [(X, SOURCES, 3, None), (X, SOURCES, 4, None)],
     "attention_column_mean": [(QUERY, KEY, 0.25)],
+    "frames_to_patches": [(PICTURES, *PLAN)],
+    "update_patches_": [(torch.zeros(2, 4, 18), PICTURES, PICTURES ^ 1, *PLAN)],
 }
 
 

@@ -141,6 +141,8 @@ LAUNCHES = {
     "compact_tokens": 3,
     "bipartite_match": 5,
     "attention_column_mean": 2,
+    "frames_to_patches": 2,
+    "update_patches_": 3,
 }
 
 

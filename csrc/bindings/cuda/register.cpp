@@ -21,5 +21,7 @@ STC_LIBRARY_IMPL(STC_OPS_NAMESPACE, CUDA, m) {
   m.impl("bipartite_match_native", TORCH_BOX(&cuda::bipartite_match));
   m.impl("merge_tokens_native", TORCH_BOX(&cuda::merge_tokens));
   m.impl("attention_column_mean_native", TORCH_BOX(&cuda::attention_column_mean));
+  m.impl("frames_to_patches_native", TORCH_BOX(&cuda::frames_to_patches));
+  m.impl("update_patches_native", TORCH_BOX(&cuda::update_patches));
   m.impl("sparse_query_attention_native", TORCH_BOX(&cuda::sparse_query_attention));
 }

@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+
+from stc_video.models.exact_resize import ExactResize, side_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -51,6 +53,7 @@ class Preprocessor:
     processor: Any
     patch_size: int
     fit: str | None = None
+    _exact_resize: ExactResize = field(default_factory=ExactResize, init=False, repr=False)
 
     def __call__(self, frames: Sequence[npt.NDArray[np.uint8]]) -> dict[str, Tensor]:
         """Prepare frames.
@@ -71,6 +74,9 @@ class Preprocessor:
         settings: dict[str, Any] = {}
         if self.fit is not None:
             images, settings = self._fitted(images)
+        exact = self._exact_resize(self.processor, images, **settings)
+        if exact is not None:
+            return {"pixel_values": exact}
         # Without the format a frame three pixels high would be taken for channels-first.
         out = self.processor(
             images=images, return_tensors="pt", input_data_format="channels_last", **settings
@@ -109,10 +115,10 @@ class Preprocessor:
         if not self._crops():
             side = min(height / shape[0], width / shape[1])
             return (side * shape[0], side * shape[1]) if self.fit == "crop" else (height, width)
-        edge = _side(self.processor.size, "shortest_edge")
+        edge = side_of(self.processor.size, "shortest_edge")
         scale = (edge / min(height, width),) * 2 if edge else (
-            _side(self.processor.size, "height") / height,
-            _side(self.processor.size, "width") / width,
+            side_of(self.processor.size, "height") / height,
+            side_of(self.processor.size, "width") / width,
         )  # fmt: skip
         return min(height, shape[0] / scale[0]), min(width, shape[1] / scale[1])
 
@@ -122,7 +128,7 @@ class Preprocessor:
     def _shape(self) -> tuple[int, int] | None:
         """Height and width of the model's pictures, None if they are those of the frames."""
         size = self.processor.crop_size if self._crops() else getattr(self.processor, "size", None)
-        height, width = _side(size, "height"), _side(size, "width")
+        height, width = side_of(size, "height"), side_of(size, "width")
         return (height, width) if height and width else None
 
     def _fitted(
@@ -176,12 +182,6 @@ class Preprocessor:
         std = torch.tensor(self.processor.image_std).view(3, 1, 1)
         colours = ((pixels * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
         return [Image.fromarray(c.permute(1, 2, 0).numpy()) for c in colours]
-
-
-def _side(size: Any, name: str) -> int:
-    """A side of a processor's size, 0 if it does not say; a mapping or, later, an object."""
-    value = size.get(name) if isinstance(size, Mapping) else getattr(size, name, None)
-    return int(value or 0)
 
 
 def _middle(frame: npt.NDArray[np.uint8], shape: tuple[int, int]) -> npt.NDArray[np.uint8]:

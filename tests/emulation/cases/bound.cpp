@@ -60,6 +60,9 @@ Bound bound(const Tensor& t) {
     case Dt::kU8:
       b.type = S::Bool;
       break;
+    case Dt::kByte:
+      b.type = S::Byte;
+      break;
   }
   b.sizes = t.size;
   b.storage_offset = t.offset;

@@ -7,7 +7,7 @@
   X(token_cosine) X(select_changed) X(gather_rows) X(scatter_rows) X(scatter_key_value)        \
   X(scatter_residual) X(gather_layer_norm) X(add_layer_norm) X(bias_gelu) X(channel_variance)  \
   X(saliency_topk) X(spatial_redundancy) X(compact_tokens) X(bipartite_match) X(merge_tokens)  \
-  X(sparse_query_attention) X(attention_column_mean)
+  X(sparse_query_attention) X(attention_column_mean) X(frames_to_patches) X(update_patches)
 // What no operator's cases meet.
 #define EACH_SPECIAL(X)                                                                        \
   X(streams) X(graphs) X(slots) X(dead_streams) X(empties) X(nan_threshold) X(head_widths)     \

@@ -44,7 +44,7 @@ struct Rng {
   }
 };
 
-enum class Dt { kF32, kF16, kBf16, kI32, kI64, kU8 };
+enum class Dt { kF32, kF16, kBf16, kI32, kI64, kU8, kByte };  // kU8: a bool
 inline size_t size_of(Dt d) {
   switch (d) {
     case Dt::kF32:
@@ -53,6 +53,7 @@ inline size_t size_of(Dt d) {
     case Dt::kI64:
       return 8;
     case Dt::kU8:
+    case Dt::kByte:
       return 1;
     default:
       return 2;
@@ -64,7 +65,7 @@ inline stc::DType stc_of(Dt d) {
                          : stc::DType::kBFloat16;
 }
 inline const char* name_of(Dt d) {
-  constexpr const char* kNames[] = {"f32", "f16", "bf16", "i32", "i64", "u8"};
+  constexpr const char* kNames[] = {"f32", "f16", "bf16", "i32", "i64", "u8", "byte"};
   return kNames[static_cast<int>(d)];
 }
 inline double round_to(Dt d, double x) {
@@ -111,6 +112,7 @@ struct Tensor {
         return f;
       }
       case Dt::kU8:
+      case Dt::kByte:
         return static_cast<unsigned char>(*p);
       case Dt::kF16: {
         uint16_t h;
@@ -137,7 +139,8 @@ struct Tensor {
         break;
       }
       case Dt::kU8:
-        *p = static_cast<char>(x);
+      case Dt::kByte:
+        *p = static_cast<char>(static_cast<int>(x));
         break;
       case Dt::kF16: {
         const uint16_t h = emu::float_to_half(f);

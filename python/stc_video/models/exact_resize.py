@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an image processor makes of pictures, by one operator, where that is the same bit by bit."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from stc_kernels import PatchPlan, available_backends, frames_to_patches, patch_plan
+
+__all__ = ["ExactResize", "side_of"]
+
+#: names of the filters by their numbers in Pillow
+_FILTERS = {2: "bilinear", 3: "bicubic"}
+_log = logging.getLogger(__name__)
+
+
+class _Settings(NamedTuple):
+    """All that the pixels of a processor depend on."""
+
+    picture_size: tuple[int, int]
+    size: tuple[int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    scale: float
+    resample: str
+
+
+class ExactResize:
+    """Resizes and normalises as an image processor does, in a tenth of the time.
+
+    The first pictures of each size, and after each change of the processor's settings, are preceded
+    by a picture of noise that goes both ways. Where the two results are not equal to the last bit,
+    the processor goes on doing the work.
+    """
+
+    def __init__(self) -> None:
+        self._plans: dict[_Settings, PatchPlan | None] = {}
+
+    def __call__(
+        self, processor: Any, pictures: Sequence[npt.NDArray[np.uint8]], **overrides: Any
+    ) -> Tensor | None:
+        """Return pixel values, or None where the processor has to make them.
+
+        Parameters
+        ----------
+        processor : object
+            A Hugging Face image processor.
+        pictures : sequence of ndarray
+            (H, W, 3) uint8, all of one size.
+        **overrides
+            Settings that the processor is called with.
+
+        Returns
+        -------
+        Tensor or None
+            (F, 3, height, width) float32.
+        """
+        settings = _settings(processor, pictures, overrides)
+        if settings is None or not _is_compiled():
+            return None
+        if settings not in self._plans:
+            self._plans[settings] = _checked_plan(processor, settings, overrides)
+        plan = self._plans[settings]
+        return None if plan is None else _pixels(np.stack(pictures), plan)
+
+
+@functools.cache
+def _is_compiled() -> bool:
+    """Whether there are kernels: the reference would take longer than the processor."""
+    return "native" in available_backends("frames_to_patches", "cpu")
+
+
+def _settings(
+    processor: Any, pictures: Sequence[npt.NDArray[np.uint8]], overrides: Mapping[str, Any]
+) -> _Settings | None:
+    """Return what a processor does, None if that is more than to resize and to normalise."""
+
+    def setting(name: str) -> Any:
+        return overrides.get(name, getattr(processor, name, None))
+
+    steps = ("do_resize", "do_rescale", "do_normalize")
+    others = ("do_center_crop", "do_pad", "do_image_splitting")
+    if not all(map(setting, steps)) or any(map(setting, others)):
+        return None
+    shapes = {picture.shape for picture in pictures}
+    size, mean, std = (setting(name) for name in ("size", "image_mean", "image_std"))
+    scale = setting("rescale_factor")
+    resample = _FILTERS.get(setting("resample"))
+    plain = all(picture.dtype == np.uint8 and picture.ndim == 3 for picture in pictures)
+    if resample is None or len(shapes) != 1 or not plain or not isinstance(scale, float):
+        return None
+    height, width = (side_of(size, name) for name in ("height", "width"))
+    colours = all(isinstance(value, Sequence) and len(value) == 3 for value in (mean, std))
+    (shape,) = shapes
+    if not height or not width or not colours or shape[2] != 3 or 0 in shape:
+        return None
+    return _Settings(shape[:2], (height, width), tuple(mean), tuple(std), scale, resample)
+
+
+def side_of(size: Any, name: str) -> int:
+    """A side of a processor's size, 0 if it does not say; a mapping or, later, an object."""
+    value = size.get(name) if isinstance(size, Mapping) else getattr(size, name, None)
+    return int(value or 0)
+
+
+def _checked_plan(
+    processor: Any, settings: _Settings, overrides: Mapping[str, Any]
+) -> PatchPlan | None:
+    """Return a plan if a picture of noise comes out as it does from the processor."""
+    plan = patch_plan(
+        settings.picture_size,
+        settings.size,
+        settings.size,
+        mean=settings.mean,
+        std=settings.std,
+        scale=settings.scale,
+        resample=settings.resample,
+    )
+    shape = (*settings.picture_size, 3)
+    noise = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    out = processor(
+        images=[noise], return_tensors="pt", input_data_format="channels_last", **overrides
+    )
+    pixels = out.get("pixel_values")
+    if (
+        len(out) == 1
+        and isinstance(pixels, Tensor)
+        and torch.equal(_pixels(noise[None], plan), pixels)
+    ):
+        return plan
+    _log.info("%s prepares pictures of %d x %d itself", type(processor).__name__, *shape[:2])
+    return None
+
+
+def _pixels(pictures: npt.NDArray[np.uint8], plan: PatchPlan) -> Tensor:
+    """With the whole picture as the one patch."""
+    patches = frames_to_patches(torch.from_numpy(pictures), *plan, backend="native")
+    return patches.view(-1, 3, plan.patch_height, plan.patch_width)
