@@ -43,6 +43,8 @@ _FORMAT_1 = {
     "stc_video.pruners.stc:_Memory": "stc-pruner-memory",
     "stc_video.session.saving:SavedSession": "session",
 }
+#: positions are counted from the first that was free, and may lie before it
+_SIGNED = {"video-place"}
 _NAMES = {home: name for name, home in SAVED_CLASSES.items()}
 #: annotation -> what a save may have there; other annotations are not looked at
 _TYPES: dict[str, tuple[type, ...]] = {
@@ -77,11 +79,13 @@ def make_instance(name: str, values: dict[str, Any]) -> Any:
     types = {field.name: str(field.type) for field in fields(kind)}
     if unknown := values.keys() - types.keys():
         raise ValueError(f"{_NAMES[home]} has no field {', '.join(sorted(unknown))}")
+    signed = name in _SIGNED
     for field_name, value in values.items():
-        if not _fits(value, types[field_name]):
+        if not _fits(value, types[field_name], signed):
+            from_zero = " from 0" if "int" in types[field_name] and not signed else ""
             raise ValueError(
-                f"{_NAMES[home]}.{field_name} must be {types[field_name]}"
-                f"{' from 0' if 'int' in types[field_name] else ''}, got {value!r:.80}"
+                f"{_NAMES[home]}.{field_name} must be {types[field_name]}{from_zero}, "
+                f"got {value!r:.80}"
             )
     try:
         return kind(**values)
@@ -89,14 +93,14 @@ def make_instance(name: str, values: dict[str, Any]) -> Any:
         raise ValueError(f"{_NAMES[home]} is incomplete: {error}") from error
 
 
-def _fits(value: Any, annotation: str) -> bool:
-    """Whether a value is of an annotated type. Whole numbers in saves are counts and places."""
+def _fits(value: Any, annotation: str, signed: bool) -> bool:
+    """Whether a value is of an annotated type; whole numbers are counts unless they are signed."""
     parts = annotation.split(" | ")
     if any(part not in _TYPES for part in parts):
         return True
     if isinstance(value, bool) and "bool" not in parts:
         return False
-    if "int" in parts and isinstance(value, int) and value < 0:
+    if not signed and "int" in parts and isinstance(value, int) and value < 0:
         return False
     return isinstance(value, tuple(kind for part in parts for kind in _TYPES[part]))
 
