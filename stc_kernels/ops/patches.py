@@ -210,10 +210,19 @@ def _check_update(
 ) -> None:
     op = "update_patches_"
     _check(pictures, rows, columns, values, patch_height, patch_width, op)
+    for name, tensor in (("patches", patches), ("values", values)):
+        check_float(op, name, tensor, 3 if name == "patches" else 2)
+        if (
+            not torch.compiler.is_compiling() and tensor.is_neg()
+        ):  # torch fails half-way where an operator writes and returns
+            raise ValueError(
+                f"`{op}`: {name} must not be a lazy negation: call resolve_neg() first"
+            )
+    if torch.is_grad_enabled() and (patches.requires_grad or values.requires_grad):
+        raise RuntimeError(f"`{op}` is for inference only: call it under torch.no_grad()")
     _check_pictures(op, "previous", previous)
     check_device(op, "previous", previous, "pictures", pictures)
     check_shape(op, "previous", previous, tuple(pictures.shape))
-    check_float(op, "patches", patches, 3)
     check_same(op, "patches", patches, "values", values)
     check_shape(op, "patches", patches, _shape(pictures, rows, columns, patch_height, patch_width))
 

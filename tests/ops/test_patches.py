@@ -213,6 +213,21 @@ def test_patches_that_share_memory_with_the_plan_are_refused(backend):
         update_patches_(values[144:288].view(2, 4, 18), X, X, *plan)
 
 
+def test_an_update_is_for_inference_only(backend):
+    patches = torch.nn.Parameter(PATCHES.clone())
+    with pytest.raises(RuntimeError, match="is for inference only: call it under"):
+        update_patches_(patches, X, X ^ 1, *PLAN)
+    assert not patches.any()
+    with torch.no_grad():
+        assert update_patches_(patches, X, X ^ 1, *PLAN).all()
+    assert torch.equal(patches.detach(), frames_to_patches(X, *PLAN))
+
+
+def test_a_lazy_negation_is_refused():
+    with pytest.raises(ValueError, match="patches must not be a lazy negation"):
+        update_patches_(torch._neg_view(PATCHES), X, X, *PLAN)
+
+
 def test_windows_outside_the_picture_are_moved_inside(backend):
     """As nothing of a plan is looked at on a GPU."""
     rows = PLAN.rows.clone()
