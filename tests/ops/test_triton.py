@@ -328,6 +328,9 @@ WIDE = {
     "_merge_rows": (1, 1),
     "_row_sums": (6, 0),
     "_column_sums": (6, 0),
+    "_mark_changed_patches": (0, 0),
+    "_narrow_rows": (0, 0),
+    "_make_patches": (0, 0),
 }
 
 
