@@ -64,10 +64,11 @@ def make(seed: int) -> Call:
     dtype = rng.choice([torch.float32, torch.float16, torch.bfloat16])
     arguments = list(_examples.arguments(op, geometry, dtype, "cpu"))
     spoilt: list[str] = []
+    tensors = {place for place, value in enumerate(arguments) if isinstance(value, Tensor)}
     for _ in range(rng.choice([0, 1, 1, 1, 2, 2, 3])):
         # Nothing more with a tensor that torch itself would crash on or never end with.
         if not any(kind in what for what in spoilt for kind in ("short", "huge")):
-            spoilt.append(_spoil(rng, arguments))
+            spoilt.append(_spoil(rng, arguments, tensors))
     ways = ["public"] * 12 + ["dispatcher"] * 3 + ["library"] * 3 + ["threads"] + ["fork"]
     way = rng.choice(ways)
     if any("negated" in what for what in spoilt):
@@ -76,11 +77,14 @@ def make(seed: int) -> Call:
     return Call(op, arguments, spoilt, way)
 
 
-def _spoil(rng: random.Random, arguments: list[Any]) -> str:
+def _spoil(rng: random.Random, arguments: list[Any], tensors: set[int]) -> str:
     place = rng.randrange(len(arguments))
     value = arguments[place]
     if isinstance(value, Tensor):
         kind = rng.choice(list(_TENSORS))
+        if kind == "short storage" and place not in tensors:
+            # Refusing a tensor in place of a number, torch prints it, beyond its storage.
+            return f"{place}: not {kind}"
         try:
             arguments[place] = _TENSORS[kind](rng, value, arguments)
         except (RuntimeError, TypeError, ValueError, IndexError):  # a second one on a broken tensor
