@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,7 +15,8 @@ from pathlib import Path
 def interrupt_a_study(arguments: list[object], moment: str, report: Path) -> None:
     """Interrupt a command when it shows a text, and see that the earlier report is left alone.
 
-    ``report`` is where the command would write; its folder is made.
+    ``moment`` is a regular expression: a bar is drawn a few times a second, so that it skips
+    numbers. ``report`` is where the command would write; its folder is made.
     """
     report.parent.mkdir()
     report.write_text("an earlier one")
@@ -29,7 +31,7 @@ def interrupt_a_study(arguments: list[object], moment: str, report: Path) -> Non
         assert process.stdout is not None
         seen = ""
         started = time.monotonic()
-        while moment not in seen:
+        while not re.search(moment, seen):
             assert time.monotonic() - started < 120, seen[-500:]
             seen += process.stdout.read(40)
         process.send_signal(signal.SIGINT)

@@ -127,7 +127,7 @@ def test_bad_input_is_one_sentence_and_exit_code_2(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("moment", "frames"), [("2/400", 400), ("choices", 2)])
+@pytest.mark.parametrize(("moment", "frames"), [(r"[1-9]\d*/400", 400), ("choices", 2)])
 def test_ctrl_c_leaves_no_report_and_the_earlier_one(
     tmp_path: Path, moment: str, frames: int
 ) -> None:
