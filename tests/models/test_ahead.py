@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Frames encoded before it is known what changed: the same results, with one wait for the device."""
+"""Frames encoded before it is known what changed: the same results, with one wait less."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from stc_video.cacher.motion.promise import PromiseWarning
 SETTINGS = {
     "promise": {},
     "no audits": {"audits": False},
-    "redone": {"audits": False, "redo_from": 0.01},
+    "redone": {"audits": False, "redo_from": 0.06},
     "tail": {"audits": False, "tail_layers": 2, "tail_from": 0.25, "buckets": (0.25, 0.5, 0.75)},
     "threshold": {"audits": False, "threshold": 0.9, "redo_from": None},
 }
