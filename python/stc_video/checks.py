@@ -5,8 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-__all__ = ["check_between", "check_choice", "check_count"]
-
 
 def check_choice(setting: str, value: object, allowed: Collection[str]) -> None:
     """Raise ValueError if a value is none of the allowed ones."""

@@ -17,7 +17,8 @@ from PIL import Image, ImageOps
 from starlette.websockets import WebSocketDisconnect
 
 from stc_video.models.pictures import rgb_picture
-from stc_video.serve.pictures import PictureError, decode_picture
+from stc_video.serve.pictures import decode_picture
+from stc_video.serve.plain_files import PictureError
 
 FRAMES = "/v1/streams/door/frames"
 CHAT = "/v1/chat/completions"

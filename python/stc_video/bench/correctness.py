@@ -25,8 +25,6 @@ from stc_video.bench.paper import attend
 from stc_video.bench.towers import replace_forwards
 from stc_video.towers.pre_norm import PreNormBlock, PreNormTower
 
-__all__ = ["TOLERANCE", "Verdict", "check", "relative_error"]
-
 #: largest relative error of a token: of two versions of one sum of products, layers deep
 TOLERANCE = {torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 4e-2}
 

@@ -11,8 +11,6 @@ from pathlib import Path
 
 from stc_video.bench.table import Row
 
-__all__ = ["Limit", "Outcome", "judge", "read_limits"]
-
 
 @dataclass(frozen=True)
 class Limit:

@@ -17,8 +17,6 @@ from stc_video.loading.geometries import build_random
 from stc_video.towers.block import Block
 from stc_video.towers.pre_norm import PreNormTower
 
-__all__ = ["BenchTower", "replace_forwards"]
-
 
 @dataclass(frozen=True)
 class BenchTower:

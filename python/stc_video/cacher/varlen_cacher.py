@@ -24,8 +24,6 @@ from stc_video.towers.comparison import disagreement
 from stc_video.towers.patching import InstancePatch, as_function, run_stock
 from stc_video.towers.varlen import VarlenTower
 
-__all__ = ["VarlenCacher"]
-
 #: time, height, width of a video, in temporal patches and rows
 _Grid = tuple[int, int, int]
 

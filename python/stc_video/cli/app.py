@@ -23,8 +23,6 @@ from stc_video.cli.run import run
 from stc_video.cli.serve import serve
 from stc_video.cli.stop import INTERRUPTED
 
-__all__ = ["app", "run_app"]
-
 BAD_INPUT = 2
 
 app = typer.Typer(

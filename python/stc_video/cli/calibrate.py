@@ -24,8 +24,6 @@ from stc_video.report.verdict import Verdict, calibration_verdict
 if TYPE_CHECKING:
     from stc_video.loading.vision import LoadedModel
 
-__all__ = ["calibrate"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class CalibrationSettings(RatesSettings):

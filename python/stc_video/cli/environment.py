@@ -13,17 +13,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from stc_video.loading.vision import LoadedModel
 
-__all__ = [
-    "chosen_backends",
-    "cpu_name",
-    "devices",
-    "environment",
-    "measured_on",
-    "model_facts",
-    "revision",
-    "versions",
-]
-
 _PACKAGES = (
     "stc-kernels",
     "torch",

@@ -10,19 +10,6 @@ from typing import TypeAlias
 
 from stc_video.checks import check_between, check_choice, check_count
 
-__all__ = [
-    "COMMAND_MEMORY",
-    "EVICTIONS",
-    "RETRIEVALS",
-    "SPREADS",
-    "STORAGES",
-    "MemoryConfig",
-    "PlainConfig",
-    "RekvConfig",
-    "Scorer",
-    "WindowConfig",
-]
-
 EVICTIONS = ("oldest", "redundant", "refuse")
 RETRIEVALS = ("plain", "normalised", "mmr")
 STORAGES = ("exact", "int8", "int4")

@@ -9,8 +9,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-__all__ = ["BlockIndex"]
-
 _FIRST_CAPACITY = 64
 
 

@@ -14,8 +14,6 @@ from stc_video.memory.base import Context, Frame, Memory, Reading, Retrieved, Sn
 from stc_video.memory.config import PlainConfig, WindowConfig
 from stc_video.memory.plain import PlainMemory
 
-__all__ = ["WindowMemory"]
-
 
 class WindowMemory(Memory):
     """Keeps the tokens of frames, and lets them through the language model with each question.

@@ -39,8 +39,6 @@ from stc_video.memory.stores import (
 from stc_video.memory.window import Block, Window
 from stc_video.rotary import apply_rotary
 
-__all__ = ["RekvMemory"]
-
 
 class RekvMemory(Memory):
     """Bounded on the device, in host memory and on disk, for a stream of any length.

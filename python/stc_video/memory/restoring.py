@@ -12,8 +12,6 @@ from torch import Tensor
 from stc_video.memory.base import Snapshot
 from stc_video.memory.window import Block
 
-__all__ = ["check_counts", "check_fields", "check_shape", "checked_blocks"]
-
 _LOWEST = {"start": 0, "span": 0, "tokens": 1, "slot": -1, "stands_for": 1, "origin": 0, "side": 0}
 
 

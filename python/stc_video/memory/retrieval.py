@@ -11,8 +11,6 @@ from torch.nn.functional import normalize
 
 from stc_video.memory.config import RekvConfig
 
-__all__ = ["best_order", "block_order", "choose", "diverse_order", "similarity"]
-
 
 def block_order(
     query: Tensor,

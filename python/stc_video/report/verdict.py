@@ -10,19 +10,6 @@ from typing import Literal
 from stc_video.report.record import RunRecord
 from stc_video.report.summary import Totals, counted, percent, summarise
 
-__all__ = [
-    "PAYS",
-    "SIMILAR",
-    "Compared",
-    "Tried",
-    "Verdict",
-    "best_verdict",
-    "cache_verdict",
-    "calibration_verdict",
-    "prune_verdict",
-    "run_verdict",
-]
-
 #: a fraction of dense below which something is saved; the times of two runs differ by more than
 #: the rest
 PAYS = 0.95

@@ -24,8 +24,6 @@ from stc_video.serve.hub import StreamHub
 from stc_video.serve.queue import QueuedFrame
 from stc_video.serve.streams import LiveStream, SeenFrame
 
-__all__ = ["camera_routes"]
-
 _TRY_AGAIN, _GOING_AWAY = 1013, 1001
 _MOST_TEXT = 1024
 _REPLIES, _PICTURES = 256, 2

@@ -21,8 +21,6 @@ from stc_video.serve.service import Service
 from stc_video.serve.streams import LiveStream
 from stc_video.session import Answer
 
-__all__ = ["chat_routes"]
-
 _DISCONNECT_SECONDS = 0.2
 _KEEP_ALIVE_SECONDS = 1.0
 _CLIENT_GONE = 499

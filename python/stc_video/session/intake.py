@@ -19,8 +19,6 @@ from stc_video.session.pushed import PushedFrame, pushed_frames
 if TYPE_CHECKING:
     from stc_video.session.saving import SavedSession
 
-__all__ = ["Intake"]
-
 
 class Intake:
     """Encodes, prunes and counts the frames that are pushed into a session.

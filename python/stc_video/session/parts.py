@@ -15,8 +15,6 @@ from stc_video.session.stats import StageTimer
 if TYPE_CHECKING:
     from stc_video.models.adapter import SessionAdapter
 
-__all__ = ["SessionParts"]
-
 
 @dataclass(frozen=True)
 class SessionParts:

@@ -8,8 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Prompt", "PromptTemplate"]
-
 _PROBE = "?"
 
 

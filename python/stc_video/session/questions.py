@@ -17,8 +17,6 @@ from stc_video.session.parts import SessionParts
 from stc_video.session.prompt import Prompt
 from stc_video.session.stopping import StopStrings, first_stop
 
-__all__ = ["Evidence", "Questions"]
-
 _MAX_NEW_TOKENS = 256
 
 

@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from stc_video.session.intake import Intake
     from stc_video.session.parts import SessionParts
 
-__all__ = ["SavedSession", "Saver", "read_save_of"]
-
 _PARTS = frozenset({"memory", "state", "model", "settings"})
 
 

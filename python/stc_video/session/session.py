@@ -32,8 +32,6 @@ from stc_video.session.stopping import checked_stop
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["Answer", "StreamingSession"]
-
 _NUMBERS = itertools.count()
 
 

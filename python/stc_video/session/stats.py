@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from stc_video.session.intake import Intake
     from stc_video.session.parts import SessionParts
 
-__all__ = ["STAGES", "SessionStats", "StageStats", "StageTimer"]
-
 STAGES = ("decode", "encode", "prune", "prefill", "retrieve", "generate")
 _REMEMBERED = 1024
 

