@@ -37,18 +37,9 @@ def _keys(scores, token, tokens, pinned, HIGHEST: tl.constexpr):
 
 @triton.jit
 def select_in_frame(
-    scores,
-    indices,
-    counts,
-    frame,
-    tokens,
-    capacity,
-    pinned,
-    threshold,
-    HIGHEST: tl.constexpr,
-    BELOW: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
+    scores, indices, counts, frame, tokens, capacity, pinned, threshold,
+    HIGHEST: tl.constexpr, BELOW: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     """Select in one frame, whose scores this program or an earlier launch has written."""
     scores += frame * tokens
     indices += frame * capacity
