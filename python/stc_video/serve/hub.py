@@ -36,7 +36,6 @@ class StreamHub:
         The model, which all streams share.
     config
         Limits, and where to save.
-
     on_seconds
         Called with the time that each frame took until it was seen.
 
