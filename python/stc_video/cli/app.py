@@ -38,8 +38,8 @@ for _command in (demo, run, bench, calibrate, prune_study, fidelity, serve, chat
 add_command(app, evaluate, "eval")
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
+def _version(is_asked: bool) -> None:
+    if is_asked:
         from stc_kernels import __version__
 
         typer.echo(f"stc-kernels {__version__}")

@@ -34,8 +34,8 @@ def check_shape(name: str, tensor: Tensor, shape: Sequence[int | None]) -> None:
     if len(found) != len(shape) or any(
         size not in (None, its) for size, its in zip(shape, found, strict=True)
     ):
-        wanted = ", ".join("any" if size is None else str(size) for size in shape)
-        raise ValueError(f"tensor {name} must be ({wanted}), got {found}")
+        allowed = ", ".join("any" if size is None else str(size) for size in shape)
+        raise ValueError(f"tensor {name} must be ({allowed}), got {found}")
 
 
 def checked_blocks(snapshot: Snapshot) -> list[Block]:

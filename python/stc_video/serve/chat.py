@@ -107,7 +107,7 @@ def _check_length(
     """Refuse a question that is too long, or cannot be asked, before anything is computed."""
     limit = f"messages: a question must have at most {most} tokens with its earlier turns"
     # Even to count the tokens takes time.
-    characters = len(question) + sum(len(asked) + len(said) for asked, said in history)
+    characters = len(question) + sum(len(turn) + len(answer) for turn, answer in history)
     if characters > _MOST_TOKEN * most:
         raise _too_long(f"{limit}, got {characters} characters")
     try:
