@@ -125,16 +125,6 @@ def test_compiles_without_a_graph_break(backend, compiler, function):
         torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
 
 
-@pytest.fixture
-def no_triton(monkeypatch):
-    """Triton without its interpreter cannot run on a CPU."""
-    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    monkeypatch.delenv("STC_KERNELS_BACKEND", raising=False)
-    stc_kernels.available_backends.cache_clear()
-    yield
-    stc_kernels.available_backends.cache_clear()
-
-
 def test_compiled_code_follows_the_backend_in_force_when_it_runs(no_triton):
     torch.compiler.reset()
     compiled = torch.compile(lambda x: stc_kernels.token_cosine(x, x), backend="aot_eager")
