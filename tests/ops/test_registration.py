@@ -8,7 +8,7 @@ import sys
 
 import pytest
 import torch
-from conftest import random_indices
+from operands import random_indices
 
 import stc_kernels
 from stc_kernels import _schemas
