@@ -14,6 +14,7 @@ from stc_video.errors import MemoryFullError
 from stc_video.memory.base import Context, Frame, Memory, Reading, Snapshot
 from stc_video.memory.config import PlainConfig
 from stc_video.memory.decoder import pieces
+from stc_video.memory.deepstack import deepstack_arguments, joined
 from stc_video.memory.restoring import check_counts, check_fields
 from stc_video.memory.rotary import Rotary
 from stc_video.rotary import apply_rotary
@@ -33,7 +34,8 @@ class PlainMemory(Memory):
     """
 
     def __init__(self, language_model: nn.Module, config: PlainConfig) -> None:
-        self._model = language_model
+        self._model: Any = language_model
+        self._width = int(self._model.config.hidden_size)
         self._config = config
         self._cache: Any = _empty()
         self._position = 0
@@ -63,7 +65,7 @@ class PlainMemory(Memory):
             positions.append(position + frame.offsets)
             position += frame.span
         if new:
-            embeds = torch.cat([frame.embeds for frame in frames])
+            embeds = joined([frame.embeds for frame in frames])
             self._feed(self._cache, embeds, torch.cat(positions, dim=-1))
         self._position = position
 
@@ -119,8 +121,7 @@ class PlainMemory(Memory):
 
     @property
     def _rotary(self) -> nn.Module:
-        model: Any = self._model
-        rotary: nn.Module = model.rotary_emb
+        rotary: nn.Module = self._model.rotary_emb
         return rotary
 
     def _feed(self, cache: Any, embeds: Tensor, positions: Tensor) -> None:
@@ -128,7 +129,7 @@ class PlainMemory(Memory):
         before = list(_layers(cache))
         try:
             self._model(
-                inputs_embeds=embeds[None],
+                **deepstack_arguments(embeds[None], self._width),
                 position_ids=positions.unsqueeze(-2).to(embeds.device),
                 use_cache=True,
                 **cache_argument(self._model, cache),

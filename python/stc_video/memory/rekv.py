@@ -25,6 +25,7 @@ from stc_video.memory.blocks import Asked, block_of, length_of, start_of
 from stc_video.memory.codecs import make_codec
 from stc_video.memory.config import RekvConfig
 from stc_video.memory.decoder import Decoder, causal_mask
+from stc_video.memory.deepstack import joined, split_layers
 from stc_video.memory.index import BlockIndex
 from stc_video.memory.restoring import check_counts, check_fields, check_shape, checked_blocks
 from stc_video.memory.retrieval import best_order, choose, diverse_order, similarity
@@ -149,7 +150,7 @@ class RekvMemory(Memory):
         pairs = zip(frames, free, strict=True)
         positions = torch.cat([start + frame.offsets for frame, start in pairs], dim=-1)
         table = decoder.rotary.table(positions)
-        x = torch.cat([frame.embeds for frame in frames])
+        x, added = split_layers(joined([frame.embeds for frame in frames]), decoder.size)
         masks: list[Any] = []
         means = []
         for number, layer in enumerate(decoder.layers):
@@ -167,6 +168,7 @@ class RekvMemory(Memory):
                 rows_query = query[:, group.rows]
                 parts.append(layer.attend(rows_query, seen_keys, seen_values, masks[at]))
             x = layer.finish(x, torch.cat(parts))
+            x = x + added[number] if number < len(added) else x
         for at, frame in enumerate(frames):
             if sizes[at]:
                 block = block_of(frame, *starts[at])
@@ -306,8 +308,9 @@ class RekvMemory(Memory):
         become one video: their times follow each other, their rows and columns lie on each other.
         """
         # A block in part takes as many positions as tokens, unless it has gaps anyway.
+        in_a_row = self._decoder.rotary.axes == 1
         spans = [
-            take if block.span == block.tokens and not block.side else block.span
+            take if block.span == block.tokens and in_a_row else block.span
             for block, take in blocks
         ]
         start = origin = keys.shape[1] - length_of([block for block, _ in blocks], spans)
