@@ -58,6 +58,11 @@ class DecoderLayer:
     @classmethod
     def of(cls, layer: nn.Module, config: Any) -> DecoderLayer:
         """Recognise a layer."""
+        if hasattr(layer, "linear_attn"):
+            raise UnsupportedModelError(
+                f"memory: {type(layer).__name__} with linear attention keeps one state of all "
+                "frames so far, of which none can be retrieved; use memory='plain' or 'window'"
+            )
         attention: Any = getattr(layer, "self_attn", None)
         complete = all(hasattr(layer, part) for part in _PARTS) and all(
             hasattr(attention, part) for part in _PROJECTIONS

@@ -304,8 +304,8 @@ class RekvMemory(Memory):
         """Fill keys and values (H, P + n, d) with the prefix and blocks, without gaps.
 
         Keys are rotated on from the position they had to that behind the block before, such that
-        text goes on at the number of tokens. With positions in time, height and width, all blocks
-        become one video: their times follow each other, their rows and columns lie on each other.
+        text goes on at the number of tokens. With positions in time, height and width, blocks of a
+        video become one: their times follow each other, their rows and columns lie on each other.
         """
         # A block in part takes as many positions as tokens, unless it has gaps anyway.
         in_a_row = self._decoder.rotary.axes == 1
@@ -328,6 +328,8 @@ class RekvMemory(Memory):
             moves.append(start - block.start)
             shifts.append(origin - block.origin)
             at, start = at + take, start + span
+            if not block.side:  # a picture of its own
+                origin = start
         differences = rotary.axes_of(torch.tensor(moves), torch.tensor(shifts))
         if differences.any():
             takes = torch.tensor([take for _, take in blocks], device=keys.device)

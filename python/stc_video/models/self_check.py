@@ -119,13 +119,19 @@ def shallow(model: Any, name: str) -> Any:
     language = _with(getattr(inner, name))
     if isinstance(vars(language).get("forward"), PatchedMethod):
         del language.forward  # it is bound to the whole one
-    language.layers = language.layers[:_LAYERS]
+    language.layers = language.layers[: _layers(language.config)]
     copied = _with(model, model=_with(inner, **{name: language}))
     copied.generation_config = make(pad_token_id=0)
     for ours in ("stc", "generate", "forward"):
         if "stc" in vars(model):
             vars(copied).pop(ours, None)
     return copied
+
+
+def _layers(config: Any) -> int:
+    """How many layers take part: of each kind that counts tokens at least one."""
+    types = list(getattr(config, "layer_types", None) or ())
+    return max(_LAYERS, types.index("full_attention") + 1 if "full_attention" in types else 0)
 
 
 def _with(module: nn.Module, **parts: nn.Module) -> Any:
