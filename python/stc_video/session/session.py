@@ -103,10 +103,11 @@ class StreamingSession:
         self._push_lock = threading.Lock()
         self._memory_lock = threading.RLock()
         try:
-            template = PromptTemplate(processor, int(untyped.config.video_token_id))
-            self._adapter = self._handle.adapter.session_adapter(processor)
+            family = self._handle.adapter
+            self._adapter = family.session_adapter(processor)
+            template = PromptTemplate(processor, family.placeholder, self._adapter.mark)
             check_memory(self._handle, config)
-            self._memory = make_memory(untyped.model.language_model, config)
+            self._memory = make_memory(family.language_model, config)
         except BaseException:
             self.close()
             raise
