@@ -68,6 +68,8 @@ def test_every_operator_has_a_case():
 def test_opcheck(backend, op, dtype):
     if backend not in (backends := stc_kernels.available_backends(op)):
         pytest.skip(backends.unavailable[backend])
+    if backend == "triton" and dtype != torch.float32 and not torch.cuda.is_available():
+        pytest.skip("the interpreter takes too long, and what is checked is not its kernels")
     names = [op, _schemas.native_name(op)] if backend == "native" else [op]
     for name in names:
         overload = getattr(torch.ops.stc_kernels, name).default
