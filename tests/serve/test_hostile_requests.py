@@ -18,7 +18,8 @@ from starlette.websockets import WebSocketDisconnect
 from waiting import PATIENCE, wait_for
 
 from stc_video.models.pictures import rgb_picture
-from stc_video.serve.pictures import PictureError, decode_picture
+from stc_video.serve.pictures import decode_picture
+from stc_video.serve.plain_files import PictureError
 
 FRAMES = "/v1/streams/door/frames"
 CHAT = "/v1/chat/completions"

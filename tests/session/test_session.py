@@ -177,7 +177,7 @@ def test_wrong_settings_leave_the_model_untouched(model, open_session):
     before = set(model.__dict__)
     for memory, settings, message in [
         ("large", {}, "must be one of plain, rekv, window or a configuration, got 'large'"),
-        ("rekv", {"prefill_chunk": 0}, "prefill_chunk must be at least 1 frame, got 0"),
+        ("rekv", {"prefill_chunk": 0}, "prefill_chunk must be a whole number from 1, got 0"),
         ("rekv", {"prune": "no"}, "name must be one of"),
     ]:
         with pytest.raises(ValueError, match=message):

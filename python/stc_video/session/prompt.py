@@ -8,8 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Prompt", "PromptTemplate"]
-
 _PROBE = "?"
 
 
@@ -93,8 +91,8 @@ class PromptTemplate:
     def _check_special(self, ids: Sequence[int], turns: Sequence[tuple[str, str]]) -> None:
         """Refuse special tokens that the template has not written."""
         _, plain = self._parts([(_PROBE, _PROBE)] * len(turns), _PROBE)
-        own = self.tokenizer(plain, add_special_tokens=False).input_ids
-        added = self._special_among(ids) - self._special_among(own)
+        template = self.tokenizer(plain, add_special_tokens=False).input_ids
+        added = self._special_among(ids) - self._special_among(template)
         if added:
             names = ", ".join(map(str, self.tokenizer.convert_ids_to_tokens(sorted(added))))
             raise ValueError(

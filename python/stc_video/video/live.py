@@ -13,8 +13,6 @@ from stc_video.video.location import is_camera
 from stc_video.video.source import VideoFrame, VideoSource, open_video
 from stc_video.video.timeline import FILE_GAP, SourceStats
 
-__all__ = ["LiveVideo"]
-
 
 class LiveVideo:
     """Iterates over a video's frames, each not before its time.
