@@ -160,7 +160,7 @@ test-lmms: install
 	test -d build/lmms-eval || { $(PIP) --target build/lmms-eval --no-deps "lmms-eval==0.7.3" && \
 	    $(PIP) --target build/lmms-eval --constraint $(LOCK) --upgrade datasets evaluate loguru \
 	    opencv-python-headless pytz sacrebleu tenacity; }
-	OMP_NUM_THREADS=1 PYTHONPATH=build/lmms-eval $(BIN)/python -m pytest -n 0 tests/lmms_eval
+	OMP_NUM_THREADS=1 PYTHONPATH=build/lmms-eval $(BIN)/python -m pytest -n 0 tests/engines
 
 # On the CPU and, where there is one, on the GPU.
 fuzz: install

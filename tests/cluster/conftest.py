@@ -13,18 +13,18 @@ import pytest
 # Processes that Ray starts take these from here; they must find what the tests find.
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# By this, processes of these tests are known.
+os.environ["STC_TESTS"] = str(os.getpid())
 for folder in ("session", "video", "serve", "evaluation"):
     sys.path.append(str(Path(__file__).parents[1] / folder))
-
-pytest.importorskip("ray", reason="make test-ray")
-
-from ray.cluster_utils import Cluster
 
 
 class Nodes:
     """A cluster whose nodes can be killed."""
 
     def __init__(self) -> None:
+        from ray.cluster_utils import Cluster
+
         self.cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
         self.address: str = self.cluster.address
         self.workers = [self.cluster.add_node(num_cpus=1) for _ in range(2)]
@@ -37,14 +37,22 @@ class Nodes:
         self.workers.append(self.cluster.add_node(num_cpus=1))
 
 
-@pytest.fixture
-def nodes() -> Iterator[Nodes]:
-    import ray
-
+@pytest.fixture(scope="session")
+def _cluster() -> Iterator[Nodes]:
     made = Nodes()
     yield made
-    ray.shutdown()
     made.cluster.shutdown()
+
+
+@pytest.fixture
+def nodes(_cluster: Nodes) -> Iterator[Nodes]:
+    """Two nodes, and nobody connected afterwards."""
+    import ray
+
+    while len(_cluster.workers) < 2:
+        _cluster.add()
+    yield _cluster
+    ray.shutdown()
 
 
 @pytest.fixture(scope="session")

@@ -98,6 +98,7 @@ def test_a_node_that_is_killed_costs_no_answer(
 
 def kill_workers_that_ask(over: threading.Event) -> None:
     """Kill this test's workers whenever they are at work."""
+    mark = f"STC_TESTS={os.getpid()}".encode()
     while not over.wait(0.05):
         for folder in Path("/proc").glob("[0-9]*"):
             try:
@@ -105,18 +106,13 @@ def kill_workers_that_ask(over: threading.Event) -> None:
                 environment = (folder / "environ").read_bytes()
             except OSError:
                 continue
-            if title.startswith(b"ray::") and b".ask" in title and MARK in environment:
+            if title.startswith(b"ray::") and b".ask" in title and mark in environment:
                 os.kill(int(folder.name), signal.SIGKILL)
 
 
-MARK = f"STC_TEST_OF={os.getpid()}".encode()
-
-
 def test_what_nobody_survives_is_left_and_asked_at_the_next_run(
-    monkeypatch, request, videos: Path, data: Path, model_folder: Path, tmp_path: Path
+    nodes, videos: Path, data: Path, model_folder: Path, tmp_path: Path
 ) -> None:
-    monkeypatch.setenv(*MARK.decode().split("="))
-    nodes = request.getfixturevalue("nodes")
     task, queries = assignment(videos, model_folder), load_queries("ovo-bench", data).queries
     queries = [query for query in queries if query.video in ("0.mp4", "1.mp4")]
     path, over = tmp_path / "a", threading.Event()

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,9 +25,15 @@ def process_docs(dataset: datasets.Dataset) -> datasets.Dataset:
         if query.problem or query.task == PROACTIVE:
             why = query.problem or "proactive questions are asked by stc eval only"
             raise DataError(f"StreamingBench: {query.key}: {why}")
-    columns = ("key", "video", "time", "question", "prompt", "task", "gold", "choices")
-    return datasets.Dataset.from_list(
-        [{name: getattr(query, name) for name in columns} for query in queries]
+    names = ("key", "video", "time", "question", "prompt", "task", "gold", "choices")
+    rows = [{name: getattr(query, name) for name in names} for query in queries]
+    # With a fingerprint, datasets does not pickle everything that the function can reach.
+    return dataset.map(
+        lambda _, index: rows[index],
+        with_indices=True,
+        remove_columns=dataset.column_names,
+        load_from_cache_file=False,
+        new_fingerprint=hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16],
     )
 
 
