@@ -3,9 +3,12 @@
 
 from __future__ import annotations
 
+import socket
 from typing import Any
 
 __all__ = ["connect", "require_ray", "room_for_models"]
+
+_CONNECT_SECONDS = 10.0
 
 
 def require_ray() -> Any:
@@ -43,11 +46,21 @@ def connect(address: str) -> Any:
     """
     ray = require_ray()
     try:
+        if address not in ("auto", "local"):
+            _check_reachable(address)
         ray.init(address=address, log_to_driver=False, logging_level="error")
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0].rstrip(".")
         raise ValueError(f"--ray {address}: there is no such cluster ({reason})") from error
     return ray
+
+
+def _check_reachable(address: str) -> None:
+    """Try an address; Ray would, without a word, for minutes."""
+    host, found, port = address.rpartition(":")
+    if not found or not port.isdigit():
+        raise ValueError("it must be auto, local or HOST:PORT")
+    socket.create_connection((host.strip("[]"), int(port)), _CONNECT_SECONDS).close()
 
 
 def room_for_models(ray: Any, device: str, threads: int | None) -> tuple[dict[str, int], int]:

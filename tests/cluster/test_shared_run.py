@@ -159,4 +159,5 @@ def test_bad_input_is_one_sentence(nodes, videos, data, model_folder, tmp_path, 
     assert "must be auto, cpu or cuda with --ray" in fails(model_folder, *address, "--device", "x")
     assert "needs 1 GPU, the cluster has 0" in fails(model_folder, *address, "--device", "cuda")
     assert "needs 9 CPU, the cluster has 2" in fails(model_folder, *address, "--threads", 9)
-    assert "there is no such cluster" in fails(model_folder, "--ray", "127.0.0.1:9")
+    assert "there is no such cluster (" in fails(model_folder, "--ray", "127.0.0.1:9")
+    assert "it must be auto, local or HOST:PORT" in fails(model_folder, "--ray", "here")

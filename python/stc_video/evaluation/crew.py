@@ -63,7 +63,7 @@ class Crew:
     facts
         Of the first worker that has loaded its model; the others must have the same.
     lost
-        Videos that were left.
+        Videos that the last run left.
 
     Raises
     ------
@@ -116,7 +116,7 @@ class Crew:
             if any((one.name, query.key) not in answers.answered
                    for one in self.facts.configurations):  # fmt: skip
                 groups[query.video].append(query)
-        waiting, cost = deque(sorted(groups)), Counter[str]()
+        waiting, cost, self.lost = deque(sorted(groups)), Counter[str](), []
         while (waiting or self._at_work) and not stopped():
             while waiting and self._idle:
                 self._give(waiting.popleft(), groups, answers)

@@ -30,7 +30,7 @@ __all__ = ["ModelChoice", "start_replicas", "stop_replicas"]
 
 _APP = "stc"
 #: seconds: to wait for a part, to wait for a replica's word, between looks at its health
-_TAKE_SECONDS, _ANSWER_SECONDS, _HEALTH_SECONDS = 30.0, 2.0, 2.0
+_TAKE_SECONDS, _ANSWER_SECONDS, _HEALTH_SECONDS = 30.0, 5.0, 2.0
 #: seconds for saving at the end, besides those for requests under way
 _SAVE_SECONDS = 60.0
 
@@ -87,6 +87,7 @@ class Replica:
         chat = load_chat_model(model.name, device=model.device, dtype=model.dtype)
         self._service = Service(chat, replace(config, part=self._part))
         self._service.start()
+        self._handle: Any = None
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         """Make the app; its end saves and closes the service."""
@@ -105,7 +106,9 @@ class Replica:
         return self._service.hub.entries()
 
     async def _ask_all(self, method: str) -> dict[int, Any]:
-        handle = serve.get_app_handle(_APP)
+        if self._handle is None:  # there is none while the app is being started
+            self._handle = serve.get_app_handle(_APP)
+        handle = self._handle
 
         async def ask(part: int) -> Any:
             return await getattr(handle, method).remote(part)

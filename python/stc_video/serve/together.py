@@ -51,15 +51,20 @@ class Together:
             text = merge_metrics(await self._ask_all("metrics_text"))
             app = PlainTextResponse(text, media_type="text/plain; version=0.0.4")
         elif asked == ("GET", "/v1/streams"):
-            app = JSONResponse({"object": "list", "data": await self._streams()})
+            found = await self._streams()
+            app = found if callable(found) else JSONResponse({"object": "list", "data": found})
         elif asked == ("POST", "/v1/chat/completions"):
             receive, body = await _kept(receive)
             app = await self._place(body) or app
         await app(scope, receive, send)
 
-    async def _streams(self) -> list[dict[str, Any]]:
+    async def _streams(self) -> list[dict[str, Any]] | ASGIApp:
+        """All streams, or the refusal if they cannot be known."""
         found = await self._ask_all("list_streams")
-        entries = [entry for listed in found.values() if listed is not None for entry in listed]
+        if silent := [str(number) for number, listed in found.items() if listed is None]:
+            text = f"replica {', '.join(silent)} does not answer; try again"
+            return refusal(503, text, "replica_away", {"Retry-After": "1"})
+        entries = [entry for listed in found.values() for entry in listed]
         return sorted(entries, key=lambda entry: str(entry["id"]))
 
     async def _place(self, body: bytes) -> ASGIApp | None:
@@ -70,7 +75,10 @@ class Together:
         except (ValueError, AttributeError, RecursionError):
             return None
         if name is None:
-            names = [entry["id"] for entry in await self._streams()]
+            found = await self._streams()
+            if callable(found):
+                return found
+            names = [entry["id"] for entry in found]
             if len(names) != 1:
                 known = ", ".join(names) or "none"
                 return refusal(

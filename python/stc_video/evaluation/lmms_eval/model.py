@@ -140,7 +140,7 @@ class StreamingModel(lmms):  # type: ignore[misc]  # has no types
     def _place(self, request: Instance) -> tuple[str, float, float]:
         _, _, to_visual, doc_id, task, split = request.args
         clip = _clip(to_visual(self.task_dict[task][split][doc_id]))
-        return ("", 0.0, 0.0) if clip is None else tuple(clip)
+        return ("", 0.0, 0.0) if clip is None else (clip.path, clip.start, clip.end)
 
     def _watch(self, visuals: Sequence[Any]) -> None:
         """See what a question is about, or go on with the video of the question before."""
