@@ -129,6 +129,15 @@ def test_mlvu(home: Path, clip: Path, model_folder: Path, tmp_path: Path) -> Non
     assert 0 <= scores(found)["mlvu_percetion_score"] <= 100
 
 
+def test_egoschema(home: Path, clip: Path, model_folder: Path, tmp_path: Path) -> None:
+    place(clip, home / "egoschema" / "videos" / "u1.mp4")
+    letters = [f"{letter}. c does it" for letter in "ABCDE"]
+    rows = [{"video_idx": "u1", "question": "What does c do?", "option": letters, "answer": "0"}]
+    found = run(tmp_path, THEIRS / "egoschema" / "egoschema_subset.yaml", rows, model_folder)
+    assert len(answers(found)) == 1
+    assert 0 <= scores(found)["score"] <= 1
+
+
 @pytest.mark.parametrize("part", ["backward", "realtime", "forward"])
 def test_ovo_bench(clip: Path, model_folder: Path, tmp_path: Path, home: Path, part: str) -> None:
     tasks = {"backward": ["EPM"], "realtime": ["OCR"], "forward": ["REC", "SSR", "CRR"]}[part]
