@@ -6,8 +6,6 @@ from __future__ import annotations
 import socket
 from typing import Any
 
-__all__ = ["connect", "require_ray", "room_for_models"]
-
 _CONNECT_SECONDS = 10.0
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from stc_video.errors import UnsupportedModelError
 
@@ -25,6 +26,10 @@ _FAMILIES = {
     "llava_onevision": "stc_video.models.llava_onevision:LlavaOnevisionAdapter",
     "qwen2_vl": "stc_video.models.qwen_vl:QwenVLAdapter",
     "qwen2_5_vl": "stc_video.models.qwen_vl:QwenVLAdapter",
+    "qwen3_vl": "stc_video.models.qwen3_vl:Qwen3VLAdapter",
+    "qwen3_vl_moe": "stc_video.models.qwen3_vl:Qwen3VLAdapter",
+    "qwen3_5": "stc_video.models.qwen3_vl:Qwen3VLAdapter",
+    "qwen3_5_moe": "stc_video.models.qwen3_vl:Qwen3VLAdapter",
 }
 _SUPPORTED = (
     "LlavaOnevisionForConditionalGeneration, Qwen2VLForConditionalGeneration and "
@@ -86,6 +91,15 @@ class SessionAdapter(ABC):
             positions the frame takes; its place if they are time, height and width.
         """
 
+    def mark(self, tokenizer: Any, placeholder: int) -> str:
+        """Return the text that a chat template writes for a whole video."""
+        text: str = tokenizer.convert_ids_to_tokens(placeholder)
+        return text
+
+    def frame_text(self, time: float | None) -> tuple[list[int], list[int]]:
+        """Ids of the text before and behind the tokens of the next frame, if there is any."""
+        return [], []
+
     def ending(self) -> Tensor | None:
         """Embedding (D,) of what ends a video, if anything does."""
         return None
@@ -115,15 +129,22 @@ class ModelAdapter(ABC):
 
     Attributes
     ----------
+    language_model_name
+        Attribute of the inner model that is the language model without its head.
     tower
         The vision tower.
     tower_grid
         (H, W) of the tower's patch tokens; None if it depends on the frames.
+    deep
+        How many layers of the language model are given features of their own (deepstack): a token
+        then is (1 + deep) * D values, what enters the language model first.
     """
 
     allowed_positions: tuple[str, ...]
+    language_model_name = "language_model"
     tower: nn.Module
     tower_grid: tuple[int, int] | None = None
+    deep: int = 0
 
     def __init__(self, model: PreTrainedModel, positions: str | None) -> None:
         positions = self.allowed_positions[0] if positions is None else positions
@@ -172,8 +193,32 @@ class ModelAdapter(ABC):
     def session_adapter(self, processor: Any) -> SessionAdapter:
         """Prepare for a session with the model's processor or tokenizer."""
 
+    @property
+    def placeholder(self) -> int:
+        """Id of the placeholder of a video's token."""
+        model: Any = self.model
+        return int(model.config.video_token_id)
+
+    @property
+    def language_model(self) -> nn.Module:
+        """The language model without its head."""
+        model: Any = self.model
+        found: nn.Module = getattr(model.model, self.language_model_name)
+        return found
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Tokens (..., (1 + deep) * D) of text."""
+        model: Any = self.model
+        # A copy: the embedding may hand out what requires a gradient.
+        embeds: Tensor = model.get_input_embeddings()(ids).clone()
+        return pad(embeds, (0, self.deep * embeds.shape[-1])) if self.deep else embeds
+
     def before_answer(self, cache: Any) -> None:
         """Take note of the cache that a session's answer will be generated from."""
+        return
+
+    def attach(self) -> None:
+        """Put on the model whatever calls need."""
         return
 
     def restore(self) -> None:

@@ -134,6 +134,10 @@ class PromptedAdapter(ModelAdapter):
         """Arguments of the stock forward for a short prompt with some text (1, n)."""
         return {"input_ids": ids}
 
+    def call(self, stock: Callable[..., Any], arguments: dict[str, Any]) -> Any:
+        """Call the model's own forward."""
+        return stock(**arguments)
+
     def continued(self, given: dict[str, Any], ids: Tensor) -> dict[str, Any]:
         """The same with more text: ids (1, m)."""
         return given | {"input_ids": ids}
@@ -150,7 +154,7 @@ class PromptedAdapter(ModelAdapter):
         """Run the model's own forward on a prompt without the pruned tokens."""
         run: _Run | None = getattr(self._under_way, "run", None)
         if run is not None and run.takes(arguments):
-            output = stock(**self._step(run.prompt, arguments))
+            output = self.call(stock, self._step(run.prompt, arguments))
             run.filled(cache_of(output))
             self._remember(run.cache, run.prompt.conversation)
             return output
@@ -161,13 +165,13 @@ class PromptedAdapter(ModelAdapter):
             return stock(**self._going_on(history, arguments))
         check_forward(self.model, arguments, history)
         prompt = self.pruned(frames, arguments)
-        output = stock(
-            inputs_embeds=prompt.embeds,
-            position_ids=_position_ids(prompt.positions),
-            attention_mask=prompt.attention_mask,
+        given = {
+            "inputs_embeds": prompt.embeds,
+            "position_ids": _position_ids(prompt.positions),
+            "attention_mask": prompt.attention_mask,
             **({} if prompt.labels is None else {"labels": prompt.labels}),
-            **_without_prompt(arguments),
-        )
+        }
+        output = self.call(stock, given | _without_prompt(arguments))
         self._remember(cache_of(output), prompt.conversation)
         return output
 
@@ -263,7 +267,7 @@ class PromptedAdapter(ModelAdapter):
             positions[:, :, :size] = own.to(positions.device)
             embeds = prompt.embeds[:, inside].repeat_interleave(repeats, 0)
             if size < ids.shape[1]:  # without a cache, prompt and answer come together
-                rest = self.model.get_input_embeddings()(ids[:, size:])
+                rest = self.embed(ids[:, size:])
                 embeds = torch.cat([embeds.to(rest.device), rest], dim=1)
             arguments = arguments | {"input_ids": None, "inputs_embeds": embeds}
         return arguments | {"position_ids": _position_ids(positions)}

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from stc_video.errors import UnsupportedModelError
+from stc_video.towers.patching import PatchedMethod
 
 if TYPE_CHECKING:
     from stc_video.acceleration import Acceleration
@@ -104,8 +105,10 @@ def compare(name: str, ours: Tensor, stock: Tensor) -> None:
             )
 
 
-def shallow(model: Any) -> Any:
-    """Return the model with its first layers alone, which shares all of its parts.
+def shallow(model: Any, name: str) -> Any:
+    """Return the model with the first layers of its language model, which shares all of its parts.
+
+    The language model is the inner model's attribute of this name.
 
     It has no settings, and the model itself, which others may use at the same time, stays as it is.
     """
@@ -113,14 +116,22 @@ def shallow(model: Any) -> Any:
 
     make: Any = GenerationConfig
     inner = model.model
-    copied = _with(model, model=_with(inner, language_model=_with(inner.language_model)))
-    language = copied.model.language_model
-    language.layers = language.layers[:_LAYERS]
+    language = _with(getattr(inner, name))
+    if isinstance(vars(language).get("forward"), PatchedMethod):
+        del language.forward  # it is bound to the whole one
+    language.layers = language.layers[: _layers(language.config)]
+    copied = _with(model, model=_with(inner, **{name: language}))
     copied.generation_config = make(pad_token_id=0)
     for ours in ("stc", "generate", "forward"):
         if "stc" in vars(model):
             vars(copied).pop(ours, None)
     return copied
+
+
+def _layers(config: Any) -> int:
+    """How many layers take part: of each kind that counts tokens at least one."""
+    types = list(getattr(config, "layer_types", None) or ())
+    return max(_LAYERS, types.index("full_attention") + 1 if "full_attention" in types else 0)
 
 
 def _with(module: nn.Module, **parts: nn.Module) -> Any:

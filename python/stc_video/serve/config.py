@@ -12,8 +12,6 @@ from stc_video.memory import PlainConfig, RekvConfig
 from stc_video.memory.config import COMMAND_MEMORY
 from stc_video.serve.parts import Part
 
-__all__ = ["MEMORY", "ServeConfig", "is_loopback"]
-
 #: of each stream by default, which does not have the machine for itself
 MEMORY = replace(COMMAND_MEMORY, host_bytes=1 << 30)
 _TOKEN = re.compile(r"[A-Za-z0-9._~-]{16,256}")
@@ -21,7 +19,7 @@ _TOKEN = re.compile(r"[A-Za-z0-9._~-]{16,256}")
 
 @dataclass(frozen=True)
 class ServeConfig:
-    """How the service can be reached, what it may hold, and what it refuses.
+    """Settings of the service: its address, what it may hold, and what it refuses.
 
     Attributes
     ----------

@@ -12,8 +12,6 @@ from pathlib import Path
 from stc_video.errors import FolderInUseError
 from stc_video.folder_lock import FolderLock
 
-__all__ = ["Part", "part_of", "stream_in", "take_part"]
-
 _STREAM_PATH = re.compile(r"/v1/streams/([^/]+)")
 
 

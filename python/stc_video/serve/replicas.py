@@ -26,8 +26,6 @@ from stc_video.serve.parts import part_of, stream_in, take_part
 from stc_video.serve.service import Service
 from stc_video.serve.together import Together
 
-__all__ = ["ModelChoice", "start_replicas", "stop_replicas"]
-
 _APP = "stc"
 #: seconds: to wait for a part, to wait for a replica's word, between looks at its health
 _TAKE_SECONDS, _ANSWER_SECONDS, _HEALTH_SECONDS = 30.0, 5.0, 2.0

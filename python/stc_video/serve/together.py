@@ -18,8 +18,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from stc_video.serve.errors import refusal
 from stc_video.serve.parts import Part, stream_in
 
-__all__ = ["Together", "merge_metrics"]
-
 #: asks every replica by the name of a method; None for one that did not answer
 AskAll = Callable[[str], Awaitable[dict[int, Any]]]
 
