@@ -157,9 +157,8 @@ test-ray: install
 
 # lmms-eval pins much that it needs for other tasks: its folder has what those tested here import.
 test-lmms: install
-	test -d build/lmms-eval || { $(PIP) --target build/lmms-eval --no-deps "lmms-eval==0.7.3" && \
-	    $(PIP) --target build/lmms-eval --constraint $(LOCK) --upgrade datasets evaluate loguru \
-	    opencv-python-headless pytz sacrebleu tenacity; }
+	test -d build/lmms-eval || $(PIP) --target build/lmms-eval --no-deps \
+	    --requirement requirements/lmms-eval.txt
 	OMP_NUM_THREADS=1 PYTHONPATH=build/lmms-eval $(BIN)/python -m pytest -n 0 tests/engines
 
 # On the CPU and, where there is one, on the GPU.
@@ -254,8 +253,8 @@ bench-gpu: install
 	    --ratios 1/16,1/8,1/4,3/8,1/2 --repeats 50 --seconds 20 \
 	    --limits benchmarks/limits/gpu_cacher.csv --out benchmarks/results --name gpu_cacher
 
-# Every file of requirements/ but triton.txt, which is written by hand: its release must be one that
-# works beside a torch without GPU.
+# Every file of requirements/ but two, which are written by hand: the release in triton.txt must be one
+# that works beside a torch without GPU, and lmms-eval.txt is a small part of what lmms-eval wants.
 lock:
 	test -x build/lock/bin/uv || { $(PYTHON) -m venv build/lock && build/lock/bin/pip install -q uv; }
 	build/lock/bin/python tools/lock.py $(foreach v,$(LOCKED_PYTHONS),--python $(v)) \
