@@ -20,7 +20,7 @@ from stc_video.evaluation.loaders.rows import (
 )
 from stc_video.evaluation.queries import LETTERS, Query, QuerySet, count_note, write_options
 
-__all__ = ["BACKWARD", "FORWARD", "REAL_TIME", "load"]
+__all__ = ["BACKWARD", "FORWARD", "REAL_TIME", "load", "queries_of"]
 
 BACKWARD = ("EPM", "ASI", "HLD")
 REAL_TIME = ("OCR", "ACR", "ATR", "STU", "FPD", "OJR")
@@ -51,13 +51,24 @@ def load(data: Path) -> QuerySet:
     for number, entry in enumerate(entries):
         name = str(entry.get("id", f"row {number}")) if isinstance(entry, dict) else f"row {number}"
         with rows.row(f"row {name}") as said:
-            queries += _forward(entry) if _task(entry) in FORWARD else [_choice(entry)]
+            queries += queries_of(entry)
             continue
         queries.append(broken_query(name, entry, said, task="task"))
     found = Counter(entry.get("task") for entry in entries if isinstance(entry, dict))
     notes = count_note("OVO-Bench", ((task, found[task], _ROWS[task]) for task in _TASKS))
     template = "\n---\n".join((_CHOICE, _COUNT, _STEP, _ENOUGH))
     return QuerySet("ovo-bench", {data.name: digest}, queries, rows.problems, notes, template)
+
+
+def queries_of(entry: dict[str, Any]) -> list[Query]:
+    """What a row of the file asks: one question, or a forward one at each of its times.
+
+    Raises
+    ------
+    RowError, KeyError, TypeError
+        If the row is broken.
+    """
+    return _forward(entry) if _task(entry) in FORWARD else [_choice(entry)]
 
 
 def _task(entry: dict[str, Any]) -> str:
