@@ -22,8 +22,6 @@ from stc_video.evaluation.loaders.rows import (
 from stc_video.evaluation.queries import LETTERS, Query, QuerySet, count_note
 from stc_video.evaluation.template import Words, as_text, write_options
 
-__all__ = ["BACKWARD", "FORWARD", "REAL_TIME", "WORDS", "load"]
-
 BACKWARD = ("EPM", "ASI", "HLD")
 REAL_TIME = ("OCR", "ACR", "ATR", "STU", "FPD", "OJR")
 FORWARD = ("REC", "SSR", "CRR")
@@ -54,14 +52,25 @@ def load(data: Path, *, words: Words = WORDS) -> QuerySet:
     for number, entry in enumerate(entries):
         name = str(entry.get("id", f"row {number}")) if isinstance(entry, dict) else f"row {number}"
         with rows.row(f"row {name}") as said:
-            is_forward = _task(entry) in FORWARD
-            queries += _forward(entry, words) if is_forward else [_choice(entry, words)]
+            queries += queries_of(entry, words)
             continue
         queries.append(broken_query(name, entry, said, task="task"))
     found = Counter(entry.get("task") for entry in entries if isinstance(entry, dict))
     notes = count_note("OVO-Bench", ((task, found[task], _ROWS[task]) for task in _TASKS))
     template = as_text(words)
     return QuerySet("ovo-bench", {data.name: digest}, queries, rows.problems, notes, template)
+
+
+def queries_of(entry: dict[str, Any], words: Words = WORDS) -> list[Query]:
+    """What a row of the file asks: one question, or a forward one at each of its times.
+
+    Raises
+    ------
+    RowError, KeyError, TypeError
+        If the row is broken.
+    """
+    is_forward = _task(entry) in FORWARD
+    return _forward(entry, words) if is_forward else [_choice(entry, words)]
 
 
 def _task(entry: dict[str, Any]) -> str:
