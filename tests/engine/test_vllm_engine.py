@@ -3,10 +3,15 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from engine_oracle import EngineOracle
-from small_engine import noise, partly, pictures, video
+from small_engine import Engine, noise, partly, pictures, video
+from vllm_checkpoints import make_checkpoint
+
+from stc_video.integrations.vllm import compute_retained_tokens_count, compute_retention_mask
 
 pytest.importorskip("vllm", reason="`make test-vllm` puts vLLM into an environment of its own")
 
@@ -196,3 +201,36 @@ def test_a_wrong_name_is_an_error_of_the_request_alone(engine, options):
     with pytest.raises(ValueError, match="stc_"):
         engine.ask(pictures([noise(engine.side, 130)], **options))
     assert len(engine.embed([noise(engine.side, 131)])) == 1
+
+
+def test_our_pruner_in_place_of_evs(tmp_path):
+    """As many tokens as vLLM made room for, chosen by ``STC_VLLM=prune=stc``."""
+    frames = [noise(112, seed) for seed in range(140, 148)]
+    checkpoint = make_checkpoint("qwen2.5-vl", tmp_path)
+    engine = Engine("qwen2.5-vl", str(checkpoint), video_pruning_rate=0.5)
+    whole: list[torch.Tensor] = []
+    stock = engine.model.visual.forward
+    engine.model.visual.forward = lambda *args, **kwargs: (
+        whole.append(made := stock(*args, **kwargs)) or made
+    )
+    engine.ask(video(frames))
+    mask = compute_retention_mask(whole[0], (4, 8, 8), 2, 0.5, prune="stc")
+    assert int(mask.sum()) == compute_retained_tokens_count(16, 4, 0.5)
+    assert torch.equal(engine.encoded[0][:, :-4], whole[0][mask])
+
+
+@pytest.mark.parametrize(
+    ("part", "setting", "value", "reason"),
+    [
+        ("parallel_config", "tensor_parallel_size", 2, "tensor_parallel_size must be 1, got 2"),
+        ("compilation_config", "compile_mm_encoder", True, "compile_mm_encoder and"),
+        ("compilation_config", "cudagraph_mm_encoder", True, "cudagraph_mm_encoder must be off"),
+    ],
+)
+def test_settings_of_vllm_that_it_does_not_go_with(engine, part, setting, value, reason):
+    from stc_video.integrations.vllm.models import _obstacle
+
+    config = copy.deepcopy(engine.llm.llm_engine.vllm_config)
+    assert _obstacle(config) == ""
+    setattr(getattr(config, part), setting, value)
+    assert reason in _obstacle(config)
