@@ -24,6 +24,10 @@ __all__ = ["FrameEncoder", "ModelAdapter", "SessionAdapter", "adapter_for"]
 #: model type -> home of its adapter
 _FAMILIES = {
     "llava_onevision": "stc_video.models.llava_onevision:LlavaOnevisionAdapter",
+    "llava_next_video": "stc_video.models.llava_onevision:LlavaNextVideoAdapter",
+    "internvl": "stc_video.models.picture_frames:InternVLAdapter",
+    "smolvlm": "stc_video.models.picture_frames:SmolVLMAdapter",
+    "gemma3": "stc_video.models.picture_frames:Gemma3Adapter",
     "qwen2_vl": "stc_video.models.qwen_vl:QwenVLAdapter",
     "qwen2_5_vl": "stc_video.models.qwen_vl:QwenVLAdapter",
     "qwen3_vl": "stc_video.models.qwen3_vl:Qwen3VLAdapter",
