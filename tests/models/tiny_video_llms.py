@@ -139,6 +139,7 @@ CONFIGS: dict[str, Callable[[], Any]] = {
 def make_model(name: str) -> transformers.PreTrainedModel:
     """Random weights, large enough that every part of the context matters."""
     config = CONFIGS[name]()
+    words = 0.06 if name == "gemma3" else 0.5  # that one multiplies them by eight
     kind = transformers.AutoModelForImageTextToText
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -146,7 +147,7 @@ def make_model(name: str) -> transformers.PreTrainedModel:
         with torch.no_grad():
             for parameter_name, parameter in model.named_parameters():
                 if parameter.dim() > 1 or parameter_name.endswith("bias"):
-                    parameter.normal_(0.0, 0.5 if "embed_tokens" in parameter_name else 0.15)
+                    parameter.normal_(0.0, words if "embed_tokens" in parameter_name else 0.15)
             model.lm_head.weight[IMAGE:] = 0.0  # no answer has a placeholder
     model.generation_config.pad_token_id = PAD
     model.generation_config.eos_token_id = None
@@ -233,3 +234,46 @@ def prompt(*parts: int | list[int]) -> torch.Tensor:
     """Ids (1, L) of a turn."""
     flat = [i for part in parts for i in (part if isinstance(part, list) else [part])]
     return torch.tensor([[5, 6, *flat, 7]])
+
+
+def joined(name: str, *pixels: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Pixels of several rows of a batch, of which SmolVLM pads the shorter ones with zeros."""
+    made = {}
+    for key in dict.fromkeys(key for given in pixels for key in given):
+        parts = [given[key] for given in pixels if key in given]
+        if name == "smolvlm":
+            most = max(part.shape[1] for part in parts)
+            parts = [
+                torch.cat([p, p.new_zeros(1, most - p.shape[1], *p.shape[2:])], 1) for p in parts
+            ]
+        made[key] = torch.cat(parts)
+    return made
+
+
+def padded(*rows: torch.Tensor) -> torch.Tensor:
+    """Ids (B, L) of prompts (1, l), padded on the left."""
+    flat = [row[0] for row in rows]
+    return torch.nn.utils.rnn.pad_sequence(
+        flat, batch_first=True, padding_value=PAD, padding_side="left"
+    )
+
+
+def features_by_hand(name: str, model: Any, frames: int, seed: int) -> list[torch.Tensor]:
+    """(F, N, D) tokens of a video by the stock model's own functions, and those of deepstack."""
+    given = video_inputs(name, [(frames, seed)])
+    if name in (*QWEN, "llava-next-video"):
+        made = model.model.get_video_features(*given.values())
+    else:
+        made = model.model.get_image_features(*given.values())
+    deep = list(getattr(made, "deepstack_features", None) or ())
+    if isinstance(made, tuple) and len(made) == 2 and isinstance(made[1], list):
+        made, deep = made
+    made = getattr(made, "pooler_output", made)
+    parts = [torch.cat(list(p)) if isinstance(p, (list, tuple)) else p for p in (made, *deep)]
+    return [part.reshape(frames, frame_tokens(name), -1) for part in parts]
+
+
+def model_names() -> list[str]:
+    """The families that the installed release has."""
+    there = {"qwen3.5": "Qwen3_5Config"}
+    return [name for name in CONFIGS if hasattr(transformers, there.get(name, "Qwen3VLConfig"))]
