@@ -25,8 +25,6 @@ from stc_video.versions import warn_if_untested
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["Acceleration", "accelerate", "accelerate_with"]
-
 #: pruners without a count of their own
 _UNCOUNTED = ("none",)
 

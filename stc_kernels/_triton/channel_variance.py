@@ -32,19 +32,10 @@ def _merge(count, mean, squares, other_count, other_mean, other_squares):
 
 @triton.jit
 def _moments(
-    tokens,
-    means,
-    squares,
-    rows,
-    count,
-    channels,
-    rows_per_part,
-    frame_stride,
-    token_stride,
-    channel_stride,
-    BLOCK_ROWS: tl.constexpr,
-    BLOCK_CHANNELS: tl.constexpr,
-):
+    tokens, means, squares, rows, count, channels, rows_per_part,
+    frame_stride, token_stride, channel_stride,
+    BLOCK_ROWS: tl.constexpr, BLOCK_CHANNELS: tl.constexpr,
+):  # fmt: skip
     block, part = split_program(rows, rows_per_part)
     channel = block * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS).to(tl.int64)
     first = part * rows_per_part

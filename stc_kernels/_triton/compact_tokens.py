@@ -49,18 +49,10 @@ def _list_marked(keep, counts, indices, frames, tokens, capacity, BLOCK: tl.cons
 
 @triton.jit
 def _pack_rows(
-    tokens,
-    indices,
-    packed,
-    capacity,
-    count,
-    channels,
-    frame_stride,
-    token_stride,
-    channel_stride,
-    BLOCK_ROWS: tl.constexpr,
-    BLOCK_CHANNELS: tl.constexpr,
-):
+    tokens, indices, packed, capacity, count, channels,
+    frame_stride, token_stride, channel_stride,
+    BLOCK_ROWS: tl.constexpr, BLOCK_CHANNELS: tl.constexpr,
+):  # fmt: skip
     part, block = split_program(capacity, BLOCK_ROWS)
     row = block * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     channel = part * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS).to(tl.int64)

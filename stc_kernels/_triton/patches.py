@@ -45,29 +45,16 @@ def _byte(total, FRACTION_BITS: tl.constexpr):
 
 @triton.jit
 def _mark_changed_patches(
-    pictures,
-    previous,
-    rows,
-    columns,
-    changed,
-    height,
-    width,
-    row_taps,
-    column_taps,
-    down,
+    pictures, previous, rows, columns, changed, height, width, row_taps, column_taps, down,
     across,
-    patch_height,
-    patch_width,
+    patch_height, patch_width,
     frame_stride,
     row_stride,
     column_stride,
     channel_stride,
-    before_frame,
-    before_row,
-    before_column,
-    before_channel,
+    before_frame, before_row, before_column, before_channel,
     BLOCK: tl.constexpr,
-):
+):  # fmt: skip
     patch = tl.program_id(0)
     frame = (patch // (down * across)).to(tl.int64)
     one = tl.zeros([1], tl.int32)
@@ -96,27 +83,15 @@ def _mark_changed_patches(
 
 @triton.jit
 def _narrow_rows(
-    pictures,
-    rows,
-    columns,
-    changed,
-    narrowed,
-    height,
-    width,
-    row_taps,
-    column_taps,
-    down,
+    pictures, rows, columns, changed, narrowed, height, width, row_taps, column_taps, down,
     across,
-    patch_height,
-    patch_width,
+    patch_height, patch_width,
     frame_stride,
     row_stride,
     column_stride,
     channel_stride,
-    UPDATE: tl.constexpr,
-    FRACTION_BITS: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
+    UPDATE: tl.constexpr, FRACTION_BITS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     resized = across * patch_width
     group, part = split_program(resized, BLOCK)
     frame, row = (group // height).to(tl.int64), group % height
@@ -147,25 +122,11 @@ def _narrow_rows(
 
 @triton.jit
 def _make_patches(
-    narrowed,
-    rows,
-    changed,
-    values,
-    patches,
-    height,
-    row_taps,
-    down,
-    across,
-    patch_height,
-    patch_width,
-    patch_frame,
-    patch_token,
+    narrowed, rows, changed, values, patches, height, row_taps, down, across,
+    patch_height, patch_width, patch_frame, patch_token,
     patch_value,
-    UPDATE: tl.constexpr,
-    FRACTION_BITS: tl.constexpr,
-    BYTES: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
+    UPDATE: tl.constexpr, FRACTION_BITS: tl.constexpr, BYTES: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     resized = across * patch_width
     group, part = split_program(resized, BLOCK)
     frame, row = (group // (down * patch_height)).to(tl.int64), group % (down * patch_height)

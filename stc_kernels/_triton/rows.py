@@ -20,23 +20,11 @@ from stc_kernels._triton._tiles import load_tokens, split_program
 
 @triton.jit
 def _move_rows(
-    source,
-    indices,
-    target,
-    rows,
-    count,
-    tokens,
-    channels,
-    source_frame,
-    source_token,
-    source_channel,
-    target_frame,
-    target_token,
-    target_channel,
-    SCATTER: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr,
-    BLOCK_CHANNELS: tl.constexpr,
-):
+    source, indices, target, rows, count, tokens, channels,
+    source_frame, source_token, source_channel,
+    target_frame, target_token, target_channel,
+    SCATTER: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_CHANNELS: tl.constexpr,
+):  # fmt: skip
     part, block = split_program(rows, BLOCK_ROWS)
     row = block * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     channel = part * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS).to(tl.int64)
@@ -98,24 +86,12 @@ def scatter_rows_(x: Tensor, indices: Tensor, rows: Tensor) -> None:
 
 @triton.jit
 def _gather_layer_norm(
-    x,
-    indices,
-    weight,
-    bias,
-    out,
-    rows,
-    count,
-    tokens,
-    channels,
-    x_frame,
-    x_token,
-    x_channel,
+    x, indices, weight, bias, out, rows, count, tokens, channels,
+    x_frame, x_token, x_channel,
     eps,
-    WEIGHT: tl.constexpr,
-    BIAS: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr,
+    WEIGHT: tl.constexpr, BIAS: tl.constexpr, BLOCK_ROWS: tl.constexpr,
     BLOCK_CHANNELS: tl.constexpr,
-):
+):  # fmt: skip
     row = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     channel = tl.arange(0, BLOCK_CHANNELS).to(tl.int64)
     frame = (row // count).to(tl.int64)
@@ -163,28 +139,12 @@ def gather_layer_norm(
 
 @triton.jit
 def _scatter_residual(
-    base,
-    update,
-    indices,
-    new_rows,
-    out,
-    rows,
-    tokens,
-    count,
-    channels,
-    base_frame,
-    base_token,
-    base_channel,
-    update_frame,
-    update_token,
-    update_channel,
-    new_frame,
-    new_token,
-    new_channel,
-    BLOCK_ROWS: tl.constexpr,
-    BLOCK_CHANNELS: tl.constexpr,
-    BLOCK_INDICES: tl.constexpr,
-):
+    base, update, indices, new_rows, out, rows, tokens, count, channels,
+    base_frame, base_token, base_channel,
+    update_frame, update_token, update_channel,
+    new_frame, new_token, new_channel,
+    BLOCK_ROWS: tl.constexpr, BLOCK_CHANNELS: tl.constexpr, BLOCK_INDICES: tl.constexpr,
+):  # fmt: skip
     row = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     frame = (row // tokens).to(tl.int64)
     token = row % tokens

@@ -50,21 +50,10 @@ def _load_vector(vector, channel, channels, mask, CHANNELS: tl.constexpr):
 
 @triton.jit
 def _partial_anchors(
-    tokens,
-    mask,
-    inverse_norms,
-    partials,
-    arrivals,
-    count,
-    channels,
-    parts,
-    frame_stride,
-    token_stride,
-    channel_stride,
-    CHANNELS: tl.constexpr,
-    BLOCK_TOKENS: tl.constexpr,
-    BLOCK_CHANNELS: tl.constexpr,
-):
+    tokens, mask, inverse_norms, partials, arrivals, count, channels, parts,
+    frame_stride, token_stride, channel_stride,
+    CHANNELS: tl.constexpr, BLOCK_TOKENS: tl.constexpr, BLOCK_CHANNELS: tl.constexpr,
+):  # fmt: skip
     """Inverse norm of each token, and the sum of a part's unit tokens; nobody has arrived yet."""
     frame, part = split_program(count, BLOCK_TOKENS)
     frame = frame.to(tl.int64)
@@ -124,40 +113,12 @@ def _gaussian(squared):
 
 
 @triton.jit
-def _score_and_select(
-    tokens,
-    mask,
-    memory,
-    inverse_norms,
-    anchors,
-    scores,
-    indices,
-    arrivals,
-    count,
-    channels,
-    parts,
-    k,
-    alpha,
-    frame_stride,
-    token_stride,
-    channel_stride,
-    GAUSSIAN: tl.constexpr,
-    MEMORY: tl.constexpr,
-    CHANNELS: tl.constexpr,
-    BLOCK_TOKENS: tl.constexpr,
-    BLOCK_CHANNELS: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    """Scores of a part's tokens; the last part of a frame to arrive selects among all."""
-    frame, part = split_program(count, BLOCK_TOKENS)
-    frame = frame.to(tl.int64)
-    token = part * BLOCK_TOKENS + tl.arange(0, BLOCK_TOKENS)
-    alive = token < count
-    token_at = tokens + frame * frame_stride + token.to(tl.int64) * token_stride
-    anchors += frame * channels
+def _inverse_norms(
+    memory, anchors, channels, mask,
+    MEMORY: tl.constexpr, CHANNELS: tl.constexpr, BLOCK_CHANNELS: tl.constexpr,
+):  # fmt: skip
+    """Inverse norms of the past and of the frame's anchor; without a past, anything."""
     lane = tl.arange(0, BLOCK_CHANNELS).to(tl.int64)
-    inverse = tl.load(inverse_norms + frame * count + token, mask=alive, other=0.0)
-
     memory_squares = tl.zeros([BLOCK_CHANNELS], tl.float32)
     anchor_squares = tl.zeros([BLOCK_CHANNELS], tl.float32)
     for start in range(0, channels, BLOCK_CHANNELS):
@@ -169,6 +130,30 @@ def _score_and_select(
         anchor_squares += anchor * anchor
     memory_inverse = 1.0 / tl.maximum(tl.sqrt_rn(tl.sum(memory_squares, 0)), _EPSILON)
     anchor_inverse = 1.0 / tl.maximum(tl.sqrt_rn(tl.sum(anchor_squares, 0)), _EPSILON)
+    return memory_inverse, anchor_inverse
+
+
+@triton.jit
+def _score_and_select(
+    tokens, mask, memory, inverse_norms, anchors, scores, indices, arrivals, count, channels,
+    parts, k, alpha,
+    frame_stride, token_stride, channel_stride,
+    GAUSSIAN: tl.constexpr, MEMORY: tl.constexpr, CHANNELS: tl.constexpr,
+    BLOCK_TOKENS: tl.constexpr, BLOCK_CHANNELS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Scores of a part's tokens; the last part of a frame to arrive selects among all."""
+    frame, part = split_program(count, BLOCK_TOKENS)
+    frame = frame.to(tl.int64)
+    token = part * BLOCK_TOKENS + tl.arange(0, BLOCK_TOKENS)
+    alive = token < count
+    token_at = tokens + frame * frame_stride + token.to(tl.int64) * token_stride
+    anchors += frame * channels
+    lane = tl.arange(0, BLOCK_CHANNELS).to(tl.int64)
+    inverse = tl.load(inverse_norms + frame * count + token, mask=alive, other=0.0)
+
+    memory_inverse, anchor_inverse = _inverse_norms(
+        memory, anchors, channels, mask, MEMORY, CHANNELS, BLOCK_CHANNELS
+    )
     if GAUSSIAN:
         anchor_inverse = 1.0  # the mean itself, not its direction
 

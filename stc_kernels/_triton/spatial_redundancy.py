@@ -20,22 +20,11 @@ from stc_kernels.reference.token_cosine import EPSILON
 
 @triton.jit
 def _spatial_redundancy(
-    tokens,
-    alive,
-    out,
-    height,
-    width,
-    channels,
-    frame_stride,
-    row_stride,
-    column_stride,
-    channel_stride,
-    ALIVE: tl.constexpr,
-    EPSILON: tl.constexpr,
-    BLOCK_HEIGHT: tl.constexpr,
-    BLOCK_WIDTH: tl.constexpr,
-    BLOCK_CHANNELS: tl.constexpr,
-):
+    tokens, alive, out, height, width, channels,
+    frame_stride, row_stride, column_stride, channel_stride,
+    ALIVE: tl.constexpr, EPSILON: tl.constexpr, BLOCK_HEIGHT: tl.constexpr,
+    BLOCK_WIDTH: tl.constexpr, BLOCK_CHANNELS: tl.constexpr,
+):  # fmt: skip
     group, across = split_program(width, BLOCK_WIDTH)
     down = tl.cdiv(height, BLOCK_HEIGHT)
     frame = (group // down).to(tl.int64)

@@ -16,29 +16,13 @@ from stc_kernels._triton._tiles import load_tokens, split_program
 
 @triton.jit
 def _add_layer_norm(
-    base,
-    update,
-    weight,
-    bias,
-    scale,
-    total,
-    out,
-    rows,
-    count,
-    channels,
-    base_frame,
-    base_token,
-    base_channel,
-    update_frame,
-    update_token,
-    update_channel,
+    base, update, weight, bias, scale, total, out, rows, count, channels,
+    base_frame, base_token, base_channel,
+    update_frame, update_token, update_channel,
     eps,
-    WEIGHT: tl.constexpr,
-    BIAS: tl.constexpr,
-    SCALE: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr,
+    WEIGHT: tl.constexpr, BIAS: tl.constexpr, SCALE: tl.constexpr, BLOCK_ROWS: tl.constexpr,
     BLOCK_CHANNELS: tl.constexpr,
-):
+):  # fmt: skip
     row = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     channel = tl.arange(0, BLOCK_CHANNELS).to(tl.int64)
     frame = (row // count).to(tl.int64)
@@ -104,20 +88,11 @@ def add_layer_norm(
 
 @triton.jit
 def _bias_gelu(
-    x,
-    bias,
-    out,
-    rows,
-    count,
-    channels,
-    x_frame,
-    x_token,
-    x_channel,
-    APPROXIMATE: tl.constexpr,
-    BIAS: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr,
+    x, bias, out, rows, count, channels,
+    x_frame, x_token, x_channel,
+    APPROXIMATE: tl.constexpr, BIAS: tl.constexpr, BLOCK_ROWS: tl.constexpr,
     BLOCK_CHANNELS: tl.constexpr,
-):
+):  # fmt: skip
     part, block = split_program(rows, BLOCK_ROWS)
     row = block * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     channel = part * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS).to(tl.int64)
@@ -177,34 +152,15 @@ def _add_bias(values, bias, channel, channels, BIAS: tl.constexpr):
 
 @triton.jit
 def _scatter_key_value(
-    key_cache,
-    value_cache,
-    indices,
-    key,
-    value,
-    key_bias,
-    value_bias,
-    rows,
-    count,
-    tokens,
+    key_cache, value_cache, indices, key, value, key_bias, value_bias, rows, count, tokens,
     channels,
-    key_cache_frame,
-    key_cache_token,
-    key_cache_channel,
-    value_cache_frame,
-    value_cache_token,
-    value_cache_channel,
-    key_frame,
-    key_token,
-    key_channel,
-    value_frame,
-    value_token,
-    value_channel,
-    KEY_BIAS: tl.constexpr,
-    VALUE_BIAS: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr,
+    key_cache_frame, key_cache_token, key_cache_channel,
+    value_cache_frame, value_cache_token, value_cache_channel,
+    key_frame, key_token, key_channel,
+    value_frame, value_token, value_channel,
+    KEY_BIAS: tl.constexpr, VALUE_BIAS: tl.constexpr, BLOCK_ROWS: tl.constexpr,
     BLOCK_CHANNELS: tl.constexpr,
-):
+):  # fmt: skip
     part, block = split_program(rows, BLOCK_ROWS)
     row = block * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     channel = part * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS).to(tl.int64)

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 import torch
-from conftest import random_indices
+from operands import random_indices
 
 import stc_kernels
 from stc_kernels import _schemas
@@ -123,16 +123,6 @@ def test_compiles_without_a_graph_break(backend, compiler, function):
     compiled = torch.compile(function, fullgraph=True, backend=compiler)
     for got, expected in zip(compiled(X, Y, INDICES), function(X, Y, INDICES), strict=True):
         torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
-
-
-@pytest.fixture
-def no_triton(monkeypatch):
-    """Triton without its interpreter cannot run on a CPU."""
-    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    monkeypatch.delenv("STC_KERNELS_BACKEND", raising=False)
-    stc_kernels.available_backends.cache_clear()
-    yield
-    stc_kernels.available_backends.cache_clear()
 
 
 def test_compiled_code_follows_the_backend_in_force_when_it_runs(no_triton):

@@ -14,8 +14,6 @@ from stc_video.bench.contenders import KINDS
 from stc_video.loading.geometries import GEOMETRIES, TOWERS
 from stc_video.loading.placement import find_device, find_dtype
 
-__all__ = ["Grid"]
-
 T = TypeVar("T")
 
 

@@ -23,8 +23,6 @@ from stc_video.cli.run import run
 from stc_video.cli.serve import serve
 from stc_video.cli.stop import INTERRUPTED
 
-__all__ = ["app", "run_app"]
-
 BAD_INPUT = 2
 
 app = typer.Typer(
@@ -40,8 +38,8 @@ for _command in (demo, run, bench, calibrate, prune_study, fidelity, serve, chat
 add_command(app, evaluate, "eval")
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
+def _version(is_asked: bool) -> None:
+    if is_asked:
         from stc_kernels import __version__
 
         typer.echo(f"stc-kernels {__version__}")

@@ -32,8 +32,6 @@ if TYPE_CHECKING:
     from stc_video.evaluation.runner import Sampling
     from stc_video.loading.video_llm import ChatModel
 
-__all__ = ["evaluate"]
-
 
 def _option(panel: str, text: str, **settings: Any) -> Any:
     return typer.Option(rich_help_panel=panel, help=text, **settings)

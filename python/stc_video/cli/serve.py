@@ -26,8 +26,6 @@ from stc_video.cli.options import (
 from stc_video.serve.config import MEMORY as STREAM_MEMORY
 from stc_video.serve.config import ServeConfig
 
-__all__ = ["serve"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class ServeSettings:

@@ -16,17 +16,6 @@ from stc_video.memory.stores.files import StoredFile
 if TYPE_CHECKING:
     from transformers import Cache
 
-__all__ = [
-    "Context",
-    "Frame",
-    "Memory",
-    "MemoryChangedError",
-    "Reading",
-    "Retrieved",
-    "Snapshot",
-    "VideoPlace",
-]
-
 
 @dataclass(frozen=True)
 class VideoPlace:

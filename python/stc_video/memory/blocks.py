@@ -11,8 +11,6 @@ from torch import Tensor
 from stc_video.memory.base import Frame
 from stc_video.memory.window import Block
 
-__all__ = ["Asked", "block_of", "length_of", "start_of"]
-
 
 @dataclass(frozen=True)
 class Asked:

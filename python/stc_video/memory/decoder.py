@@ -22,8 +22,6 @@ from stc_video.errors import UnsupportedModelError
 from stc_video.memory.rotary import Rotary
 from stc_video.towers.patching import PatchedMethod
 
-__all__ = ["Decoder", "DecoderLayer", "causal_mask", "pieces"]
-
 # Tokens of a prompt that pass through the model together: enough to keep it busy, and on a CPU
 # done in seconds, after which a question can be stopped.
 _PIECE = 256

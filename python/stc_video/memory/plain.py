@@ -26,8 +26,6 @@ from stc_video.memory.restoring import check_counts, check_fields
 from stc_video.memory.rotary import Rotary
 from stc_video.rotary import apply_rotary
 
-__all__ = ["PlainMemory"]
-
 
 class PlainMemory(Memory):
     """Keeps every token on the device and refuses to pass a limit.

@@ -11,8 +11,6 @@ from torch import Tensor, nn
 
 from stc_video.errors import UnsupportedModelError
 
-__all__ = ["Rotary"]
-
 _FIXED = ("default", "linear", "llama3", "yarn")
 
 

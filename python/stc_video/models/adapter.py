@@ -95,6 +95,9 @@ class SessionAdapter(ABC):
             positions the frame takes; its place if they are time, height and width.
         """
 
+    #: text behind a video's frames, in front of what the chat template writes there
+    outro = ""
+
     def mark(self, tokenizer: Any, placeholder: int) -> str:
         """Return the text that a chat template writes for a whole video."""
         text: str = tokenizer.convert_ids_to_tokens(placeholder)

@@ -39,6 +39,8 @@ class PictureAdapter(PromptedAdapter):
     allowed_positions = ("repacked", "original")
     #: attribute of the inner model that is the tower
     tower_name = "vision_tower"
+    #: text behind a video's frames that the chat template does not write
+    outro = ""
     #: mean and deviation of each colour where the processor does not say
     normalisation: tuple[Sequence[float], Sequence[float]]
 
@@ -175,6 +177,7 @@ class SmolVLMAdapter(PictureAdapter):
     language_model_name = "text_model"
     tower_name = "vision_model"
     normalisation = ((0.5,) * 3, (0.5,) * 3)
+    outro = "\n\n"
 
     def _tokens(self, patches: int) -> int:
         return patches // int(self._inner.config.scale_factor) ** 2
@@ -247,6 +250,7 @@ class _PictureSessionAdapter(SessionAdapter):
         images = getattr(processor, "image_processor", None)
         made = square_processor(adapter.side, images, *adapter.normalisation)
         self._preprocessor = Preprocessor(made, _side(adapter.tower.config.patch_size))
+        self.outro = adapter.outro
         self._number, self._has_seen = 0, False
 
     def mark(self, tokenizer: Any, placeholder: int) -> str:

@@ -257,8 +257,10 @@ class Pruner(ABC):
         """Return indices (F, K) int32, ascending and padded with -1, scores (F, N), a trace."""
 
     def reset(self, stream: str | None = None) -> None:
-        """Forget the frames of one stream, or of all. Without memory there is nothing to do."""
-        return
+        """Forget the frames of one stream, or of all; without memory there is nothing to do."""
+        streams: dict[str, Any] = getattr(self, "_streams", {})
+        for name in [stream] if stream is not None else list(streams):
+            streams.pop(name, None)
 
     def stream_state(self, stream: str) -> Any:
         """Return the state of a stream, to be saved with it; None if there is none."""

@@ -11,8 +11,6 @@ from pathlib import Path
 
 from stc_video.report.page import atomic
 
-__all__ = ["write_csv"]
-
 
 def write_csv(rows: Sequence[Mapping[str, object]], path: str | os.PathLike[str]) -> Path:
     """Write rows as CSV, whole or not at all.

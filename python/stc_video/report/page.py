@@ -12,8 +12,6 @@ from importlib import import_module, resources
 from pathlib import Path
 from typing import IO, Any
 
-__all__ = ["atomic", "finite", "write_page"]
-
 
 def write_page(
     path: Path,

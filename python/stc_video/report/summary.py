@@ -8,8 +8,6 @@ from dataclasses import dataclass
 
 from stc_video.report.record import STAGES, FrameRecord, RunRecord
 
-__all__ = ["Totals", "counted", "headline", "percent", "summarise"]
-
 
 @dataclass(frozen=True)
 class Totals:

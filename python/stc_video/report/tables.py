@@ -8,16 +8,6 @@ from typing import NamedTuple
 from stc_video.report.record import AnswerRecord, PromiseFacts, RunRecord
 from stc_video.report.summary import Totals, counted, percent
 
-__all__ = [
-    "Tile",
-    "answer_cards",
-    "clock",
-    "detail_tables",
-    "milliseconds",
-    "tiles",
-    "totals_table",
-]
-
 #: retrieved frames shown with an answer
 MOST_THUMBNAILS = 12
 

@@ -18,8 +18,6 @@ from stc_video.report.summary import headline, summarise
 from stc_video.report.tables import answer_cards, detail_tables, tiles, totals_table
 from stc_video.report.verdict import run_verdict
 
-__all__ = ["MOST_PICTURES", "to_dict", "write_html", "write_json"]
-
 #: A report embeds at most this many pictures; of longer runs, those of every n-th frame.
 MOST_PICTURES = 800
 

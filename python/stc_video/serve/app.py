@@ -26,8 +26,6 @@ from stc_video.serve.limits import BodyLimit
 from stc_video.serve.metrics import Metrics
 from stc_video.serve.service import Service
 
-__all__ = ["make_app"]
-
 _ASSETS = {
     "page.html": "text/html",
     "page.css": "text/css",

@@ -11,8 +11,6 @@ from pathlib import Path
 from stc_video.memory import PlainConfig, RekvConfig
 from stc_video.memory.config import COMMAND_MEMORY
 
-__all__ = ["MEMORY", "ServeConfig", "is_loopback"]
-
 #: of each stream by default, which does not have the machine for itself
 MEMORY = replace(COMMAND_MEMORY, host_bytes=1 << 30)
 _TOKEN = re.compile(r"[A-Za-z0-9._~-]{16,256}")

@@ -23,8 +23,6 @@ from stc_video.serve.streams import LiveStream
 from stc_video.session import StreamingSession
 from stc_video.session.storage import INDEX, delete_save, remove_left_behind
 
-__all__ = ["StreamHub"]
-
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}")
 _LOG = logging.getLogger(__name__)
 
@@ -38,7 +36,6 @@ class StreamHub:
         The model, which all streams share.
     config
         Limits, and where to save.
-
     on_seconds
         Called with the time that each frame took until it was seen.
 

@@ -14,8 +14,6 @@ import struct
 import zlib
 from collections.abc import Iterator
 
-__all__ = ["PictureError", "plain_file"]
-
 _JPEG, _PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
 _MOST_CHUNKS, _MOST_SEGMENTS, _MOST_ENTRIES = 10_000, 1_000, 200
 # Each scan of a progressive JPEG is a pass over the whole picture; encoders make about ten.

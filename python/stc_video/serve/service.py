@@ -11,8 +11,6 @@ from stc_video.serve.config import ServeConfig
 from stc_video.serve.hub import StreamHub
 from stc_video.serve.metrics import Metrics
 
-__all__ = ["Service"]
-
 
 class Service:
     """The model with its streams, the answers under way, and what is counted.

@@ -15,11 +15,10 @@ from typing import Any
 from stc_video.errors import MemoryFullError
 from stc_video.serve.config import ServeConfig
 from stc_video.serve.limits import TokenBucket
-from stc_video.serve.pictures import PictureError, decode_picture
+from stc_video.serve.pictures import decode_picture
+from stc_video.serve.plain_files import PictureError
 from stc_video.serve.queue import FrameQueue, QueuedFrame
 from stc_video.session import PushedFrame, StreamingSession
-
-__all__ = ["REASONS", "LiveStream", "SeenFrame"]
 
 #: why a frame is not taken
 REASONS = ("malformed", "too_large", "rate", "memory_full", "failed")

@@ -15,8 +15,6 @@ from stc_video.memory import Context, Retrieved
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["Answer", "check_settings", "generate_answer", "generate_behind", "next_logits"]
-
 
 @dataclass(frozen=True)
 class Answer:

@@ -24,8 +24,6 @@ from stc_video.session.answer import generate_behind
 if TYPE_CHECKING:
     from stc_video.acceleration import Acceleration
 
-__all__ = ["check_memory"]
-
 #: tokens in front of the video, of the question, and in all with the video's one
 _PREFIX, _QUESTION = 2, 3
 _TOKENS = _PREFIX + 1 + _QUESTION

@@ -8,8 +8,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Prompt", "PromptTemplate"]
-
 _PROBE = "?"
 
 
@@ -45,6 +43,8 @@ class PromptTemplate:
         Id of the placeholder that stands for the tokens of a video.
     mark
         Given tokenizer and placeholder, returns the text that the template writes for a video.
+    outro
+        Text behind the video that the template does not write.
 
     Raises
     ------
@@ -53,7 +53,11 @@ class PromptTemplate:
     """
 
     def __init__(
-        self, processor: Any, video_token: int, mark: Callable[[Any, int], str] = _placeholder
+        self,
+        processor: Any,
+        video_token: int,
+        mark: Callable[[Any, int], str] = _placeholder,
+        outro: str = "",
     ) -> None:
         self.video_token = video_token
         self.tokenizer: Any = getattr(processor, "tokenizer", processor)
@@ -63,6 +67,7 @@ class PromptTemplate:
             raise ValueError("StreamingSession: the processor must have a chat template, got none")
         self._placeholder = _placeholder(self.tokenizer, video_token)
         self._mark = mark(self.tokenizer, video_token)
+        self._outro = outro
         self._special = set(self.tokenizer.all_special_ids) | {
             number
             for number, token in getattr(self.tokenizer, "added_tokens_decoder", {}).items()
@@ -103,8 +108,8 @@ class PromptTemplate:
     def _check_special(self, ids: Sequence[int], turns: Sequence[tuple[str, str]]) -> None:
         """Refuse special tokens that the template has not written."""
         _, plain = self._parts([(_PROBE, _PROBE)] * len(turns), _PROBE)
-        own = self.tokenizer(plain, add_special_tokens=False).input_ids
-        added = self._special_among(ids) - self._special_among(own)
+        template = self.tokenizer(plain, add_special_tokens=False).input_ids
+        added = self._special_among(ids) - self._special_among(template)
         if added:
             names = ", ".join(map(str, self.tokenizer.convert_ids_to_tokens(sorted(added))))
             raise ValueError(
@@ -130,7 +135,7 @@ class PromptTemplate:
                 f"StreamingSession: the chat template must write {self._mark} and then the "
                 "question"
             )
-        return before, after
+        return before, self._outro + after
 
 
 def _message(role: str, text: str) -> dict[str, Any]:

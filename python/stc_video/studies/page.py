@@ -12,8 +12,6 @@ from typing import Any, Generic, Protocol, TypeVar
 from stc_video.report.page import write_page
 from stc_video.report.verdict import Verdict
 
-__all__ = ["Details", "Study", "StudyPage", "StudyT", "TextTable", "shown_number"]
-
 #: how a study was run: title -> (name, value) pairs
 Details = Mapping[str, Sequence[tuple[str, str]]]
 #: title, header and rows

@@ -24,8 +24,6 @@ from stc_video.video.newest import Newest
 from stc_video.video.picture import rgb_of
 from stc_video.video.timeline import SourceStats, Timeline
 
-__all__ = ["VideoFrame", "VideoSource", "open_video"]
-
 # A frame counts as due when it is early by less than this part of the source's frame interval, or
 # so many seconds: containers round their timestamps (Matroska to a millisecond).
 _EARLY, _MOST_EARLY = 0.1, 0.02

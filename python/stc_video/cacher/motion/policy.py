@@ -8,6 +8,7 @@ from collections.abc import Callable, Hashable, Sequence
 import torch
 from torch import Tensor
 
+from stc_video.cacher.dense import FrameBatch
 from stc_video.cacher.guard import Timings, fastest
 from stc_video.cacher.motion.bucketed import BucketedEncoder
 from stc_video.cacher.motion.changes import FrameChange, compare
@@ -63,24 +64,16 @@ class MotionPolicy(PolicyBase):
         self._encoders: dict[torch.device, SegmentEncoder] = {}
 
     def encode(
-        self,
-        streams: Sequence[Stream],
-        frames: Tensor,
-        mask: Tensor | None,
-        output_layers: frozenset[int],
+        self, streams: Sequence[Stream], batch: FrameBatch
     ) -> tuple[Outputs, list[FrameRecord]]:
         """Encode consecutive frames of each stream, each against the state the last one left."""
         if self.is_never_cached:
-            return self.encode_guarded(streams, frames, mask, output_layers)
-        steps = frames.shape[0] // len(streams)
+            return self.encode_guarded(streams, batch)
+        steps = len(batch.frames) // len(streams)
         parts: list[Outputs] = []
         records: list[list[FrameRecord]] = []
         for step in range(steps):
-            rows = slice(step, None, steps)
-            step_mask = None if mask is None else mask[rows]
-            outputs, frame_records = self._encode_next(
-                streams, frames[rows], step_mask, output_layers
-            )
+            outputs, frame_records = self._encode_next(streams, batch[step::steps])
             parts.append(outputs)
             records.append(frame_records)
         by_stream = [record for ours in zip(*records, strict=True) for record in ours]
@@ -88,29 +81,25 @@ class MotionPolicy(PolicyBase):
             return parts[0], by_stream
         outputs = {
             layer: torch.stack([part[layer] for part in parts], dim=1).flatten(0, 1)
-            for layer in output_layers
+            for layer in batch.output_layers
         }
         return outputs, by_stream
 
     def _encode_next(
-        self,
-        streams: Sequence[Stream],
-        frames: Tensor,
-        mask: Tensor | None,
-        output_layers: frozenset[int],
+        self, streams: Sequence[Stream], batch: FrameBatch
     ) -> tuple[Outputs, list[FrameRecord]]:
-        """Encode the next frame of each stream, (S, N, C), all of them together."""
+        """Encode the next frame of each stream, all of them together."""
         for stream in streams:
-            self._restart_without_hidden(stream, output_layers)
-        compared, changes = self._compare(streams, frames)
-        tokens = frames.shape[1]
+            self._restart_without_hidden(stream, batch.output_layers)
+        compared, changes = self._compare(streams, batch.frames)
+        tokens = batch.tokens
         plans = [
             self.planner.plan(stream, change, tokens)
             for stream, change in zip(streams, changes, strict=True)
         ]
         for stream, plan in zip(streams, plans, strict=True):
             self.planner.commit(stream, plan)
-        outputs, plans = self._carry_out(streams, plans, frames, compared, mask, output_layers)
+        outputs, plans = self._carry_out(streams, plans, batch, compared)
         return outputs, [
             self._record(stream, plan, tokens) for stream, plan in zip(streams, plans, strict=True)
         ]
@@ -143,21 +132,16 @@ class MotionPolicy(PolicyBase):
         self,
         streams: Sequence[Stream],
         plans: Sequence[Plan],
-        frames: Tensor,
+        batch: FrameBatch,
         compared: Tensor,
-        mask: Tensor | None,
-        output_layers: frozenset[int],
     ) -> tuple[Outputs, list[Plan]]:
-        """Encode frames (S, N, C) as planned; the plans that are returned tell what came of it."""
+        """Encode a frame of each stream as planned; the plans returned tell what came of it."""
+        output_layers = batch.output_layers
         chosen = list(zip(streams, plans, strict=True))
         self.place([s for s, plan in chosen if plan.is_kept and s.state is None], output_layers)
 
-        def masks(number: int) -> Tensor | None:
-            return None if mask is None else mask[number, None]
-
         def segment(number: int, plan: Plan) -> Segment:
-            one = slice(number, number + 1)
-            return self._begin(streams[number], plan, frames[one], compared[one], masks(number))
+            return self._begin(streams[number], plan, batch[number], compared[number, None])
 
         kept = [number for number, plan in enumerate(plans) if plan.is_kept]
         refreshed = {number: self.learner.before(*chosen[number]) for number in kept}
@@ -184,7 +168,7 @@ class MotionPolicy(PolicyBase):
         outputs = [
             self._cached_outputs(motion_state(stream), output_layers)
             if plan.is_kept
-            else self.dense_uncached(frames[number, None], masks(number), output_layers)
+            else self.dense_uncached(batch[number])
             for number, (stream, plan) in enumerate(zip(streams, plans, strict=True))
         ]
         if len(outputs) == 1:
@@ -195,21 +179,20 @@ class MotionPolicy(PolicyBase):
         if filled := [segment for segment in segments if segment.rows]:
             self._encoder(filled[0].x.device).encode(filled)
 
-    def rehearse(
-        self, layout: Layout, frames: Tensor, mask: Tensor | None, output_layers: frozenset[int]
-    ) -> Timings:
-        """Run frames (S, N, C) of made-up streams densely and at each bucket, and take the time.
+    def rehearse(self, layout: Layout, batch: FrameBatch) -> Timings:
+        """Run a frame of each of S made-up streams densely and at each bucket, and take the time.
 
         Room for so many streams is kept from then on, and what can be recorded is.
         """
-        key, allocate = self._layout_of_state(layout, output_layers)
-        self.pool.reserve(frames.shape[0], key, allocate)
-        streams = [Stream(f"warm-up {number}", layout) for number in range(frames.shape[0])]
-        patches = frames.shape[1] - self.prefix_tokens
+        frames = batch.frames
+        key, allocate = self._layout_of_state(layout, batch.output_layers)
+        self.pool.reserve(len(frames), key, allocate)
+        streams = [Stream(f"warm-up {number}", layout) for number in range(len(frames))]
+        patches = batch.tokens - self.prefix_tokens
 
         def run(plan: Plan) -> None:
             compared, _ = self._compare(streams, frames)
-            self._carry_out(streams, [plan] * len(streams), frames, compared, mask, output_layers)
+            self._carry_out(streams, [plan] * len(streams), batch, compared)
 
         def seconds(call: Callable[[], object]) -> float:
             return fastest(call, frames.device, self.REHEARSALS)
@@ -224,9 +207,7 @@ class MotionPolicy(PolicyBase):
                 with_tail = self.planner.runs_tail(rows, patches, self.control.start())
                 plan = Plan("warm-up", rows, every[None], with_tail=with_tail)
                 cached[rows + self.prefix_tokens] = seconds(lambda: run(plan))  # noqa: B023
-            return Timings(
-                seconds(lambda: self.dense_uncached(frames, mask, output_layers)), cached
-            )
+            return Timings(seconds(lambda: self.dense_uncached(batch)), cached)
         finally:
             for stream in streams:
                 stream.drop_state()
@@ -263,17 +244,15 @@ class MotionPolicy(PolicyBase):
 
         return (layout, hidden), allocate
 
-    def _begin(
-        self, stream: Stream, plan: Plan, frame: Tensor, compared: Tensor, mask: Tensor | None
-    ) -> Segment:
-        """Note a frame's input in the state, and return the rows of it that are encoded."""
+    def _begin(self, stream: Stream, plan: Plan, frame: FrameBatch, compared: Tensor) -> Segment:
+        """Note one frame's input in the state, and return the rows of it that are encoded."""
         state, slot = motion_state(stream), stream.slot
         assert slot is not None
-        state.last_input.copy_(frame[0])
+        state.last_input.copy_(frame.frames[0])
         if plan.indices is None:
             state.staleness.zero_()
-        rows = take_rows(frame, plan.indices)
-        segment = Segment(slot, state, rows, plan.indices, mask, plan.with_tail)
+        rows = take_rows(frame.frames, plan.indices)
+        segment = Segment(slot, state, rows, plan.indices, frame.mask, plan.with_tail)
         if segment.rows:
             segment.put(state.reference, take_rows(compared, plan.indices))
         return segment

@@ -17,8 +17,6 @@ from pathlib import Path
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-__all__ = ["StoredFile", "read_record", "sync", "write_new", "write_record"]
-
 _PIECE = 1 << 20
 
 

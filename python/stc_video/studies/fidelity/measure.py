@@ -25,15 +25,6 @@ from stc_video.studies.metrics import iou
 from stc_video.studies.reference_masks import SaliencyMarker
 from stc_video.video import VideoError, VideoSource
 
-__all__ = [
-    "DenseClip",
-    "Fidelity",
-    "encode_densely",
-    "encode_pictures",
-    "measure",
-    "problems_of",
-]
-
 #: a clip's first frames, sent through a new cacher before what is timed
 _WARM_UP = 2
 
