@@ -18,7 +18,8 @@ from stc_video.errors import AttachError
 from stc_video.models.adapter import ModelAdapter, adapter_for
 from stc_video.models.batching import TowerBatcher, TowerJob
 from stc_video.models.self_check import check_against_stock, shallow
-from stc_video.pruners import PrunedTokens, Pruner, make_pruner, with_rows
+from stc_video.pruners import PrunedTokens, Pruner, make_pruner
+from stc_video.pruners.base import with_rows
 from stc_video.towers.patching import PatchedMethod
 from stc_video.versions import warn_if_untested
 

@@ -123,19 +123,12 @@ def _run(
     if tokens == 0:
         return indices, counts.zero_()
     launch(
-        _select,
-        frames,
-        scores,
-        indices,
-        counts,
-        tokens,
-        capacity,
-        pinned,
+        _select, frames,
+        scores, indices, counts, tokens, capacity, pinned,
         0.0 if threshold is None else threshold,
-        parameters=_tuning.parameters("select", scores.device, tokens=tokens),
-        HIGHEST=highest,
+        parameters=_tuning.parameters("select", scores.device, tokens=tokens), HIGHEST=highest,
         BELOW=threshold is not None,
-    )
+    )  # fmt: skip
     return indices, counts
 
 

@@ -92,18 +92,11 @@ def channel_variance(tokens: Tensor) -> Tensor:
     variance = torch.empty((channels,), dtype=torch.float32, device=tokens.device)
     blocks = triton.cdiv(channels, parameters["BLOCK_CHANNELS"])
     launch(
-        _moments,
-        parts * blocks,
-        tokens,
-        moments[0],
-        moments[1],
-        rows,
-        count,
-        channels,
-        rows_per_part,
+        _moments, parts * blocks,
+        tokens, moments[0], moments[1], rows, count, channels, rows_per_part,
         *tokens.stride(),
         parameters=parameters,
-    )
+    )  # fmt: skip
     launch(
         _merge_parts,
         blocks,

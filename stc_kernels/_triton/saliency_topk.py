@@ -218,28 +218,13 @@ def saliency_topk(
     mask = tokens if channels is None else channels.contiguous().view(torch.uint8)
     anchors = _anchors(tokens, mask, channels is not None, inverse_norms, arrivals, parameters)
     launch(
-        _score_and_select,
-        frames * parts,
-        tokens,
-        mask,
-        tokens if memory is None else memory.contiguous(),
-        inverse_norms,
-        anchors,
-        scores,
-        indices,
-        arrivals,
-        count,
-        width,
-        parts,
-        k,
-        alpha,
+        _score_and_select, frames * parts,
+        tokens, mask, tokens if memory is None else memory.contiguous(), inverse_norms, anchors,
+        scores, indices, arrivals, count, width, parts, k, alpha,
         *tokens.stride(),
-        parameters=parameters,
-        GAUSSIAN=method == "gaussian",
-        MEMORY=memory is not None,
-        CHANNELS=channels is not None,
-        BLOCK=select["BLOCK"],
-    )
+        parameters=parameters, GAUSSIAN=method == "gaussian", MEMORY=memory is not None,
+        CHANNELS=channels is not None, BLOCK=select["BLOCK"],
+    )  # fmt: skip
     return indices, scores
 
 
@@ -257,20 +242,11 @@ def _anchors(
     partials = inverse_norms.new_empty((frames, parts, width))
     anchors = inverse_norms.new_empty((frames, width))
     launch(
-        _partial_anchors,
-        frames * parts,
-        tokens,
-        mask,
-        inverse_norms,
-        partials,
-        arrivals,
-        count,
-        width,
-        parts,
+        _partial_anchors, frames * parts,
+        tokens, mask, inverse_norms, partials, arrivals, count, width, parts,
         *tokens.stride(),
-        parameters=parameters,
-        CHANNELS=masked,
-    )
+        parameters=parameters, CHANNELS=masked,
+    )  # fmt: skip
     launch(
         _mean_anchors,
         frames * triton.cdiv(width, parameters["BLOCK_CHANNELS"]),

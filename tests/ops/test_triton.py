@@ -275,14 +275,14 @@ def test_the_order_of_programs_does_not_matter(op, monkeypatch):
 
     in_order = builder.set_grid_idx
     shuffle = random.Random(0)
-    orders: dict[int, list[int]] = {}
+    orders: list[list[int]] = []
 
     def out_of_order(x: int, y: int, z: int) -> None:
         if x == 0:
-            orders[0] = shuffle.sample(range(builder.grid_dim[0]), builder.grid_dim[0])
-        in_order(orders[0][x], y, z)
+            orders.append(shuffle.sample(range(builder.grid_dim[0]), builder.grid_dim[0]))
+        in_order(orders[-1][x], y, z)
 
-    geometry = _examples.Geometry(tokens=36, channels=16, k=9, heads=2, batch=3)
+    geometry = _examples.Geometry(tokens=16, channels=16, k=4, heads=2, batch=3)
 
     def results() -> list[torch.Tensor]:
         arguments = _examples.arguments(op, geometry, torch.float32, "cpu")
@@ -296,7 +296,7 @@ def test_the_order_of_programs_does_not_matter(op, monkeypatch):
     torch.manual_seed(0)
     for got, want in zip(results(), expected, strict=True):
         assert torch.equal(got, want)
-    assert orders
+    assert any(order != sorted(order) for order in orders)
 
 
 #: kernel -> instructions that read and write 16 bytes each, for bfloat16 on sm_90 with the

@@ -107,12 +107,12 @@ class Context:
 
 
 class MemoryChangedError(RuntimeError):
-    """What a question was being answered from has been forgotten meanwhile."""
+    """The frames that a question was being answered from have been forgotten meanwhile."""
 
 
 @dataclass(frozen=True)
 class Reading:
-    """How a question may read a memory that goes on meanwhile.
+    """Access of a question to a memory that goes on meanwhile.
 
     Attributes
     ----------

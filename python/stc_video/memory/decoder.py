@@ -200,7 +200,9 @@ def _axes(config: Any) -> list[int] | None:
         return [axis for axis, count in enumerate(sections) for _ in range(count)]
     # Qwen3-VL: time, height and width in turn, and time where height or width are used up.
     turns = [number % len(sections) for number in range(sum(sections))]
-    return [axis if number < len(sections) * sections[axis] else 0 for number, axis in enumerate(turns)]
+    return [
+        axis if number < len(sections) * sections[axis] else 0 for number, axis in enumerate(turns)
+    ]
 
 
 def pieces(count: int) -> Iterator[slice]:

@@ -39,9 +39,7 @@ def copied(cache: Any) -> Any:
 
 def undo_point(cache: Any) -> list[Any]:
     """Layers to put back after a failed call: keys and values are replaced, states overwritten."""
-    return [
-        copy.deepcopy(layer) if _states(layer) else copy.copy(layer) for layer in cache.layers
-    ]
+    return [copy.deepcopy(layer) if _states(layer) else copy.copy(layer) for layer in cache.layers]
 
 
 def tensors_of(cache: Any) -> dict[str, Tensor]:
@@ -59,7 +57,9 @@ def load_tensors(cache: Any, tensors: Mapping[str, Tensor], layers: int) -> None
     for number in range(layers):
         if f"keys.{number}" in tensors:
             cache.update(tensors[f"keys.{number}"], tensors[f"values.{number}"], number)
-        for name, update in zip(_STATES, ("update_conv_state", "update_recurrent_state"), strict=True):
+        for name, update in zip(
+            _STATES, ("update_conv_state", "update_recurrent_state"), strict=True
+        ):
             if f"{name}.{number}" in tensors:
                 getattr(cache, update)(tensors[f"{name}.{number}"], number)
 

@@ -243,7 +243,7 @@ class RekvMemory(Memory):
         return Context(cache, held + count - 1, retrieved)
 
     def _asked(self, text: str) -> Asked:
-        """What there is to answer a question from, now."""
+        """Collect the blocks that there are to answer a question from."""
         numbers = self._index.numbers()
         blocks = [self._blocks[number] for number in numbers]
         held = min(sum(block.tokens for block in blocks), self.config.retrieve_tokens)

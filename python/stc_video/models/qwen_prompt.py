@@ -97,10 +97,15 @@ def token_rows(output: Any) -> Tensor:
 
     They are parts of one tensor or several, in an object or, up to transformers 4.57, a tuple.
     """
-    first, added = getattr(output, "pooler_output", output), getattr(output, "deepstack_features", ())
+    first, added = (
+        getattr(output, "pooler_output", output),
+        getattr(output, "deepstack_features", ()),
+    )
     if isinstance(output, tuple) and len(output) == 2 and isinstance(output[1], list):
         first, added = output
-    rows = [torch.cat(list(p)) if isinstance(p, (list, tuple)) else p for p in (first, *(added or ()))]
+    rows = [
+        torch.cat(list(p)) if isinstance(p, (list, tuple)) else p for p in (first, *(added or ()))
+    ]
     return torch.cat(rows, dim=-1)
 
 

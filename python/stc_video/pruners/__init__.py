@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from stc_video.pruners.attention_capture import AttentionCapture, capture_attention
-from stc_video.pruners.base import Attention, KeepAll, PrunedTokens, Pruner, with_rows
+from stc_video.pruners.base import Attention, KeepAll, PrunedTokens, Pruner
 from stc_video.pruners.budget import retained_count
 from stc_video.pruners.controls import RandomPruner, UniformPruner
 from stc_video.pruners.dtd import DtdPruner

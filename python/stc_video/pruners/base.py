@@ -150,9 +150,7 @@ def with_rows(kept: PrunedTokens, rows: Tensor) -> PrunedTokens:
     places = kept.indices.long()
     chosen = rows.gather(1, places.clamp_min(0)[..., None].expand(-1, -1, rows.shape[2]))
     tokens = torch.cat([kept.tokens, chosen * (places >= 0)[..., None].to(rows.dtype)], dim=-1)
-    return PrunedTokens(
-        tokens, kept.indices, kept.counts, kept.scores, kept.source_map, kept.trace
-    )
+    return PrunedTokens(tokens, kept.indices, kept.counts, kept.scores, kept.source_map, kept.trace)
 
 
 class Pruner(ABC):

@@ -18,7 +18,7 @@ _TOKEN = re.compile(r"[A-Za-z0-9._~-]{16,256}")
 
 @dataclass(frozen=True)
 class ServeConfig:
-    """How the service can be reached, what it may hold, and what it refuses.
+    """Settings of the service: its address, what it may hold, and what it refuses.
 
     Attributes
     ----------

@@ -132,8 +132,7 @@ class PromptTemplate:
         before, placeholder, after = text.partition(self._mark)
         if not placeholder or question not in after:
             raise ValueError(
-                f"StreamingSession: the chat template must write {self._mark} and then the "
-                "question"
+                f"StreamingSession: the chat template must write {self._mark} and then the question"
             )
         return before, self._outro + after
 

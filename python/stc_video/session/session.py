@@ -276,7 +276,7 @@ class StreamingSession:
         return answer
 
     def question_tokens(self, question: str, *, history: Sequence[tuple[str, str]] = ()) -> int:
-        """How many tokens a question adds, with its earlier turns; nothing is computed.
+        """Number of tokens that a question adds, with its earlier turns; nothing is computed.
 
         Raises
         ------
