@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from stc_video.errors import UnsupportedModelError
+from stc_video.models.families import family_of, supported_classes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -20,25 +21,6 @@ if TYPE_CHECKING:
     from stc_video.pruners import PrunedTokens
 
 __all__ = ["FrameEncoder", "ModelAdapter", "SessionAdapter", "adapter_for"]
-
-#: model type -> home of its adapter
-_FAMILIES = {
-    "llava_onevision": "stc_video.models.llava_onevision:LlavaOnevisionAdapter",
-    "llava_next_video": "stc_video.models.llava_onevision:LlavaNextVideoAdapter",
-    "internvl": "stc_video.models.picture_frames:InternVLAdapter",
-    "smolvlm": "stc_video.models.picture_frames:SmolVLMAdapter",
-    "gemma3": "stc_video.models.picture_frames:Gemma3Adapter",
-    "qwen2_vl": "stc_video.models.qwen_vl:QwenVLAdapter",
-    "qwen2_5_vl": "stc_video.models.qwen_vl:QwenVLAdapter",
-    "qwen3_vl": "stc_video.models.qwen3_vl:Qwen3VLAdapter",
-    "qwen3_vl_moe": "stc_video.models.qwen3_vl:Qwen3VLAdapter",
-    "qwen3_5": "stc_video.models.qwen3_vl:Qwen3VLAdapter",
-    "qwen3_5_moe": "stc_video.models.qwen3_vl:Qwen3VLAdapter",
-}
-_SUPPORTED = (
-    "LlavaOnevisionForConditionalGeneration, Qwen2VLForConditionalGeneration and "
-    "Qwen2_5_VLForConditionalGeneration of transformers from 4.57 on"
-)
 
 
 class FrameEncoder(Protocol):
@@ -244,9 +226,13 @@ def adapter_for(model: Any, positions: str | None) -> ModelAdapter:
         If the family cannot number the kept tokens like that.
     """
     kind = getattr(getattr(model, "config", None), "model_type", None)
-    if kind not in _FAMILIES or not hasattr(model, "generate"):
+    family = family_of(kind)
+    if family is None or not hasattr(model, "generate"):
         found = type(model).__name__ + ("" if kind is None else f" (model type {kind})")
-        raise UnsupportedModelError(f"accelerate: supported are {_SUPPORTED}, got {found}")
-    home, _, name = _FAMILIES[kind].partition(":")
+        raise UnsupportedModelError(
+            f"accelerate: supported are {supported_classes()} of transformers from 4.57 on, "
+            f"got {found}"
+        )
+    home, _, name = family.adapter.partition(":")
     make: type[ModelAdapter] = getattr(importlib.import_module(home), name)
     return make(model, positions)
