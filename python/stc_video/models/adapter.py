@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from stc_video.errors import UnsupportedModelError
+from stc_video.models.families import family_of, supported_classes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -20,21 +21,6 @@ if TYPE_CHECKING:
     from stc_video.pruners import PrunedTokens
 
 __all__ = ["FrameEncoder", "ModelAdapter", "SessionAdapter", "adapter_for"]
-
-#: model type -> home of its adapter
-_FAMILIES = {
-    "llava_onevision": "stc_video.models.llava_onevision:LlavaOnevisionAdapter",
-    "qwen2_vl": "stc_video.models.qwen_vl:QwenVLAdapter",
-    "qwen2_5_vl": "stc_video.models.qwen_vl:QwenVLAdapter",
-    "qwen3_vl": "stc_video.models.qwen3_vl:Qwen3VLAdapter",
-    "qwen3_vl_moe": "stc_video.models.qwen3_vl:Qwen3VLAdapter",
-    "qwen3_5": "stc_video.models.qwen3_vl:Qwen3VLAdapter",
-    "qwen3_5_moe": "stc_video.models.qwen3_vl:Qwen3VLAdapter",
-}
-_SUPPORTED = (
-    "LlavaOnevisionForConditionalGeneration, Qwen2VLForConditionalGeneration and "
-    "Qwen2_5_VLForConditionalGeneration of transformers from 4.57 on"
-)
 
 
 class FrameEncoder(Protocol):
@@ -90,6 +76,9 @@ class SessionAdapter(ABC):
             Positions of the kept tokens, counted from the first free one, (n,) or (3, n); how many
             positions the frame takes; its place if they are time, height and width.
         """
+
+    #: text behind a video's frames, in front of what the chat template writes there
+    outro = ""
 
     def mark(self, tokenizer: Any, placeholder: int) -> str:
         """Return the text that a chat template writes for a whole video."""
@@ -237,9 +226,13 @@ def adapter_for(model: Any, positions: str | None) -> ModelAdapter:
         If the family cannot number the kept tokens like that.
     """
     kind = getattr(getattr(model, "config", None), "model_type", None)
-    if kind not in _FAMILIES or not hasattr(model, "generate"):
+    family = family_of(kind)
+    if family is None or not hasattr(model, "generate"):
         found = type(model).__name__ + ("" if kind is None else f" (model type {kind})")
-        raise UnsupportedModelError(f"accelerate: supported are {_SUPPORTED}, got {found}")
-    home, _, name = _FAMILIES[kind].partition(":")
+        raise UnsupportedModelError(
+            f"accelerate: supported are {supported_classes()} of transformers from 4.57 on, "
+            f"got {found}"
+        )
+    home, _, name = family.adapter.partition(":")
     make: type[ModelAdapter] = getattr(importlib.import_module(home), name)
     return make(model, positions)

@@ -114,9 +114,23 @@ class PromptedAdapter(ModelAdapter):
     ) -> Any:
         """Write features over placeholders and choose what stays; return what to remember."""
 
-    @abstractmethod
     def number(self, numbered: Numbered, history: Conversation, pictures: Any) -> Tensor:
-        """Positions (A, B, n) of what stays of the new part; A is 3 or 1."""
+        """Positions (A, B, n) of what stays of the new part; A is 3 or 1.
+
+        Those of the full prompt, or consecutive ones.
+        """
+        if self.positions == "original":
+            places = (numbered.mask.cumsum(-1) - 1).clamp_min(0)[:, numbered.first :]
+            return shortened(places, numbered.keep, 0)[None]
+        return (numbered.short_mask.cumsum(-1) - 1).clamp_min(0)[None, :, numbered.past :]
+
+    def has_video(self, arguments: dict[str, Any]) -> bool:
+        """Whether a call has pictures that may be frames of a video."""
+        return arguments.get("pixel_values_videos") is not None
+
+    def kinds(self, ids: Tensor) -> dict[str, Any]:
+        """Arguments of the model that tell of each token of a prompt (B, L) what it is."""
+        return {}
 
     def no_pictures(self) -> Any:
         """Return the record of the pictures of a conversation that has none."""
@@ -161,7 +175,7 @@ class PromptedAdapter(ModelAdapter):
         check_pictures(arguments)
         history = conversation_of(arguments.get(CACHE))
         has_image = arguments.get("pixel_values") is not None
-        if arguments.get("pixel_values_videos") is None and not (history and has_image):
+        if not self.has_video(arguments) and not (history and has_image):
             return stock(**self._going_on(history, arguments))
         check_forward(self.model, arguments, history)
         prompt = self.pruned(frames, arguments)
@@ -169,6 +183,7 @@ class PromptedAdapter(ModelAdapter):
             "inputs_embeds": prompt.embeds,
             "position_ids": _position_ids(prompt.positions),
             "attention_mask": prompt.attention_mask,
+            **self.kinds(prompt.input_ids),
             **({} if prompt.labels is None else {"labels": prompt.labels}),
         }
         output = self.call(stock, given | _without_prompt(arguments))
@@ -181,7 +196,7 @@ class PromptedAdapter(ModelAdapter):
         """Run the model's own generate on a prompt without the pruned tokens."""
         check_pictures(arguments)
         history = conversation_of(arguments.get(CACHE))
-        if arguments.get("pixel_values_videos") is None and history is None:
+        if not self.has_video(arguments) and history is None:
             with self._running(None):
                 return stock(**arguments)
         config = effective_config(self.model, arguments)
@@ -207,7 +222,10 @@ class PromptedAdapter(ModelAdapter):
         with self._running(_Run(prompt)):
             self.noted(prompt.conversation)
             output = stock(
-                input_ids=prompt.input_ids, attention_mask=prompt.attention_mask, **settings
+                input_ids=prompt.input_ids,
+                attention_mask=prompt.attention_mask,
+                **self.kinds(prompt.input_ids),
+                **settings,
             )
         return with_prompt(output, given, length)
 

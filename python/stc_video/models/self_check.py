@@ -18,7 +18,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from stc_video.cache_argument import CACHE
 from stc_video.errors import UnsupportedModelError
+from stc_video.memory.held_cache import empty_cache
 from stc_video.towers.patching import PatchedMethod
 
 if TYPE_CHECKING:
@@ -67,7 +69,9 @@ def check_against_stock(probe: Acceleration) -> None:
             prompt, positions=prompt.positions + _SHIFT, conversation=moved
         )
         ids, stock = given["input_ids"], probe.call_stock("generate")
-        output = adapter.generate_from(prompt, ids, stock, dict(SETTINGS), model.generation_config)
+        # One of as many layers as take part: some releases ask whether all of them are filled.
+        settings = SETTINGS | {CACHE: empty_cache(adapter.language_model.config)}
+        output = adapter.generate_from(prompt, ids, stock, settings, model.generation_config)
         whole = adapter.continued(given, output.sequences[:, : ids.shape[1] + 1])
         logits = probe.call_stock("forward")(**whole, use_cache=False).logits[0, -2:]
     compare(name, torch.cat(output.logits), logits)

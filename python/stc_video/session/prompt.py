@@ -43,6 +43,8 @@ class PromptTemplate:
         Id of the placeholder that stands for the tokens of a video.
     mark
         Given tokenizer and placeholder, returns the text that the template writes for a video.
+    outro
+        Text behind the video that the template does not write.
 
     Raises
     ------
@@ -51,7 +53,11 @@ class PromptTemplate:
     """
 
     def __init__(
-        self, processor: Any, video_token: int, mark: Callable[[Any, int], str] = _placeholder
+        self,
+        processor: Any,
+        video_token: int,
+        mark: Callable[[Any, int], str] = _placeholder,
+        outro: str = "",
     ) -> None:
         self.video_token = video_token
         self.tokenizer: Any = getattr(processor, "tokenizer", processor)
@@ -61,6 +67,7 @@ class PromptTemplate:
             raise ValueError("StreamingSession: the processor must have a chat template, got none")
         self._placeholder = _placeholder(self.tokenizer, video_token)
         self._mark = mark(self.tokenizer, video_token)
+        self._outro = outro
         self._special = set(self.tokenizer.all_special_ids) | {
             number
             for number, token in getattr(self.tokenizer, "added_tokens_decoder", {}).items()
@@ -127,7 +134,7 @@ class PromptTemplate:
             raise ValueError(
                 f"StreamingSession: the chat template must write {self._mark} and then the question"
             )
-        return before, after
+        return before, self._outro + after
 
 
 def _message(role: str, text: str) -> dict[str, Any]:

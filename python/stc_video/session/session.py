@@ -105,7 +105,9 @@ class StreamingSession:
         try:
             family = self._handle.adapter
             self._adapter = family.session_adapter(processor)
-            template = PromptTemplate(processor, family.placeholder, self._adapter.mark)
+            template = PromptTemplate(
+                processor, family.placeholder, self._adapter.mark, self._adapter.outro
+            )
             check_memory(self._handle, config)
             self._memory = make_memory(family.language_model, config)
         except BaseException:
