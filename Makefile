@@ -2,7 +2,8 @@
 #
 #   make demo     install into .venv, encode two videos, leave out/report.html
 #   make test     install into .venv, run the tests that need no GPU
-#   make test-long    those that take longest: builds of the sources, a promise on every hard clip
+#   make test-long    those that take longest: builds of the sources, a promise on every hard clip,
+#                 every combination of shape, dtype and layout
 #   make test-quick   the same without those marked slow
 #   make test-newest  the adapters against the newest releases of what they lean on
 #   make test-ray     runs and services on two local nodes of a Ray cluster, one of them killed
