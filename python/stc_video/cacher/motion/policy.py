@@ -169,11 +169,9 @@ class MotionPolicy(PolicyBase):
 
     def _history(self, stream: Stream) -> MotionHistory:
         """Return what was learned of a stream, or what a new one starts with."""
-        return (
-            MotionHistory(self.control.start())
-            if stream.history is None
-            else motion_history(stream)
-        )
+        if stream.history is None:
+            return MotionHistory(self.control.start())
+        return motion_history(stream)
 
     def _carry_out(
         self,
