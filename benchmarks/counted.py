@@ -46,7 +46,10 @@ _MOVES = {
 #: the same of torch's operators that are several kernels: two norms with their limits, quotients,
 #: product and sum; choosing and sorting
 _LAUNCHES_OF_TORCH = {"cosine_similarity": 8, "topk": 2}
-_NOTHING = ("empty", "new_empty", "empty_like", "empty_strided", "device", "lift_fresh")
+_NOTHING = (
+    *("empty", "new_empty", "empty_like", "empty_strided", "device", "lift_fresh"),
+    *("detach", "detach_", "flatten"),
+)
 
 
 @dataclass(frozen=True)
