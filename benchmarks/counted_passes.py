@@ -21,6 +21,7 @@ from stc_video.bench.cases import Case
 from stc_video.bench.contenders import Ours, motion_config, stc_config
 from stc_video.bench.paper import PublishedLayer
 from stc_video.bench.towers import BenchTower
+from stc_video.cacher.dense import FrameBatch
 from stc_video.cacher.graphs import GraphCache, PlainRecorder
 from stc_video.cacher.motion.bucketed import BucketedEncoder, Rows
 from stc_video.cacher.motion.state import MotionState
@@ -74,7 +75,7 @@ def stc(streams: int, layers: int = LAYERS) -> list[Call]:
             return StcReference(*(plane[:streams, layer] for plane in planes))
 
         passes = PlainPasses(blocks, lambda new, old: select_changed(new, old, ROWS), True)
-        run = functools.partial(passes.run_cached, x, None, frozenset(), references)
+        run = functools.partial(passes.run_cached, FrameBatch(x, None, frozenset()), references)
         count(run)  # makes the copies of weights
         return count(run)
 

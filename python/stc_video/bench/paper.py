@@ -16,8 +16,6 @@ from torch.nn.functional import cosine_similarity, scaled_dot_product_attention
 
 from stc_video.towers.pre_norm import PreNormBlock
 
-__all__ = ["PublishedLayer", "attend"]
-
 
 class Reference(NamedTuple):
     """Tensors of the last dense frame in a layer, each (S, N, C)."""

@@ -203,7 +203,7 @@ def _joined_bias(linears: Sequence[nn.Linear]) -> Tensor | None:
 
 
 def _kept_in_place(before: Tensor | None, now: Tensor) -> Tensor:
-    """Write into the tensor of before if it fits: recorded passes know its address."""
+    """Reuse the earlier tensor if the shape is the same: recorded passes know its address."""
     if before is None or (before.shape, before.dtype, before.device) != (
         now.shape,
         now.dtype,

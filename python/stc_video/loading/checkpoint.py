@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 
 from stc_video.errors import UnsupportedModelError
 from stc_video.loading.placement import ModelError
+from stc_video.models.families import MODEL_FAMILIES
 from stc_video.models.preprocess import load_processor
 
 if TYPE_CHECKING:
@@ -36,10 +37,8 @@ TOWER_CLASSES = {
     "llava_onevision": "LlavaOnevisionForConditionalGeneration",
 }
 #: the same, and those with a tower that takes packed frames
-MODEL_CLASSES = {
-    **TOWER_CLASSES,
-    "qwen2_vl": "Qwen2VLForConditionalGeneration",
-    "qwen2_5_vl": "Qwen2_5_VLForConditionalGeneration",
+MODEL_CLASSES = TOWER_CLASSES | {
+    kind: name for family in MODEL_FAMILIES for kind, name in family.classes.items()
 }
 
 

@@ -166,6 +166,14 @@ class PrunedTokens:
         return torch.where((self.indices < 0)[..., None], -1, places)
 
 
+def with_rows(kept: PrunedTokens, rows: Tensor) -> PrunedTokens:
+    """Return the same with more values (F, N, E) of the tokens behind those that were looked at."""
+    places = kept.indices.long()
+    chosen = rows.gather(1, places.clamp_min(0)[..., None].expand(-1, -1, rows.shape[2]))
+    tokens = torch.cat([kept.tokens, chosen * (places >= 0)[..., None].to(rows.dtype)], dim=-1)
+    return PrunedTokens(tokens, kept.indices, kept.counts, kept.scores, kept.source_map, kept.trace)
+
+
 class Pruner(ABC):
     """Chooses the tokens of each frame that enter the language model.
 
@@ -175,10 +183,13 @@ class Pruner(ABC):
         Whether the number kept is known before the features are (vLLM and ReKV need that).
     causal
         Whether a frame's tokens are chosen without looking at later frames.
+    merges
+        Whether kept tokens are others than those of the frame.
     """
 
     exact: bool = True
     causal: bool = True
+    merges: bool = False
     #: what a pruner with memory remembers, by stream
     _streams: dict[str, Any]
 
@@ -273,8 +284,10 @@ class Pruner(ABC):
         """
 
     def reset(self, stream: str | None = None) -> None:
-        """Forget the frames of one stream, or of all. Without memory there is nothing to do."""
-        return
+        """Forget the frames of one stream, or of all; without memory there is nothing to do."""
+        streams: dict[str, Any] = getattr(self, "_streams", {})
+        for name in [stream] if stream is not None else list(streams):
+            streams.pop(name, None)
 
     def stream_state(self, stream: str) -> Any:
         """Return the state of a stream, to be saved with it; None if there is none."""

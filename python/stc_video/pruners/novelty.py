@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
+from typing import TypedDict
 
 import torch
 from torch import Tensor
@@ -12,8 +13,6 @@ from torch import Tensor
 from stc_kernels import select_changed, token_cosine
 from stc_video.pruners.base import Chosen, Frames, Pruner
 from stc_video.pruners.budget import Budget, TokenBucket, highest, ranks, spread
-
-MODES = ("count", "threshold", "budget")
 
 
 @dataclass
@@ -45,6 +44,16 @@ class StreamState:
             return cls(torch.zeros((), dtype=torch.int64, device=device), tokens=tokens)
 
 
+class NoveltySettings(TypedDict, total=False):
+    """The settings that all pruners by novelty share; see :class:`NoveltyPruner`."""
+
+    retention_ratio: float | None
+    video_pruning_rate: float | None
+    floor: int
+    window: int | None
+    trace: bool
+
+
 class NoveltyPruner(Pruner):
     """Scores tokens by novelty (higher is kept) and chooses among them in one of three modes.
 
@@ -65,6 +74,12 @@ class NoveltyPruner(Pruner):
         Whether results carry what was looked at.
     """
 
+    #: ``retention_ratio`` if no number is given; None for the threshold
+    default_ratio: float | None = None
+    #: Whether the score is the change of the features since the frame before and nothing else, so
+    #: that one operator compares and chooses.
+    by_change_alone: bool = False
+
     def __init__(
         self,
         tokens_per_frame: int | None = None,
@@ -75,6 +90,8 @@ class NoveltyPruner(Pruner):
         window: int | None = None,
         trace: bool = False,
     ) -> None:
+        if tokens_per_frame is None and retention_ratio is None and video_pruning_rate is None:
+            retention_ratio = self.default_ratio
         self.budget = Budget(tokens_per_frame, retention_ratio, video_pruning_rate)
         if floor < 0:
             raise ValueError(f"make_pruner: floor must be at least 0 tokens, got {floor}")
@@ -87,10 +104,6 @@ class NoveltyPruner(Pruner):
         self.window = window
         self.trace = trace
         self._streams: dict[str, StreamState] = {}
-
-    #: Whether the score is the change of the features since the frame before and nothing else, so
-    #: that one operator compares and chooses.
-    by_change_alone: bool = False
 
     @property
     def exact(self) -> bool:  # type: ignore[override]
@@ -156,13 +169,6 @@ class NoveltyPruner(Pruner):
     def _compared(self, frames: Frames) -> Tensor:
         """Return the features that are compared from frame to frame, (F, N, C)."""
         return frames.features
-
-    def reset(self, stream: str | None = None) -> None:
-        """Forget the frames of one stream, or of all."""
-        if stream is None:
-            self._streams.clear()
-        else:
-            self._streams.pop(stream, None)
 
     @property
     def state_bytes(self) -> int:
