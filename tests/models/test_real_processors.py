@@ -72,6 +72,9 @@ def inputs_of(name: str, processor: Any, frames: np.ndarray) -> dict[str, torch.
     text = processor.tokenizer.apply_chat_template(
         [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
     )
+    # Newer releases leave the marks of the template around the video, which older ones and vLLM do
+    # not; a session writes what the older ones write.
+    text = text.replace("<|vision_start|><|video_pad|><|vision_end|>", "<|video_pad|>")
     facts = {"fps": 1.0, "total_num_frames": FRAMES, "frames_indices": list(range(FRAMES)),
              "duration": float(FRAMES)}  # fmt: skip
     made = processor(
