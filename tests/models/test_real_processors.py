@@ -62,8 +62,8 @@ def processor_of(name: str) -> Any:
     return transformers.LlavaNextVideoProcessor(
         transformers.LlavaNextVideoVideoProcessor(**size),
         transformers.LlavaNextImageProcessor(**size, image_grid_pinpoints=[[SIDE, SIDE]]),
-        writer, patch_size=14, vision_feature_select_strategy="default", num_additional_image_tokens=1,
-        **template,
+        writer, patch_size=14, vision_feature_select_strategy="default",
+        num_additional_image_tokens=1, **template,
     )  # fmt: skip
 
 
