@@ -96,17 +96,9 @@ def select_in_frame(
 
 @triton.jit
 def _select(
-    scores,
-    indices,
-    counts,
-    tokens,
-    capacity,
-    pinned,
-    threshold,
-    HIGHEST: tl.constexpr,
-    BELOW: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
+    scores, indices, counts, tokens, capacity, pinned, threshold,
+    HIGHEST: tl.constexpr, BELOW: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     frame = tl.program_id(0).to(tl.int64)
     select_in_frame(
         scores, indices, counts, frame, tokens, capacity, pinned, threshold, HIGHEST, BELOW, BLOCK

@@ -98,15 +98,8 @@ def channel_variance(tokens: Tensor) -> Tensor:
         parameters=parameters,
     )  # fmt: skip
     launch(
-        _merge_parts,
-        blocks,
-        moments[0],
-        moments[1],
-        variance,
-        rows,
-        channels,
-        parts,
-        rows_per_part,
+        _merge_parts, blocks,
+        moments[0], moments[1], variance, rows, channels, parts, rows_per_part,
         parameters={name: parameters[name] for name in ("BLOCK_CHANNELS", "num_warps")},
-    )
+    )  # fmt: skip
     return variance

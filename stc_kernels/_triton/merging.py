@@ -138,17 +138,10 @@ def bipartite_match(metric: Tensor, r: int, protected: int) -> tuple[Tensor, Ten
     scan = _tuning.parameters("scan", metric.device, tokens=tokens)
     if r > 0:
         launch(
-            _mark_leaves,
-            batch,
-            select_highest(best, r),
-            partners,
-            link,
-            tokens,
-            r,
-            first_candidate,
-            candidates,
+            _mark_leaves, batch,
+            select_highest(best, r), partners, link, tokens, r, first_candidate, candidates,
             parameters=scan,
-        )
+        )  # fmt: skip
     launch(_number_survivors, batch, link, rows, kept, tokens, tokens - r, parameters=scan)
     blocks = triton.cdiv(tokens, scan["BLOCK"])
     launch(_follow_links, batch * blocks, link, rows, source_map, tokens, parameters=scan)

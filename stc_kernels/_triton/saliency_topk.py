@@ -79,14 +79,9 @@ def _partial_anchors(
 
 @triton.jit
 def _mean_anchors(
-    partials,
-    anchors,
-    count,
-    channels,
-    parts,
-    BLOCK_TOKENS: tl.constexpr,
-    BLOCK_CHANNELS: tl.constexpr,
-):
+    partials, anchors, count, channels, parts,
+    BLOCK_TOKENS: tl.constexpr, BLOCK_CHANNELS: tl.constexpr,
+):  # fmt: skip
     """Mean of the unit tokens of each frame."""
     frame, block = split_program(channels, BLOCK_CHANNELS)
     frame = frame.to(tl.int64)
@@ -248,13 +243,8 @@ def _anchors(
         parameters=parameters, CHANNELS=masked,
     )  # fmt: skip
     launch(
-        _mean_anchors,
-        frames * triton.cdiv(width, parameters["BLOCK_CHANNELS"]),
-        partials,
-        anchors,
-        count,
-        width,
-        parts,
+        _mean_anchors, frames * triton.cdiv(width, parameters["BLOCK_CHANNELS"]),
+        partials, anchors, count, width, parts,
         parameters=parameters,
-    )
+    )  # fmt: skip
     return anchors

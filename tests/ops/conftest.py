@@ -12,40 +12,48 @@ from torch import Tensor
 
 import stc_kernels
 
+#: what other layouts are tried with in the interpreter of Triton, and what takes it long
+_FEW, _LARGE = ((3, 33, 17), (3, 5, 4, 33)), SHAPES[-2:]
+
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Leave out what the interpreter is too slow for, and mark what is not for every day.
-
-    Every day each layout meets each dtype, each shape and each other choice, but not all of them
-    at once. In a Triton kernel dtype, strides and shape have little to do with each other, so each
-    is tested with few choices of the others.
-    """
-
-    def is_one_in_three(item: pytest.Item) -> bool:
-        chosen = dict(item.callspec.indices) if hasattr(item, "callspec") else {}
-        chosen.pop("backend", None)
-        few = interpreted(item).get("layout", "contiguous") != "contiguous"
-        return few or not {"dtype", "layout"} <= chosen.keys() or sum(chosen.values()) % 3 == 0
-
-    def interpreted(item: pytest.Item) -> dict[str, object]:
-        values = item.callspec.params if hasattr(item, "callspec") else {}
-        return values if values.get("backend") == "triton" and not torch.cuda.is_available() else {}
-
-    def is_redundant(values: dict[str, object]) -> bool:
-        other_layout = values.get("layout", "contiguous") != "contiguous"
-        return other_layout and values.get("dtype") != torch.float32
-
-    def is_long(values: dict[str, object]) -> bool:
-        shape = values.get("shape")
-        if values.get("layout", "contiguous") != "contiguous":
-            return shape not in (None, (3, 33, 17))
-        return shape in SHAPES[-2:] and values.get("dtype", torch.float32) != torch.float32
-
-    items[:] = [item for item in items if not is_redundant(interpreted(item))]
+    """Mark what is not for every day, and leave out what the interpreter is too slow for."""
+    known: dict[tuple[str, str], list[object]] = {}  # values of each parameter of each test
+    kept = []
     for item in items:
-        if is_long(interpreted(item)) or not is_one_in_three(item):
-            item.add_marker(pytest.mark.long)
+        values = dict(item.callspec.params) if hasattr(item, "callspec") else {}
+        interpreted = values.pop("backend", "") == "triton" and not torch.cuda.is_available()
+        if "layout" in values and "dtype" in values:
+            places = {}
+            for name, value in values.items():
+                those = known.setdefault((item.nodeid.partition("[")[0], name), [])
+                if value not in those:
+                    those.append(value)
+                places[name] = those.index(value)
+            if interpreted and places["layout"] and places["dtype"]:
+                continue
+            if not _is_for_every_day(values, places, interpreted):
+                item.add_marker(pytest.mark.long)
+        kept.append(item)
+    items[:] = kept
+
+
+def _is_for_every_day(values: dict[str, object], places: dict[str, int], interpreted: bool) -> bool:
+    """Whether these choices, each with its place among the values of its parameter, are tried daily.
+
+    Any two choices meet, such as a layout and a dtype, but not all of them at once: it is one
+    combination in three, or in five where there are more choices. In a Triton kernel dtype, strides
+    and shape have little to do with each other, so in its interpreter they meet less.
+    """
+    shape = values.get("shape")
+    if interpreted and places["layout"] and shape is not None:
+        return shape in _FEW
+    if interpreted and shape in _LARGE:
+        places = {**places, "shape": 0}
+        if places["dtype"]:
+            return False
+    return sum(places.values()) % (3 if interpreted or len(places) < 5 else 5) == 0
 
 
 @pytest.fixture(params=CPU_BACKENDS)

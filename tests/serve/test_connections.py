@@ -18,8 +18,8 @@ from pictures import jpeg
 from waiting import PATIENCE, wait_for
 from websockets.exceptions import ConnectionClosedError, InvalidStatus
 
+from stc_video.serve import logs
 from stc_video.serve.config import ServeConfig
-from stc_video.serve.logs import FewOfAKind
 from stc_video.serve.server import _provide_descriptors
 
 TOKEN = "a-long-enough-token.1"
@@ -130,8 +130,8 @@ def test_nobody_can_flood_the_log(start) -> None:
 
 
 def test_what_was_left_out_of_the_log_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    few, now = FewOfAKind(), [0.0]
-    monkeypatch.setattr("stc_video.serve.logs.time", SimpleNamespace(monotonic=lambda: now[0]))
+    few, now = logs.FewOfAKind(), [0.0]
+    monkeypatch.setattr(logs, "time", SimpleNamespace(monotonic=lambda: now[0]))
 
     def passes(line: int) -> str | None:
         record = logging.LogRecord("a", 30, "file.py", line, "broken %s", ("x" * 9000,), None)

@@ -18,6 +18,7 @@ from stc_video.loading.checkpoint import MODEL_CLASSES, TOWER_CLASSES, load_chec
 from stc_video.loading.geometries import GEOMETRIES, build_random
 from stc_video.loading.placement import find_device, find_dtype
 from stc_video.loading.vision import LoadedModel, ModelError, wrap_model
+from stc_video.loading.world_model import WORLD_MODEL, load_world_model
 from stc_video.models.families import MODEL_FAMILIES, family_of
 
 if TYPE_CHECKING:
@@ -85,8 +86,9 @@ def load_chat_model(
     Parameters
     ----------
     name
-        A folder or Hugging Face id of a whole model that ``stc models`` lists, or a geometry such
-        as ``"llava-onevision-tiny"``: that one has random weights and a tokenizer of bytes.
+        A folder or Hugging Face id of a whole model that ``stc models`` lists; ``"stc-world"``, a
+        small trained model of this package; or a geometry such as ``"llava-onevision-tiny"``: that
+        one has random weights and a tokenizer of bytes.
     device, dtype
         As for :func:`load_model`.
 
@@ -116,6 +118,9 @@ def load_chat_model(
         generation.eos_token_id = tokenizer.eos_token_id
         generation.suppress_tokens = unreadable(tokenizer, model.config)
         images, random = None, True
+    elif given == WORLD_MODEL and not Path(given).exists():
+        model, tokenizer = load_world_model()
+        images, random = None, False
     else:
         model, given, images = load_checkpoint(given, kind, MODEL_CLASSES)
         family = family_of(model.config.model_type)

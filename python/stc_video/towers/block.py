@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-__all__ = ["PATCH_MARK", "Block", "Part", "Tower", "is_plain", "is_plain_linear"]
+__all__ = ["PATCH_MARK", "Block", "Part", "Tower", "is_plain", "is_plain_linear", "is_untouched"]
 
 #: attribute of the forwards that we put on modules; it names the handle they belong to
 PATCH_MARK = "_stc_video_owner"
@@ -52,8 +52,12 @@ def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
     That is so if it is no subclass, its weight is an ordinary parameter and no quantised one, and
     nobody but us has put a hook or a forward on it.
     """
-    if type(module) is not kind or type(module.weight) is not nn.Parameter:
-        return False
+    is_own = type(module) is kind and type(module.weight) is nn.Parameter
+    return is_own and is_untouched(module)
+
+
+def is_untouched(module: nn.Module) -> bool:
+    """Whether nobody but us has put a hook or a forward on a module."""
     forward = module.__dict__.get("forward")
     is_ours = forward is None or hasattr(forward, PATCH_MARK)
     return is_ours and not module._forward_hooks and not module._forward_pre_hooks

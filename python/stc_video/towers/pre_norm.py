@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from stc_video.errors import UnsupportedModelError
 from stc_video.towers.attention import attention
 from stc_video.towers.block import Part
+from stc_video.towers.fused import feed_forward
 from stc_video.towers.observers import show_attention
 from stc_video.versions import TOWERS_FROM, require_transformers
 
@@ -167,7 +168,7 @@ class PreNormBlock:
 
     def mlp_branch(self, normed: Tensor) -> Tensor:
         """MLP branch of normalised rows, (B, K, C) -> (B, K, C)."""
-        branch = self.mlp(normed)
+        branch = feed_forward(self.mlp, normed)
         return cast(Tensor, branch if self.scale2 is None else self.scale2(branch))
 
     def mlp_operations(self) -> int:
