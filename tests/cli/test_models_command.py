@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import transformers
 
-from stc_video.cli import main
+from stc_video.cli.app import run_app
 from stc_video.models.families import MODEL_FAMILIES
 from stc_video.towers.families import TOWER_FAMILIES
 
@@ -18,19 +18,19 @@ PAGE = Path(__file__).parents[2] / "docs" / "models.md"
 
 
 def test_the_page_has_the_tables(capsys):
-    assert main(["models", "--markdown"]) == 0
+    assert run_app(["models", "--markdown"]) == 0
     tables = capsys.readouterr().out.strip()
     written = PAGE.read_text().split("<!-- tables -->")[1].split("<!-- end of tables -->")[0]
     assert written.strip() == tables, "write `stc models --markdown` between the marks of the page"
 
 
 def test_every_family_is_listed(capsys):
-    assert main(["models", "--json"]) == 0
+    assert run_app(["models", "--json"]) == 0
     made = json.loads(capsys.readouterr().out)
     names = [family["Whole model"] for family in made["whole_models"]]
     assert names == [family.name for family in MODEL_FAMILIES]
     assert [row["Support"] for row in made["towers"]] == [row.support for row in TOWER_FAMILIES]
-    assert main(["models"]) == 0
+    assert run_app(["models"]) == 0
     shown = capsys.readouterr().out
     assert all(family.name in shown for family in (*MODEL_FAMILIES, *TOWER_FAMILIES))
 

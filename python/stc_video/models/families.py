@@ -12,6 +12,11 @@ __all__ = ["MODEL_FAMILIES", "ModelFamily", "family_of", "supported_classes"]
 
 _QWEN3 = "stc_video.models.qwen3_vl:Qwen3VLAdapter"
 _EVERY = ("plain", "rekv", "window")
+_GUIDED = "guidance_scale, assistant_model"
+_UNMARKED = (
+    "a session writes no marks around the whole video, as transformers up to 5.0 and vLLM, where "
+    "newer processors leave those of the chat template"
+)
 _GUESSED = (
     "two or more pictures of one tile in a prompt count as frames of one video, as its processor "
     "hands over both alike"
@@ -68,7 +73,7 @@ MODEL_FAMILIES = (
         },
         "stc_video.models.qwen_vl:QwenVLAdapter",
         approximate="a session numbers text behind the largest position, as transformers 4.57",
-        refused="guidance_scale, assistant_model",
+        refused=_GUIDED,
     ),
     ModelFamily(
         "Qwen3-VL",
@@ -77,7 +82,8 @@ MODEL_FAMILIES = (
             "qwen3_vl_moe": "Qwen3VLMoeForConditionalGeneration",
         },
         _QWEN3,
-        refused="guidance_scale, assistant_model; pruners that merge tokens, whose deepstack "
+        approximate=_UNMARKED,
+        refused=f"{_GUIDED}; pruners that merge tokens, whose deepstack "
         "features would have to be merged too",
     ),
     ModelFamily(
@@ -88,7 +94,8 @@ MODEL_FAMILIES = (
         },
         _QWEN3,
         ("plain", "window"),
-        refused="guidance_scale, assistant_model; memory rekv, as linear attention keeps one state "
+        approximate=_UNMARKED,
+        refused=f"{_GUIDED}; memory rekv, as linear attention keeps one state "
         "of all frames, of which none can be retrieved",
     ),
     ModelFamily(

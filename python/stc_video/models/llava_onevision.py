@@ -113,6 +113,10 @@ class VisionEncoder:
         """Return the grid of `features` for a tower with this token grid: half, rounded up."""
         return (grid[0] + 1) // 2, (grid[1] + 1) // 2
 
+    def preprocessor(self, processor: Any | None) -> Preprocessor:
+        """Return what prepares frames for the tower, with settings of the model's processor."""
+        return frame_preprocessor(self.tower, processor)
+
 
 class NextVideoEncoder(VisionEncoder):
     """The parts of a LLaVA-NeXT-Video, which pools in front of the projector."""
@@ -139,16 +143,16 @@ class LlavaOnevisionAdapter(PromptedAdapter):
 
     def __init__(self, model: PreTrainedModel, positions: str | None) -> None:
         super().__init__(model, positions)
-        self._vision = self.encoder(model)
-        self.tower = self._vision.tower
+        self.vision = self.encoder(model)
+        self.tower = self.vision.tower
         config: Any = self.tower.config
         size = config.image_size // config.patch_size
         self.tower_grid = size, size
-        self._grid = self._vision.feature_grid(self.tower_grid)
+        self._grid = self.vision.feature_grid(self.tower_grid)
 
     def features(self, pixels: Tensor, streams: int) -> Tensor:
         """Run tower, projector and pooling on frames (F, 3, h, w)."""
-        return self._vision.features(self._vision.tokens({"pixel_values": pixels}))
+        return self.vision.features(self.vision.tokens({"pixel_values": pixels}))
 
     def grid(self, pixels: Tensor | None = None) -> tuple[int, int]:
         """(H, W) of the tokens of a frame, the same for all."""

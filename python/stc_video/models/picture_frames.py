@@ -30,7 +30,7 @@ from stc_video.versions import VIDEO_MODELS_FROM, require_transformers
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["Gemma3Adapter", "InternVLAdapter", "SmolVLMAdapter"]
+__all__ = ["Gemma3Adapter", "InternVLAdapter", "PictureAdapter", "PictureEncoder", "SmolVLMAdapter"]
 
 
 class PictureAdapter(PromptedAdapter):
@@ -66,11 +66,16 @@ class PictureAdapter(PromptedAdapter):
         config: Any = self.model.config
         return int(config.image_token_id)
 
+    def project(self, tokens: Tensor) -> Tensor:
+        """Tokens (F, N, D) for the language model from those of the tower, (F, T, C)."""
+        raise NotImplementedError
+
     def features(self, pixels: Tensor, streams: int) -> Tensor:
-        """Run tower and projector on frames (F, 3, S, S)."""
-        output = self._inner.get_image_features(pixel_values=pixels)
-        tokens: Tensor = getattr(output, "pooler_output", output)
-        return tokens.reshape(len(pixels), self.tokens, -1)
+        """Run tower and projector on frames (F, 3, S, S).
+
+        The model's own function for it would leave out black frames of SmolVLM.
+        """
+        return self.project(self.tower(pixel_values=pixels).last_hidden_state)
 
     def grid(self, pixels: Tensor | None = None) -> tuple[int, int]:
         """(H, W) of the tokens of a frame, the same for all."""
@@ -149,6 +154,11 @@ class PictureAdapter(PromptedAdapter):
             )
         return tiles[len(tiles) - needed :]
 
+    def preprocessor(self, processor: Any | None) -> Preprocessor:
+        """Return what makes squares of frames, with settings of the model's image processor."""
+        made = square_processor(self.side, processor, *self.normalisation)
+        return Preprocessor(made, self.side // self.tower_grid[0])
+
     def session_adapter(self, processor: Any) -> SessionAdapter:
         """Prepare for a session with the model's processor or tokenizer."""
         return _PictureSessionAdapter(self, processor)
@@ -158,10 +168,69 @@ class PictureAdapter(PromptedAdapter):
         raise NotImplementedError
 
 
+class PictureEncoder:
+    """The parts that turn pictures into tokens of the language model, one by one.
+
+    Parameters
+    ----------
+    adapter
+        Of a model.
+
+    Attributes
+    ----------
+    tower : Module
+        The vision tower.
+    """
+
+    def __init__(self, adapter: PictureAdapter) -> None:
+        self._adapter = adapter
+        self.tower = adapter.tower
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> None:
+        """Move the tower and the projector."""
+        model: Any = self._adapter.model
+        model.model.to(device, dtype)
+
+    def tokens(self, inputs: dict[str, Tensor]) -> Tensor:
+        """Run the tower on ``pixel_values`` (F, 3, S, S): (F, T, C)."""
+        tokens: Tensor = self.tower(**inputs).last_hidden_state
+        return tokens
+
+    def features(self, tokens: Tensor) -> Tensor:
+        """Project the tower's tokens: (F, N, D)."""
+        return self._adapter.project(tokens)
+
+    def feature_grid(self, grid: tuple[int, int]) -> tuple[int, int]:
+        """Return the grid of `features`."""
+        return self._adapter.grid()
+
+    def preprocessor(self, processor: Any | None) -> Preprocessor:
+        """Return what prepares frames for the tower, with settings of the model's processor."""
+        return self._adapter.preprocessor(processor)
+
+
 class InternVLAdapter(PictureAdapter):
     """Runs an InternVL: a picture of 448 x 448 is 256 tokens, a frame begins with its number."""
 
     normalisation = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+    def __init__(self, model: PreTrainedModel, positions: str | None) -> None:
+        super().__init__(model, positions)
+        config: Any = model.config
+        if config.vision_feature_layer != -1:
+            raise UnsupportedModelError(
+                "accelerate: vision_feature_layer of an InternVL must be -1, the last one, got "
+                f"{config.vision_feature_layer}"
+            )
+        self._prefix = int(config.vision_feature_select_strategy == "default")
+
+    def project(self, tokens: Tensor) -> Tensor:
+        """Tokens (F, N, D) for the language model from those of the tower, (F, T, C)."""
+        square = tokens[:, self._prefix :].unflatten(1, self.tower_grid)
+        ratio = self._inner.config.downsample_ratio
+        shuffled = self._inner.pixel_shuffle(square, scale_factor=ratio).flatten(1, 2)
+        projected: Tensor = self._inner.multi_modal_projector(shuffled)
+        return projected
 
     def _tokens(self, patches: int) -> int:
         return int(patches * self._inner.config.downsample_ratio**2)
@@ -182,10 +251,10 @@ class SmolVLMAdapter(PictureAdapter):
     def _tokens(self, patches: int) -> int:
         return patches // int(self._inner.config.scale_factor) ** 2
 
-    def features(self, pixels: Tensor, streams: int) -> Tensor:
-        """Run tower and connector; the model's own function would leave out black frames."""
-        tokens: Tensor = self._inner.connector(self.tower(pixel_values=pixels).last_hidden_state)
-        return tokens
+    def project(self, tokens: Tensor) -> Tensor:
+        """Tokens (F, N, D) for the language model from those of the tower, (F, T, C)."""
+        projected: Tensor = self._inner.connector(tokens)
+        return projected
 
     def tiles(self, arguments: dict[str, Any]) -> Tensor:
         """All pictures that are no padding, (T, 3, S, S)."""
@@ -210,6 +279,11 @@ class Gemma3Adapter(PictureAdapter):
     """Runs a Gemma 3, which reads the tokens of a picture in both directions."""
 
     normalisation = ((0.5,) * 3, (0.5,) * 3)
+
+    def project(self, tokens: Tensor) -> Tensor:
+        """Tokens (F, N, D) for the language model from those of the tower, (F, T, C)."""
+        projected: Tensor = self._inner.multi_modal_projector(tokens)
+        return projected
 
     def _tokens(self, patches: int) -> int:
         return int(self._inner.config.mm_tokens_per_image)
@@ -247,9 +321,7 @@ class _PictureSessionAdapter(SessionAdapter):
         self._adapter = adapter
         self._is_original = adapter.positions == "original"
         self._tokenizer: Any = getattr(processor, "tokenizer", processor)
-        images = getattr(processor, "image_processor", None)
-        made = square_processor(adapter.side, images, *adapter.normalisation)
-        self._preprocessor = Preprocessor(made, _side(adapter.tower.config.patch_size))
+        self._preprocessor = adapter.preprocessor(getattr(processor, "image_processor", None))
         self.outro = adapter.outro
         self._number, self._has_seen = 0, False
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -91,6 +92,8 @@ class _Qwen3SessionAdapter(QwenSessionAdapter):
     A frame whose pictures have no times is said to be a second behind the one before, the first
     one at zero.
     """
+
+    normalisation = MappingProxyType({"image_mean": [0.5] * 3, "image_std": [0.5] * 3})
 
     def __init__(self, adapter: Qwen3VLAdapter, processor: Any) -> None:
         super().__init__(adapter, getattr(processor, "image_processor", None))

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
@@ -183,9 +183,12 @@ class QwenSessionAdapter(SessionAdapter):
         The model's image processor, or None.
     """
 
+    #: of pictures, where the processor does not say
+    normalisation: Mapping[str, Any] = MappingProxyType({})
+
     def __init__(self, adapter: QwenVLAdapter, images: Any) -> None:
         self._adapter = adapter
-        self._patches = TemporalPatches(adapter.tower, images)
+        self._patches = TemporalPatches(adapter.tower, images, **self.normalisation)
         config: Any = adapter.tower.config
         self._step = int(getattr(config, "tokens_per_second", None) or 1)
         self._waiting: list[tuple[Any, float | None]] = []
