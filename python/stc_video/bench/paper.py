@@ -14,7 +14,7 @@ from typing import NamedTuple
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, scaled_dot_product_attention
 
-from stc_video.towers.pre_norm import PreNormBlock
+from stc_video.towers.block import Block
 
 __all__ = ["PublishedLayer", "attend"]
 
@@ -45,7 +45,7 @@ class PublishedLayer:
         What the dense frame left.
     """
 
-    block: PreNormBlock
+    block: Block
     rows: int
     pinned: int
     reference: Reference | None = None
@@ -85,7 +85,7 @@ class PublishedLayer:
         return middle + reference.mlp.scatter(1, index, mlp)
 
 
-def attend(block: PreNormBlock, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+def attend(block: Block, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """Attention branch of queries (S, K, C) over keys and values (S, N, C), by torch's SDPA."""
     q, k, v = (part.unflatten(2, (block.heads, -1)).transpose(1, 2) for part in (query, key, value))
     mixed: Tensor = scaled_dot_product_attention(q, k, v)
