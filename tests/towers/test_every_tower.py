@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from zoo import ENTRIES, PATCH, SIZE, Entry, tensors
+from zoo import ENTRIES, PATCH, SIZE, SMALL, Entry, tensors
 
 import stc_video
 from stc_video import CacheConfig, UnsupportedModelError
@@ -16,7 +16,7 @@ from stc_video import CacheConfig, UnsupportedModelError
 SUPPORTED = [entry for entry in ENTRIES if not entry.refused]
 #: what decides nothing by itself: changed tokens are encoded, no others
 MOTION = CacheConfig(
-    threshold=0.9, refresh=0.0, propagate=0.0, redo_from=None, tail_layers=0, buckets=(0.25, 0.5)
+    threshold=0.99, refresh=0.0, propagate=0.0, redo_from=None, tail_layers=0, buckets=(0.25, 0.5)
 )
 REFUSED = [entry for entry in ENTRIES if entry.refused]
 
@@ -78,12 +78,12 @@ class Oracle:
 
 def layers_of(tower: nn.Module) -> nn.ModuleList:
     """The list of blocks of a tower."""
+    lists = (module for module in tower.modules() if isinstance(module, nn.ModuleList))
     return next(
         module
-        for module in tower.modules()
-        if isinstance(module, nn.ModuleList)
-        and hasattr(module[0], "mlp")
-        and (hasattr(module[0], "norm1") or hasattr(module[0], "layer_norm1"))
+        for module in lists
+        if len(module) == SMALL["num_hidden_layers"]
+        and any("att" in name for name, _ in module[0].named_children())
     )
 
 
