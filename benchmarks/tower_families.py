@@ -107,7 +107,7 @@ def measure(name: str, fraction: float, layers: int, repeats: int) -> dict[str, 
         given = arguments(name, picture)
         ours = seconds(lambda: tower(**given))  # noqa: B023
         theirs = seconds(lambda: stock(**given))  # noqa: B023
-        if number >= 3:  # noqa: PLR2004
+        if number >= 3:
             record = cacher.last_frames[0]
             ratios.append(ours / theirs)
             dense.append(theirs)

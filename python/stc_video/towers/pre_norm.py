@@ -128,7 +128,7 @@ def _not_one_tower(root: nn.Module, paths: list[str]) -> str:
     if not paths:
         return (
             f"attach_cacher: {name} is not a supported tower: it has no list of pre-norm "
-            f"transformer blocks; supported are {SUPPORTED}"
+            f"transformer blocks; supported are {SUPPORTED} and others"
         )
     towers = " or ".join(f"model.{tower}" for tower in _each_with_one(paths))
     return (
@@ -151,6 +151,8 @@ def _each_with_one(paths: list[str]) -> list[str]:
 #: what is put in front of the patches: parameters of one token, and of as many as they have rows
 _SINGLE = ("class_embedding", "cls_token", "distillation_token")
 _SEVERAL = ("register_tokens", "reg_token")
+#: in the names of modules behind the blocks, which may have tokens of their own (AIMv2's head)
+_BEHIND = ("head", "pool", "decoder")
 
 
 def _ancestors(root: nn.Module, path: str) -> Iterator[nn.Module]:
@@ -165,7 +167,9 @@ def count_prefix_tokens(root: nn.Module) -> int:
     """Class token and registers, read off the parameters of the embeddings."""
     count = 0
     for name, parameter in root.named_parameters():
-        leaf = name.rsplit(".", 1)[-1]
+        *path, leaf = name.split(".")
+        if any(part in step for step in path for part in _BEHIND):
+            continue
         if leaf in _SINGLE:
             count += 1
         elif leaf in _SEVERAL:
