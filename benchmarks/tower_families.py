@@ -25,14 +25,13 @@ from torch import Tensor, nn
 from stc_video import CacheConfig, attach_cacher
 
 #: family -> class, settings, side of the picture and of a patch, in pixels
+_LARGE = {"hidden_size": 1024, "intermediate_size": 4096, "num_attention_heads": 16}
+_GIGANTIC = {"hidden_size": 1664, "intermediate_size": 8192, "num_attention_heads": 16}
 TOWERS: dict[str, tuple[str, str, dict[str, Any], int, int]] = {
-    "DINOv3 ViT-L": ("dinov3_vit", "DINOv3ViTModel", {"hidden_size": 1024, "intermediate_size": 4096,
-        "num_attention_heads": 16, "num_register_tokens": 4}, 448, 16),
+    "DINOv3 ViT-L": ("dinov3_vit", "DINOv3ViTModel", _LARGE | {"num_register_tokens": 4}, 448, 16),
     "InternVL": ("internvl", "InternVLVisionModel", {"image_size": [448, 448]}, 448, 14),
-    "ViT-L": ("vit", "ViTModel", {"hidden_size": 1024, "intermediate_size": 4096,
-        "num_attention_heads": 16, "image_size": 384}, 384, 16),
-    "MLCD": ("mlcd", "MLCDVisionModel", {"hidden_size": 1664, "intermediate_size": 8192,
-        "num_attention_heads": 16, "image_size": 336}, 336, 14),
+    "ViT-L": ("vit", "ViTModel", _LARGE | {"image_size": 384}, 384, 16),
+    "MLCD": ("mlcd", "MLCDVisionModel", _GIGANTIC | {"image_size": 336}, 336, 14),
     "Gemma 4": ("gemma4", "Gemma4VisionModel", {}, 384, 16),
     "Molmo2": ("molmo2", "Molmo2VisionModel", {}, 378, 14),
     "Pixtral": ("pixtral", "PixtralVisionModel", {}, 448, 16),

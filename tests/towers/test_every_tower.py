@@ -13,7 +13,7 @@ from zoo import ENTRIES, PATCH, SIZE, SMALL, Entry, tensors
 
 import stc_video
 from stc_video import CacheConfig, UnsupportedModelError
-from stc_video.towers.families import EXACT, REFUSED, TOWER_FAMILIES
+from stc_video.towers import families
 
 SUPPORTED = [entry for entry in ENTRIES if not entry.refused]
 #: what decides nothing by itself: changed tokens are encoded, no others
@@ -165,17 +165,18 @@ def test_any_other_tower_is_refused_and_left_as_it_was(entry: Entry) -> None:
 
 
 def test_the_table_of_families_says_what_these_tests_show() -> None:
-    of_model = {model: family for family in TOWER_FAMILIES for model in family.models}
-    assert len(of_model) == sum(len(family.models) for family in TOWER_FAMILIES), "one each"
+    table = families.TOWER_FAMILIES
+    of_model = {model: family for family in table for model in family.models}
+    assert len(of_model) == sum(len(family.models) for family in table), "one each"
     assert {entry.model for entry in ENTRIES} == set(of_model)
     for entry in ENTRIES:
         family = of_model[entry.model]
-        assert family.support == (REFUSED if entry.refused else EXACT), entry
+        assert family.support == (families.REFUSED if entry.refused else families.EXACT), entry
         assert bool(family.note) >= bool(entry.refused or entry.several), entry
 
 
 def test_the_page_on_limits_lists_what_is_supported() -> None:
     page = (Path(__file__).parents[2] / "docs" / "limits.md").read_text("utf-8")
     listed = page.split("## Towers")[1].split("### What the check does")[0]
-    exact = {m for family in TOWER_FAMILIES if family.support == EXACT for m in family.models}
-    assert {name for name in exact if f"`{name}`" not in listed} == set()
+    exact = [family for family in families.TOWER_FAMILIES if family.support == families.EXACT]
+    assert [m for family in exact for m in family.models if f"`{m}`" not in listed] == []

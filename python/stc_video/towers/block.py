@@ -175,7 +175,8 @@ class Block:
 
     def _project(self, normed: Tensor) -> Sequence[Tensor]:
         if self.qkv is not None:
-            return cast(Tensor, self.qkv(normed)).split(self._sizes(), dim=-1)
+            parts: Sequence[Tensor] = self.qkv(normed).split(self._sizes(), dim=-1)
+            return parts
         together = None if self.project_together is None else self.project_together(normed)
         if together is not None:
             return together
@@ -228,7 +229,8 @@ class Block:
         weight = getattr(self.query_norm, "weight", None)
         if weight is None or weight.numel() > self.channels // self.heads:
             return cast(Tensor, norm(x))
-        return cast(Tensor, norm(x.unflatten(-1, (heads, -1)))).flatten(-2)
+        normed: Tensor = norm(x.unflatten(-1, (heads, -1)))
+        return normed.flatten(-2)
 
     def _repeated(self, x: Tensor) -> Tensor:
         """Keys or values of grouped heads, once for each query head."""

@@ -101,7 +101,7 @@ _VIT = BlockLayout("layernorm_before", "layernorm_after", "attention")
 _QWEN = BlockLayout("norm1", "norm2", "attn", ("qkv",), output="proj")
 _NESTED = ("attention.query", "attention.key", "attention.value")
 _QK = ("q_norm", "k_norm")
-_LAMBDA = {"scale1": "lambda_1", "scale2": "lambda_2"}
+_SCALED = replace(_VIT, scale1="lambda_1", scale2="lambda_2")
 
 #: the rows; the first that fits and leaves no weight over is taken
 LAYOUTS: tuple[BlockLayout, ...] = (
@@ -115,8 +115,8 @@ LAYOUTS: tuple[BlockLayout, ...] = (
     _VIT,  # DeiT, I-JEPA, MAE, too
     replace(_VIT, projections=_NESTED, output="output.dense", mlp="intermediate",
             mlp_output="output.dense"),  # the same before transformers 5.18
-    replace(_VIT, norms=_QK, output="projection_layer", **_LAMBDA),  # InternVL
-    replace(_VIT, attention="self_attn", output="out_proj", **_LAMBDA),  # Step3.7
+    replace(_SCALED, norms=_QK, output="projection_layer"),  # InternVL
+    replace(_SCALED, attention="self_attn", output="out_proj"),  # Step3.7
     _QWEN,  # Qwen-VL, GLM-4V
     replace(_QWEN, norms=_QK),  # GLM-OCR
     replace(_QWEN, projections=("q", "k", "v")),  # Qwen2.5-Omni
