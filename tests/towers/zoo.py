@@ -138,10 +138,6 @@ def in_order(frames: Tensor) -> dict[str, Any]:
     return {"pixel_values": frames, "noise": torch.arange(SIDE**2.0).repeat(len(frames), 1)}
 
 
-def ernie_rows(frames: Tensor) -> dict[str, Any]:
-    return {"hidden_states": patches_of(frames, 2).flatten(1), "grid_thw": grids(frames)}
-
-
 def tiles(frames: Tensor) -> dict[str, Any]:
     """Arguments of Mllama: one tile of one picture."""
     ones = torch.ones((len(frames), 1), dtype=torch.int64)
@@ -233,6 +229,7 @@ _KIMI = {"pos_emb_height": 8, "pos_emb_width": 8}
 _MOLMO2 = {"image_size": [SIZE, SIZE], "head_dim": 12, "num_position_embeddings": SIDE**2}
 _GROUPED = _MOLMO2 | {"num_key_value_heads": 2}
 _GEMMA4 = {"head_dim": 12, "pooling_kernel_size": 2}
+_ERNIE = "Ernie4_5_VLMoeVisionTransformerPretrainedModel"
 _INSERTED = {"insert_layer_id": 1}
 _TIMESFORMER = {"num_frames": 2, "drop_path_rate": 0}
 _VIVIT = {"num_frames": 2, "tubelet_size": [2, PATCH, PATCH]}
@@ -330,6 +327,8 @@ ENTRIES = (
     Entry("qwen2_5_omni", "Qwen2_5OmniVisionEncoder", video_rows),
     Entry("glm_ocr", "GlmOcrVisionModel", video_rows),
     Entry("glm5_next", "Glm5NextVisionModel", video_rows),
+    Entry("ernie4_5_vl_moe", _ERNIE, rows(2, 1, "hidden_states"), several=_VIDEO),
+    Entry("dots3_note", "Dots3NoteVisionModel", rows(2), several=_VIDEO, settings=_DOTS3),
     Entry("video_llama_3", "VideoLlama3VisionModel", merged_rows, several=_VIDEO),
     Entry("kimi_k25", "Kimi_K25VisionModel", whole_patches, several=_VIDEO, settings=_KIMI),
     Entry("cosmos3_edge", "Cosmos3EdgeVisionModel", rows(2), several=_VIDEO),
@@ -358,7 +357,6 @@ ENTRIES = (
     Entry("minicpm_ocr", "MiniCPMOcrVisionModel", strip, "a merger", settings=_INSERTED),
     # weights that no known part has, windows, or other kinds of towers
     Entry("beit", "BeitModel", refused=_WEIGHT),
-    Entry("dots3_note", "Dots3NoteVisionModel", refused=_WEIGHT, settings=_DOTS3),
     Entry("swin", "SwinModel", refused="attend in windows", settings=_SWIN),
     Entry("hiera", "HieraModel", refused="attend in windows", settings=_HIERA),
     Entry("sam3", "Sam3ViTModel", refused=_NOT_VIT),
@@ -373,10 +371,4 @@ ENTRIES = (
     Entry("mllama", "MllamaVisionModel", tiles, _NOT_VIT, settings=_MLLAMA),
     Entry("got_ocr2", "GotOcr2VisionEncoder", refused=_NOT_VIT),
     Entry("florence2", "Florence2VisionBackbone", refused=_NOT_VIT, settings=_FLORENCE2),
-    Entry(
-        "ernie4_5_vl_moe",
-        "Ernie4_5_VLMoeVisionTransformerPretrainedModel",
-        ernie_rows,
-        several=_VIDEO,
-    ),
 )

@@ -372,7 +372,7 @@ class Cacher:
     def _encode(self, frames: Tensor, arguments: dict[str, Any]) -> Outputs:
         """Encode a batch, each stream's rows by that stream's state."""
         mask = key_mask(arguments.get("attention_mask"))
-        self._tower.geometry.enter(tables_in(arguments.get("position_embeddings")), frames.shape[1])
+        self._tower.geometry.enter(tables_in(arguments), frames.shape[1])
         request = self._watcher.take()
         self._self_check.names_hidden_states = not isinstance(request.hidden, bool)
         output_layers = request.layers(len(self._tower.blocks)) | looked_at(self._tower.blocks)

@@ -235,7 +235,7 @@ class SelfCheck:
     def meet(self, stream: Stream, mask: Tensor | None, tables: Tables | None, rows: slice) -> None:
         """Start a stream afresh if its frames are masked or placed otherwise than those before."""
         mask = mask if mask is None or len(mask) == 1 else mask[rows][:1]
-        current = mask, *(tables or (None, None))
+        current = (mask, None, None) if tables is None else (mask, *tables[:2])
         before = self._met.get(stream.name, current)
         differ = [not _alike(*pair) for pair in zip(current, before, strict=True)]
         if any(differ) or stream.name not in self._met:

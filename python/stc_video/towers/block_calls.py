@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from stc_video.towers.positions import tables_in
+from stc_video.towers.positions import Tables, tables_in
 from stc_video.towers.varlen import VarlenTower
 
 #: arguments of a block: those by position and those by name
@@ -22,7 +22,7 @@ Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 _VARLEN_ARGUMENTS = ("cu_seqlens", "max_seqlen", "position_embeddings", "rotary_pos_emb")
 
 #: arguments of other blocks that tell places: cosines and sines, and what these were made of
-PLACES = ("position_embeddings", "position_ids")
+PLACES = ("position_embeddings", "position_ids", "rope")
 
 
 def bind(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -122,8 +122,8 @@ class BatchCall:
                 reason = _no_key_mask(value, self.states)
             elif name == "cu_seqlens" and isinstance(value, Tensor):
                 reason = self._several_in_a_row(value)
-            elif self.rotates and name in PLACES and "position_embeddings" in arguments:
-                reason = _no_places(arguments["position_embeddings"], self.states.shape[1])
+            elif self.rotates and name in PLACES:
+                reason = _no_places(arguments, self.states.shape[1])
             else:
                 reason = f"it gets {name} {_shapes(tensors)}, which it would not see"
             if reason:
@@ -203,7 +203,7 @@ class VarlenCall:
         if self.positions is None:
             return ""  # they are in the states
         try:
-            tables_in(self.positions)
+            tables_in({"position_embeddings": self.positions})
         except ValueError as error:
             return str(error)
         start = 0
@@ -236,9 +236,9 @@ class VarlenCall:
     def enter(self, start: int, height: int, width: int) -> None:
         """Tell the blocks the places of a frame whose rows begin at ``start``."""
         rows, windows = slice(start, start + height * width), self.tower.windows(height, width)
-        tables = tables_in(self.positions)
+        tables = tables_in({"position_embeddings": self.positions})
         if tables is not None:
-            tables = tables[0][rows], tables[1][rows]
+            tables = Tables(tables.cos[rows], tables.sin[rows])
         self.tower.geometry.enter(tables, height * width, windows)
 
 
@@ -265,14 +265,16 @@ def _no_key_mask(mask: Tensor, frames: Tensor) -> str:
     return ""
 
 
-def _no_places(value: Any, tokens: int) -> str:
-    """Say why an argument does not tell the places of the last of a frame's tokens."""
+def _no_places(arguments: dict[str, Any], tokens: int) -> str:
+    """Say why arguments do not tell the places of the last of a frame's tokens."""
     try:
-        tables = tables_in(value)
+        tables = tables_in(arguments)
     except ValueError as error:
         return str(error)
-    if tables is not None and tables[0].shape[0] > tokens:
-        return f"it gets position_embeddings of {tables[0].shape[0]} places for {tokens} tokens"
+    if tables is None:
+        return "it gets position_ids without cosines and sines, which it would not see"
+    if tables.cos.shape[0] > tokens:
+        return f"it gets position_embeddings of {tables.cos.shape[0]} places for {tokens} tokens"
     return ""
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from stc_video.towers.block import Block
 from stc_video.towers.block_calls import PLACES, Arguments, bind
 from stc_video.towers.observers import unobserved
-from stc_video.towers.positions import tables_in
+from stc_video.towers.positions import Tables, tables_in
 
 #: tokens of each of the two pictures of :func:`try_out`
 _FEW = 8
@@ -148,14 +148,14 @@ def try_out(block: Block, stock: Callable[..., Any], x: Tensor, arguments: Argum
     bound = bind(block.layer, *arguments)
     if isinstance(bound.get("cu_seqlens"), Tensor):
         return ""  # all pictures are in one row
-    tables = tables_in(bound.get("position_embeddings"))
+    tables = tables_in(bound)
     few = _two_pictures(x[0])
     rows = few.shape[1] if tables is None else min(few.shape[1], tables[0].shape[0])
     few = few[:, :rows]
     placed = {name: bound.get(name) for name in PLACES}
     args, kwargs = _for_two(arguments, [id(value) for value in placed.values()], rows)
     if tables is not None:
-        tables = tables[0][:rows].float(), tables[1][:rows].float()
+        tables = Tables(tables.cos[:rows].float(), tables.sin[:rows].float(), tables.pairs)
     with _sharpened(block), block.geometry.replaced(tables):
         try:
             stock_states = states_of(stock(few, *args, **kwargs))

@@ -121,7 +121,8 @@ LAYOUTS: tuple[BlockLayout, ...] = (
     replace(_QWEN, norms=_QK),  # GLM-OCR
     replace(_QWEN, projections=("q", "k", "v")),  # Qwen2.5-Omni
     replace(_QWEN, projections=("q_proj", "k_proj", "v_proj")),  # Kimi-K2.5
-    replace(_QWEN, scale1="gamma_1", scale2="gamma_2"),  # Perception Encoder, in timm
+    replace(_QWEN, scale1="ls1", scale2="ls2"),  # ViTs of timm
+    replace(_QWEN, scale1="gamma_1", scale2="gamma_2"),  # Perception Encoder, of timm
     BlockLayout("rms_norm1", "rms_norm2", "attention", output="out_proj", mlp="ffn"),  # AIMv2
     BlockLayout("attention_norm", "ffn_norm", "attention", mlp="feed_forward"),  # Pixtral
     BlockLayout(
