@@ -57,7 +57,7 @@ class Plan:
 
     scenes: int = 1900
     projector_steps: int = 1100
-    decoder: DecoderSettings = DecoderSettings()
+    decoder: DecoderSettings = field(default_factory=DecoderSettings)
     seed: int = 1
 
 
