@@ -44,9 +44,9 @@ class StreamingSession:
     Parameters
     ----------
     model
-        A ``LlavaOnevisionForConditionalGeneration``, ``Qwen2VLForConditionalGeneration`` or
-        ``Qwen2_5_VLForConditionalGeneration`` in eval mode. If it is not accelerated yet, it is
-        until the last session on it is closed. For Qwen-VL two pictures are a frame.
+        A whole model of a family with sessions, of those that ``stc models`` lists, in eval mode.
+        If it is not accelerated yet, it is until the last session on it is closed. For Qwen-VL two
+        pictures are a frame.
     processor
         The model's processor, or its tokenizer; it must have a chat template.
     memory
