@@ -74,9 +74,9 @@ class FrameGeometry:
         return Tables(*self._buffers[key], tables.pairs)
 
     @contextmanager
-    def replaced(self, tables: Tables | None) -> Iterator[None]:
-        """Inside, rows are at other places."""
-        before, self.tables = self.tables, tables
+    def replaced(self, tables: Tables | None, tokens: int) -> Iterator[None]:
+        """Inside, other rows are under way."""
+        before, self.tables = self.tables, None if tables is None else self._kept(tables, tokens)
         try:
             yield
         finally:
