@@ -191,6 +191,8 @@ def _for_two(value: Any, placed: Sequence[int], rows: int) -> Any:
     if isinstance(value, dict):
         return {name: _for_two(part, placed, rows) for name, part in value.items()}
     if id(value) in placed and isinstance(value, Tensor):
+        if value.dim() < 2 or value.shape[-2] < rows:  # numbers of places, (1, N)
+            return value[..., :rows]
         few = value.narrow(-2, 0, rows)
         return few[:1].expand(2, -1, -1) if few.dim() == 3 else few
     if isinstance(value, (tuple, list)):
