@@ -13,7 +13,7 @@ from stc_kernels import _examples
 
 GEOMETRY = _examples.Geometry(tokens=61, channels=144, k=20, heads=2, batch=2)
 #: a square grid, on which some tokens have no living neighbour, and so an infinite score
-SQUARE = _examples.Geometry(tokens=196, channels=144, k=64, heads=2, batch=2)
+SQUARE = _examples.Geometry(tokens=49, channels=144, k=16, heads=2, batch=2)
 CASES = [(op, GEOMETRY) for op in stc_kernels.OPS] + [("spatial_redundancy", SQUARE)]
 
 

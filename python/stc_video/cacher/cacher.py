@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from stc_video.cacher.dense import FrameBatch
 from stc_video.cacher.guard import Timings
 from stc_video.cacher.motion.policy import MotionPolicy
 from stc_video.cacher.policy import Outputs
@@ -376,10 +377,11 @@ class Cacher:
         request = self._watcher.take()
         self._self_check.names_hidden_states = not isinstance(request.hidden, bool)
         output_layers = request.layers(len(self._tower.blocks)) | looked_at(self._tower.blocks)
+        batch = FrameBatch(frames, key_mask(mask), output_layers)
         names = self._active or (DEFAULT_STREAM,)
         if self._is_rehearsal:
             layout = Layout.of(frames, request.grids[:1])
-            self._policy.timings = self._policy.rehearse(layout, frames, mask, output_layers)
+            self._policy.timings = self._policy.rehearse(layout, batch)
             return {}
         streams = [self._streams.setdefault(name, Stream(name)) for name in names]
         rows = frames.shape[0] // len(names)
@@ -387,9 +389,9 @@ class Cacher:
             grids = request.grids[number * rows : (number + 1) * rows]
             stream.meet(Layout.of(frames, grids))
             tables = self._tower.geometry.tables
-            self._self_check.meet(stream, mask, tables, slice(number * rows, None))
+            self._self_check.meet(stream, batch.mask, tables, slice(number * rows, None))
         try:
-            outputs, self.last_frames = self._policy.encode(streams, frames, mask, output_layers)
+            outputs, self.last_frames = self._policy.encode(streams, batch)
         except BaseException:
             # Some layers may have written to the states and others not.
             for stream in streams:

@@ -21,8 +21,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear as product
 
-from stc_video.towers.block import Block, Tower, is_plain_linear
+from stc_video.towers.block import Block, Tower
 from stc_video.towers.patching import InstancePatch, has_own_forward
+from stc_video.towers.plain import is_plain_linear
 
 #: rows that the packed layout is chosen for: an eighth to a half of a few hundred tokens
 _TYPICAL_ROWS = 192
@@ -203,7 +204,7 @@ def _joined_bias(linears: Sequence[nn.Linear]) -> Tensor | None:
 
 
 def _kept_in_place(before: Tensor | None, now: Tensor) -> Tensor:
-    """Write into the tensor of before if it fits: recorded passes know its address."""
+    """Reuse the earlier tensor if the shape is the same: recorded passes know its address."""
     if before is None or (before.shape, before.dtype, before.device) != (
         now.shape,
         now.dtype,

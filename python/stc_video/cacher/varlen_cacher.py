@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from stc_video.cacher.cacher import Cacher
+from stc_video.cacher.dense import FrameBatch
 from stc_video.cacher.guard import Timings
 from stc_video.cacher.policy import Outputs
 from stc_video.cacher.stats import FrameRecord
@@ -22,8 +23,6 @@ from stc_video.towers.call_request import looked_at
 from stc_video.towers.comparison import disagreement
 from stc_video.towers.patching import InstancePatch, as_function, run_stock
 from stc_video.towers.varlen import VarlenTower
-
-__all__ = ["VarlenCacher"]
 
 #: time, height, width of a video, in temporal patches and rows
 _Grid = tuple[int, int, int]
@@ -209,8 +208,9 @@ class VarlenCacher(Cacher):
             call.enter(start, height, width)  # all frames of a video have the same places
             stream = self._stream(name)
             stream.meet(Layout(size, rows.shape[1], rows.dtype, rows.device, (height, width)))
+            batch = FrameBatch(frames, None, output_layers)
             try:
-                outputs, frame_records = self._policy.encode([stream], frames, None, output_layers)
+                outputs, frame_records = self._policy.encode([stream], batch)
             except BaseException:
                 # Some of the streams of the call, and some blocks, were written to, others not.
                 for touched in names:

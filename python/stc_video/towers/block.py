@@ -14,14 +14,11 @@ from torch.nn.functional import linear
 
 from stc_video.errors import UnsupportedModelError
 from stc_video.towers.attention import attention
+from stc_video.towers.fused import feed_forward
 from stc_video.towers.layouts import BlockLayout, layout_of, part_at
 from stc_video.towers.observers import show_attention
+from stc_video.towers.plain import is_plain_linear
 from stc_video.towers.positions import FrameGeometry
-
-__all__ = ["PATCH_MARK", "Block", "Part", "Tower", "is_plain", "is_plain_linear"]
-
-#: attribute of the forwards that we put on modules; it names the handle they belong to
-PATCH_MARK = "_stc_video_owner"
 
 _HEADS = ("num_heads", "num_attention_heads", "attention_heads")
 _SCALES = ("scaling", "scale")
@@ -286,7 +283,7 @@ class Block:
 
     def mlp_branch(self, normed: Tensor) -> Tensor:
         """MLP branch of normalised rows, (B, K, C) -> (B, K, C)."""
-        branch = self.mlp(normed)
+        branch = feed_forward(self.mlp, normed)
         return _scaled(self.scale2, branch if self.mlp_output is None else self.mlp_output(branch))
 
     def mlp_operations(self) -> int:
@@ -325,24 +322,6 @@ class Tower(Protocol):
 
     def rescan(self) -> Tower:
         """Look for the blocks and their parts again, after somebody put others in their place."""
-
-
-def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
-    """Whether calling a module would do nothing but what its class does with its weight.
-
-    That is so if it is no subclass, its weight is an ordinary parameter and no quantised one, and
-    nobody but us has put a hook or a forward on it.
-    """
-    if type(module) is not kind or type(module.weight) is not nn.Parameter:
-        return False
-    forward = module.__dict__.get("forward")
-    is_ours = forward is None or hasattr(forward, PATCH_MARK)
-    return is_ours and not module._forward_hooks and not module._forward_pre_hooks
-
-
-def is_plain_linear(module: nn.Module) -> bool:
-    """Whether calling a layer would do nothing but multiply by its weight."""
-    return is_plain(module, nn.Linear)
 
 
 def _scaled(scale: Any, branch: Tensor) -> Tensor:
