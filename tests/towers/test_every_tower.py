@@ -78,9 +78,10 @@ class Oracle:
         return new
 
 
-def layers_of(tower: nn.Module) -> nn.ModuleList:
+def layers_of(tower: nn.Module) -> Any:
     """The list of blocks of a tower."""
-    lists = (module for module in tower.modules() if isinstance(module, nn.ModuleList))
+    kinds = nn.ModuleList, nn.Sequential
+    lists = (module for module in tower.modules() if isinstance(module, kinds))
     return next(
         module
         for module in lists

@@ -189,7 +189,7 @@ class VarlenCacher(Cacher):
         grids = self._grids(request.grids, len(rows), self._active or (DEFAULT_STREAM,))
         output_layers = request.layers(len(self._tower.blocks)) | looked_at(self._tower.blocks)
         output_layers |= {site.layer for site in self._tower.mergers}
-        positions = bind(self._tower.blocks[0].layer, args, kw).get("position_embeddings")
+        positions = bind(self._tower.blocks[0].layer, args, kw)
         call = VarlenCall(self._tower, rows, grids, positions)
         with self._self_check.around(call, (args, kw)):
             self._encode_videos(call, output_layers)

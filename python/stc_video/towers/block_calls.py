@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, Protocol
@@ -160,12 +160,15 @@ class BatchCall:
 
 @dataclass(frozen=True)
 class VarlenCall:
-    """Rows (M, C) of some videos, each of (time, height, width) places."""
+    """Rows (M, C) of some videos, each of (time, height, width) places.
+
+    ``positions`` are the arguments of the first block that :func:`tables_in` looks at.
+    """
 
     tower: VarlenTower
     states: Tensor
     grids: Sequence[tuple[int, int, int]]
-    positions: Any
+    positions: Mapping[str, Any]
 
     @property
     def layout(self) -> Hashable:
@@ -200,16 +203,14 @@ class VarlenCall:
         return self._places_that_move()
 
     def _places_that_move(self) -> str:
-        if self.positions is None:
-            return ""  # they are in the states
         try:
-            tables_in({"position_embeddings": self.positions})
+            tables = tables_in(self.positions)
         except ValueError as error:
             return str(error)
         start = 0
         for time, height, width in self.grids:
             end = start + time * height * width
-            for table in self.positions:
+            for table in () if tables is None else (tables.cos, tables.sin):
                 places = table[start:end].view(time, height * width, -1)
                 if not torch.equal(places, places[:1].expand_as(places)):
                     return "its position_embeddings are not the same in each frame of a video"
@@ -236,7 +237,7 @@ class VarlenCall:
     def enter(self, start: int, height: int, width: int) -> None:
         """Tell the blocks the places of a frame whose rows begin at ``start``."""
         rows, windows = slice(start, start + height * width), self.tower.windows(height, width)
-        tables = tables_in({"position_embeddings": self.positions})
+        tables = tables_in(self.positions)
         if tables is not None:
             tables = Tables(tables.cos[rows], tables.sin[rows])
         self.tower.geometry.enter(tables, height * width, windows)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from stc_video.towers.block import Block
 from stc_video.towers.block_calls import PLACES, Arguments, bind
 from stc_video.towers.observers import unobserved
-from stc_video.towers.positions import Tables, tables_in
+from stc_video.towers.positions import tables_in
 
 #: tokens of each of the two pictures of :func:`try_out`
 _FEW = 8
@@ -149,14 +149,14 @@ def try_out(block: Block, stock: Callable[..., Any], x: Tensor, arguments: Argum
     if isinstance(bound.get("cu_seqlens"), Tensor):
         return ""  # all pictures are in one row
     tables = tables_in(bound)
-    few = _two_pictures(x[0])
-    rows = few.shape[1] if tables is None else min(few.shape[1], tables[0].shape[0])
-    few = few[:, :rows]
-    placed = {name: bound.get(name) for name in PLACES}
-    args, kwargs = _for_two(arguments, [id(value) for value in placed.values()], rows)
+    prefix = 0 if tables is None else x.shape[1] - tables.cos.shape[0]
+    few = _two_pictures(x[0], _FEW + prefix)
+    placed = [id(bound.get(name)) for name in PLACES]
+    args, kwargs = _for_two(arguments, placed, few.shape[1] - prefix)
     if tables is not None:
-        tables = Tables(tables.cos[:rows].float(), tables.sin[:rows].float(), tables.pairs)
-    with _sharpened(block), block.geometry.replaced(tables):
+        rows = slice(few.shape[1] - prefix)
+        tables = tables._replace(cos=tables.cos[rows], sin=tables.sin[rows])
+    with _sharpened(block), block.geometry.replaced(tables, few.shape[1]):
         try:
             stock_states = states_of(stock(few, *args, **kwargs))
         except (RuntimeError, TypeError, ValueError, IndexError) as error:
@@ -191,6 +191,8 @@ def _for_two(value: Any, placed: Sequence[int], rows: int) -> Any:
     if isinstance(value, dict):
         return {name: _for_two(part, placed, rows) for name, part in value.items()}
     if id(value) in placed and isinstance(value, Tensor):
+        if value.dim() < 2 or value.shape[-2] < rows:  # numbers of places, (1, N)
+            return value[..., :rows]
         few = value.narrow(-2, 0, rows)
         return few[:1].expand(2, -1, -1) if few.dim() == 3 else few
     if isinstance(value, (tuple, list)):
@@ -199,9 +201,9 @@ def _for_two(value: Any, placed: Sequence[int], rows: int) -> Any:
     return None if isinstance(value, Tensor) else value
 
 
-def _two_pictures(tokens: Tensor) -> Tensor:
+def _two_pictures(tokens: Tensor, number: int) -> Tensor:
     """(2, n, C) of tokens (N, C) from all over a frame, with noise of their own size."""
-    number = min(_FEW, tokens.shape[0])
+    number = min(number, tokens.shape[0])
     places = torch.linspace(0, tokens.shape[0] - 1, 2 * number, device=tokens.device).long()
     noise = torch.randn((2, number, tokens.shape[1]), generator=torch.Generator().manual_seed(0))
     chosen = tokens[places].view(2, number, -1)

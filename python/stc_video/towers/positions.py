@@ -74,9 +74,9 @@ class FrameGeometry:
         return Tables(*self._buffers[key], tables.pairs)
 
     @contextmanager
-    def replaced(self, tables: Tables | None) -> Iterator[None]:
-        """Inside, rows are at other places."""
-        before, self.tables = self.tables, tables
+    def replaced(self, tables: Tables | None, tokens: int) -> Iterator[None]:
+        """Inside, other rows are under way."""
+        before, self.tables = self.tables, None if tables is None else self._kept(tables, tokens)
         try:
             yield
         finally:
@@ -99,7 +99,8 @@ class FrameGeometry:
 def tables_in(arguments: Mapping[str, Any]) -> Tables | None:
     """Cosines and sines in the arguments of a block, the same for all frames, or None.
 
-    They are ``position_embeddings``, in transformers, or ``rope``, in timm.
+    They are ``position_embeddings``, in transformers (or, before, their angles in
+    ``rotary_pos_emb``), or ``rope``, in timm.
 
     Raises
     ------
@@ -109,6 +110,10 @@ def tables_in(arguments: Mapping[str, Any]) -> Tables | None:
     value, rope = arguments.get("position_embeddings"), arguments.get("rope")
     if isinstance(rope, Tensor):
         value = rope.chunk(2, dim=-1)[::-1]
+    angles = arguments.get("rotary_pos_emb")
+    if value is None and isinstance(angles, Tensor):
+        angles = torch.cat([angles, angles], dim=-1).float()
+        value = angles.cos(), angles.sin()
     if value is None:
         return None
     if not isinstance(value, (tuple, list)) or len(value) != 2:

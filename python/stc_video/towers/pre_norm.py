@@ -15,7 +15,7 @@ from torch import nn
 from stc_video.errors import UnsupportedModelError
 from stc_video.towers.block import Block
 from stc_video.towers.families import SUPPORTED, refuse_family
-from stc_video.towers.layouts import is_packed, layout_of
+from stc_video.towers.layouts import LISTS, is_packed, layout_of
 from stc_video.towers.positions import FrameGeometry
 from stc_video.versions import TOWERS_FROM, require_transformers
 
@@ -103,12 +103,12 @@ def find_tower(root: nn.Module, caller: str) -> PreNormTower:
         raise UnsupportedModelError(f"{caller}: {reason}") from None
 
 
-def _block_lists(root: nn.Module) -> Iterator[tuple[str, nn.ModuleList]]:
+def _block_lists(root: nn.Module) -> Iterator[tuple[str, nn.ModuleList | nn.Sequential]]:
     """Lists of blocks, by name; those of language models, whose attention is causal, if alone."""
     stacks = [
         (name, module)
         for name, module in root.named_modules()
-        if isinstance(module, nn.ModuleList) and len(module) and _is_block(module[0])
+        if isinstance(module, LISTS) and len(module) and _is_block(module[0])
     ]
     seeing = [stack for stack in stacks if not _is_causal(stack[1][0])]
     yield from seeing or stacks
