@@ -234,7 +234,9 @@ class Block:
         groups = self.heads // self.key_heads
         if groups == 1:
             return x
-        return x.unflatten(-1, (self.key_heads, -1)).repeat_interleave(groups, -2).flatten(-2)
+        by_head = x.unflatten(-1, (self.key_heads, -1))
+        repeated: Tensor = by_head.repeat_interleave(groups, -2)
+        return repeated.flatten(-2)
 
     # -- the two branches --------------------------------------------------------------------
 
