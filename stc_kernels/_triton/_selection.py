@@ -96,17 +96,9 @@ def select_in_frame(
 
 @triton.jit
 def _select(
-    scores,
-    indices,
-    counts,
-    tokens,
-    capacity,
-    pinned,
-    threshold,
-    HIGHEST: tl.constexpr,
-    BELOW: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
+    scores, indices, counts, tokens, capacity, pinned, threshold,
+    HIGHEST: tl.constexpr, BELOW: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     frame = tl.program_id(0).to(tl.int64)
     select_in_frame(
         scores, indices, counts, frame, tokens, capacity, pinned, threshold, HIGHEST, BELOW, BLOCK
@@ -123,19 +115,12 @@ def _run(
     if tokens == 0:
         return indices, counts.zero_()
     launch(
-        _select,
-        frames,
-        scores,
-        indices,
-        counts,
-        tokens,
-        capacity,
-        pinned,
+        _select, frames,
+        scores, indices, counts, tokens, capacity, pinned,
         0.0 if threshold is None else threshold,
-        parameters=_tuning.parameters("select", scores.device, tokens=tokens),
-        HIGHEST=highest,
+        parameters=_tuning.parameters("select", scores.device, tokens=tokens), HIGHEST=highest,
         BELOW=threshold is not None,
-    )
+    )  # fmt: skip
     return indices, counts
 
 

@@ -77,29 +77,17 @@ def compact_tokens(tokens: Tensor, keep: Tensor, capacity: int) -> tuple[Tensor,
     if capacity == 0:
         return packed, indices, counts
     launch(
-        _list_marked,
-        frames,
-        flags,
-        counts,
-        indices,
-        frames,
-        count,
-        capacity,
+        _list_marked, frames,
+        flags, counts, indices, frames, count, capacity,
         parameters=parameters,
-    )
+    )  # fmt: skip
     parameters = _tuning.parameters("move_rows", tokens.device, rows=capacity, channels=channels)
     programs = triton.cdiv(capacity, parameters["BLOCK_ROWS"])
     programs *= triton.cdiv(channels, parameters["BLOCK_CHANNELS"])
     launch(
-        _pack_rows,
-        programs,
-        tokens,
-        indices,
-        packed,
-        capacity,
-        count,
-        channels,
+        _pack_rows, programs,
+        tokens, indices, packed, capacity, count, channels,
         *tokens.stride(),
         parameters=parameters,
-    )
+    )  # fmt: skip
     return packed, indices, counts

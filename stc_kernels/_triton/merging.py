@@ -127,38 +127,21 @@ def bipartite_match(metric: Tensor, r: int, protected: int) -> tuple[Tensor, Ten
     kernel = "match_float32" if metric.dtype == torch.float32 else "match"
     parameters = _tuning.parameters(kernel, metric.device, tokens=tokens, channels=channels)
     launch(
-        _best_partners,
-        batch * triton.cdiv(candidates, parameters["BLOCK_CANDIDATES"]),
-        metric,
-        best,
-        partners,
-        similarity,
-        tokens,
-        channels,
-        first_candidate,
-        first_partner,
+        _best_partners, batch * triton.cdiv(candidates, parameters["BLOCK_CANDIDATES"]),
+        metric, best, partners, similarity, tokens, channels, first_candidate, first_partner,
         candidates,
         *metric.stride(),
-        parameters=parameters,
-        EPSILON=EPSILON,
-        INTERPRETED=interpreted(),
-    )
+        parameters=parameters, EPSILON=EPSILON, INTERPRETED=interpreted(),
+    )  # fmt: skip
     link = metric.new_full((batch, tokens), -1, dtype=torch.int32)
     rows = torch.empty_like(source_map)
     scan = _tuning.parameters("scan", metric.device, tokens=tokens)
     if r > 0:
         launch(
-            _mark_leaves,
-            batch,
-            select_highest(best, r),
-            partners,
-            link,
-            tokens,
-            r,
-            first_candidate,
-            candidates,
+            _mark_leaves, batch,
+            select_highest(best, r), partners, link, tokens, r, first_candidate, candidates,
             parameters=scan,
-        )
+        )  # fmt: skip
     launch(_number_survivors, batch, link, rows, kept, tokens, tokens - r, parameters=scan)
     blocks = triton.cdiv(tokens, scan["BLOCK"])
     launch(_follow_links, batch * blocks, link, rows, source_map, tokens, parameters=scan)
@@ -216,19 +199,11 @@ def merge_tokens(
     # At least one program per row, which writes its size, even where there are no channels.
     blocks = max(1, triton.cdiv(channels, parameters["BLOCK_CHANNELS"]))
     launch(
-        _merge_rows,
-        batch * blocks * count,
-        tokens,
-        source_map.contiguous(),
-        totals if sizes is None else sizes,
-        merged,
-        totals,
-        places,
-        count,
-        channels,
+        _merge_rows, batch * blocks * count,
+        tokens, source_map.contiguous(), totals if sizes is None else sizes, merged, totals,
+        places, count, channels,
         *tokens.stride(),
         *((0, 0) if sizes is None else sizes.stride()),
-        parameters=parameters,
-        SIZES=sizes is not None,
-    )
+        parameters=parameters, SIZES=sizes is not None,
+    )  # fmt: skip
     return merged, totals

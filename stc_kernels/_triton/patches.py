@@ -175,44 +175,22 @@ def _resize(
     parts = triton.cdiv(resized, parameters["BLOCK"])
     marks = pictures if changed is None else changed.view(torch.uint8)
     launch(
-        _narrow_rows,
-        frames * height * parts,
-        pictures,
-        rows,
-        columns,
-        marks,
-        narrowed,
-        height,
-        width,
-        rows.shape[1] - 1,
-        columns.shape[1] - 1,
-        down,
-        across,
+        _narrow_rows, frames * height * parts,
+        pictures, rows, columns, marks, narrowed, height, width, rows.shape[1] - 1,
+        columns.shape[1] - 1, down, across,
         *patch,
         *pictures.stride(),
-        parameters=parameters,
-        UPDATE=changed is not None,
-        FRACTION_BITS=FRACTION_BITS,
-    )
+        parameters=parameters, UPDATE=changed is not None, FRACTION_BITS=FRACTION_BITS,
+    )  # fmt: skip
     launch(
-        _make_patches,
-        frames * down * patch[0] * parts,
-        narrowed,
-        rows,
-        marks,
-        values.contiguous(),
-        patches,
-        height,
-        rows.shape[1] - 1,
-        down,
+        _make_patches, frames * down * patch[0] * parts,
+        narrowed, rows, marks, values.contiguous(), patches, height, rows.shape[1] - 1, down,
         across,
         *patch,
         *patches.stride(),
-        parameters=parameters,
-        UPDATE=changed is not None,
-        FRACTION_BITS=FRACTION_BITS,
+        parameters=parameters, UPDATE=changed is not None, FRACTION_BITS=FRACTION_BITS,
         BYTES=BYTES,
-    )
+    )  # fmt: skip
 
 
 def frames_to_patches(
@@ -246,23 +224,14 @@ def update_patches_(
     changed = torch.empty(patches.shape[:2], dtype=torch.bool, device=patches.device)
     parameters = _tuning.parameters("patches", pictures.device, columns=len(columns))
     launch(
-        _mark_changed_patches,
-        changed.numel(),
-        pictures,
-        previous,
-        rows,
-        columns,
-        changed.view(torch.uint8),
+        _mark_changed_patches, changed.numel(),
+        pictures, previous, rows, columns, changed.view(torch.uint8),
         *pictures.shape[1:3],
-        rows.shape[1] - 1,
-        columns.shape[1] - 1,
-        len(rows) // patch_height,
-        len(columns) // patch_width,
-        patch_height,
-        patch_width,
+        rows.shape[1] - 1, columns.shape[1] - 1, len(rows) // patch_height,
+        len(columns) // patch_width, patch_height, patch_width,
         *pictures.stride(),
         *previous.stride(),
         parameters=parameters,
-    )
+    )  # fmt: skip
     _resize(patches, pictures, changed, rows, columns, values, (patch_height, patch_width))
     return changed

@@ -55,20 +55,13 @@ def _move(source: Tensor, indices: Tensor, target: Tensor, scatter: bool) -> Non
     programs = triton.cdiv(rows, parameters["BLOCK_ROWS"])
     programs *= triton.cdiv(channels, parameters["BLOCK_CHANNELS"])
     launch(
-        _move_rows,
-        programs,
-        source,
-        indices.contiguous(),
-        target,
-        rows,
-        indices.shape[1],
-        (target if scatter else source).shape[1],
-        channels,
+        _move_rows, programs,
+        source, indices.contiguous(), target, rows, indices.shape[1],
+        (target if scatter else source).shape[1], channels,
         *source.stride(),
         *target.stride(),
-        parameters=parameters,
-        SCATTER=scatter,
-    )
+        parameters=parameters, SCATTER=scatter,
+    )  # fmt: skip
 
 
 def gather_rows(x: Tensor, indices: Tensor) -> Tensor:
@@ -116,24 +109,15 @@ def gather_layer_norm(
         return out
     parameters = _tuning.parameters("layer_norm", x.device, rows=rows, channels=channels)
     launch(
-        _gather_layer_norm,
-        triton.cdiv(rows, parameters["BLOCK_ROWS"]),
-        x,
-        indices.contiguous(),
-        x if weight is None else weight.contiguous(),
-        x if bias is None else bias.contiguous(),
-        out,
-        rows,
-        indices.shape[1],
-        x.shape[1],
+        _gather_layer_norm, triton.cdiv(rows, parameters["BLOCK_ROWS"]),
+        x, indices.contiguous(), x if weight is None else weight.contiguous(),
+        x if bias is None else bias.contiguous(), out, rows, indices.shape[1], x.shape[1],
         channels,
         *x.stride(),
         eps,
-        parameters=parameters,
-        WEIGHT=weight is not None,
-        BIAS=bias is not None,
+        parameters=parameters, WEIGHT=weight is not None, BIAS=bias is not None,
         BLOCK_CHANNELS=triton.next_power_of_2(channels),
-    )
+    )  # fmt: skip
     return out
 
 
@@ -190,20 +174,11 @@ def scatter_residual(base: Tensor, update: Tensor, indices: Tensor, rows: Tensor
     total = batch * tokens
     parameters = _tuning.parameters("scatter_residual", base.device, rows=total, channels=channels)
     launch(
-        _scatter_residual,
-        triton.cdiv(total, parameters["BLOCK_ROWS"]),
-        base,
-        update,
-        indices.contiguous(),
-        rows,
-        out,
-        total,
-        tokens,
-        indices.shape[1],
-        channels,
+        _scatter_residual, triton.cdiv(total, parameters["BLOCK_ROWS"]),
+        base, update, indices.contiguous(), rows, out, total, tokens, indices.shape[1], channels,
         *base.stride(),
         *update.expand(base.shape).stride(),
         *rows.stride(),
         parameters=parameters,
-    )
+    )  # fmt: skip
     return out

@@ -79,14 +79,9 @@ def _partial_anchors(
 
 @triton.jit
 def _mean_anchors(
-    partials,
-    anchors,
-    count,
-    channels,
-    parts,
-    BLOCK_TOKENS: tl.constexpr,
-    BLOCK_CHANNELS: tl.constexpr,
-):
+    partials, anchors, count, channels, parts,
+    BLOCK_TOKENS: tl.constexpr, BLOCK_CHANNELS: tl.constexpr,
+):  # fmt: skip
     """Mean of the unit tokens of each frame."""
     frame, block = split_program(channels, BLOCK_CHANNELS)
     frame = frame.to(tl.int64)
@@ -218,28 +213,13 @@ def saliency_topk(
     mask = tokens if channels is None else channels.contiguous().view(torch.uint8)
     anchors = _anchors(tokens, mask, channels is not None, inverse_norms, arrivals, parameters)
     launch(
-        _score_and_select,
-        frames * parts,
-        tokens,
-        mask,
-        tokens if memory is None else memory.contiguous(),
-        inverse_norms,
-        anchors,
-        scores,
-        indices,
-        arrivals,
-        count,
-        width,
-        parts,
-        k,
-        alpha,
+        _score_and_select, frames * parts,
+        tokens, mask, tokens if memory is None else memory.contiguous(), inverse_norms, anchors,
+        scores, indices, arrivals, count, width, parts, k, alpha,
         *tokens.stride(),
-        parameters=parameters,
-        GAUSSIAN=method == "gaussian",
-        MEMORY=memory is not None,
-        CHANNELS=channels is not None,
-        BLOCK=select["BLOCK"],
-    )
+        parameters=parameters, GAUSSIAN=method == "gaussian", MEMORY=memory is not None,
+        CHANNELS=channels is not None, BLOCK=select["BLOCK"],
+    )  # fmt: skip
     return indices, scores
 
 
@@ -257,28 +237,14 @@ def _anchors(
     partials = inverse_norms.new_empty((frames, parts, width))
     anchors = inverse_norms.new_empty((frames, width))
     launch(
-        _partial_anchors,
-        frames * parts,
-        tokens,
-        mask,
-        inverse_norms,
-        partials,
-        arrivals,
-        count,
-        width,
-        parts,
+        _partial_anchors, frames * parts,
+        tokens, mask, inverse_norms, partials, arrivals, count, width, parts,
         *tokens.stride(),
-        parameters=parameters,
-        CHANNELS=masked,
-    )
+        parameters=parameters, CHANNELS=masked,
+    )  # fmt: skip
     launch(
-        _mean_anchors,
-        frames * triton.cdiv(width, parameters["BLOCK_CHANNELS"]),
-        partials,
-        anchors,
-        count,
-        width,
-        parts,
+        _mean_anchors, frames * triton.cdiv(width, parameters["BLOCK_CHANNELS"]),
+        partials, anchors, count, width, parts,
         parameters=parameters,
-    )
+    )  # fmt: skip
     return anchors

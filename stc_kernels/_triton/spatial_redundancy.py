@@ -79,17 +79,10 @@ def spatial_redundancy(tokens: Tensor, alive: Tensor | None) -> Tensor:
     across = triton.cdiv(width, parameters["BLOCK_WIDTH"])
     down = triton.cdiv(height, parameters["BLOCK_HEIGHT"])
     launch(
-        _spatial_redundancy,
-        frames * down * across,
-        tokens,
-        tokens if alive is None else alive.contiguous().view(torch.uint8),
-        out,
-        height,
-        width,
-        channels,
+        _spatial_redundancy, frames * down * across,
+        tokens, tokens if alive is None else alive.contiguous().view(torch.uint8), out, height,
+        width, channels,
         *tokens.stride(),
-        parameters=parameters,
-        ALIVE=alive is not None,
-        EPSILON=EPSILON,
-    )
+        parameters=parameters, ALIVE=alive is not None, EPSILON=EPSILON,
+    )  # fmt: skip
     return out

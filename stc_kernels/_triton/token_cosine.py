@@ -52,17 +52,10 @@ def token_cosine(current: Tensor, reference: Tensor) -> Tensor:
     rows = batch * tokens
     parameters = _tuning.parameters("token_cosine", current.device, rows=rows, channels=channels)
     launch(
-        _token_cosine,
-        triton.cdiv(rows, parameters["BLOCK_ROWS"]),
-        current,
-        reference,
-        similarity,
-        rows,
-        tokens,
-        channels,
+        _token_cosine, triton.cdiv(rows, parameters["BLOCK_ROWS"]),
+        current, reference, similarity, rows, tokens, channels,
         *current.stride(),
         *reference.stride(),
-        parameters=parameters,
-        EPSILON=EPSILON,
-    )
+        parameters=parameters, EPSILON=EPSILON,
+    )  # fmt: skip
     return similarity

@@ -62,27 +62,16 @@ def add_layer_norm(
     rows = batch * count
     parameters = _tuning.parameters("layer_norm", base.device, rows=rows, channels=channels)
     launch(
-        _add_layer_norm,
-        triton.cdiv(rows, parameters["BLOCK_ROWS"]),
-        base,
-        update,
-        base if weight is None else weight.contiguous(),
+        _add_layer_norm, triton.cdiv(rows, parameters["BLOCK_ROWS"]),
+        base, update, base if weight is None else weight.contiguous(),
         base if bias is None else bias.contiguous(),
-        base if scale is None else scale.contiguous(),
-        total,
-        out,
-        rows,
-        count,
-        channels,
+        base if scale is None else scale.contiguous(), total, out, rows, count, channels,
         *base.stride(),
         *update.stride(),
         eps,
-        parameters=parameters,
-        WEIGHT=weight is not None,
-        BIAS=bias is not None,
-        SCALE=scale is not None,
-        BLOCK_CHANNELS=triton.next_power_of_2(channels),
-    )
+        parameters=parameters, WEIGHT=weight is not None, BIAS=bias is not None,
+        SCALE=scale is not None, BLOCK_CHANNELS=triton.next_power_of_2(channels),
+    )  # fmt: skip
     return total, out
 
 
@@ -125,19 +114,11 @@ def bias_gelu(x: Tensor, bias: Tensor | None, approximate: str) -> Tensor:
     programs = triton.cdiv(rows, parameters["BLOCK_ROWS"])
     programs *= triton.cdiv(channels, parameters["BLOCK_CHANNELS"])
     launch(
-        _bias_gelu,
-        programs,
-        x,
-        x if bias is None else bias.contiguous(),
-        out,
-        rows,
-        count,
-        channels,
+        _bias_gelu, programs,
+        x, x if bias is None else bias.contiguous(), out, rows, count, channels,
         *x.stride(),
-        parameters=parameters,
-        APPROXIMATE=approximate,
-        BIAS=bias is not None,
-    )
+        parameters=parameters, APPROXIMATE=approximate, BIAS=bias is not None,
+    )  # fmt: skip
     return out
 
 
@@ -198,25 +179,15 @@ def scatter_key_value_(
     programs = triton.cdiv(rows, parameters["BLOCK_ROWS"])
     programs *= triton.cdiv(channels, parameters["BLOCK_CHANNELS"])
     launch(
-        _scatter_key_value,
-        programs,
-        key_cache,
-        value_cache,
-        indices.contiguous(),
-        key,
-        value,
+        _scatter_key_value, programs,
+        key_cache, value_cache, indices.contiguous(), key, value,
         key if key_bias is None else key_bias.contiguous(),
-        value if value_bias is None else value_bias.contiguous(),
-        rows,
-        indices.shape[1],
-        key_cache.shape[1],
-        channels,
+        value if value_bias is None else value_bias.contiguous(), rows, indices.shape[1],
+        key_cache.shape[1], channels,
         *key_cache.stride(),
         *value_cache.stride(),
         *key.stride(),
         *value.stride(),
-        parameters=parameters,
-        KEY_BIAS=key_bias is not None,
-        VALUE_BIAS=value_bias is not None,
-    )
+        parameters=parameters, KEY_BIAS=key_bias is not None, VALUE_BIAS=value_bias is not None,
+    )  # fmt: skip
     torch.autograd.graph.increment_version((key_cache, value_cache))

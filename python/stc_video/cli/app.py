@@ -17,11 +17,13 @@ from stc_video.cli.demo import demo
 from stc_video.cli.doctor import doctor
 from stc_video.cli.evaluate import evaluate
 from stc_video.cli.fidelity import fidelity
+from stc_video.cli.models import models
 from stc_video.cli.options import add_command
 from stc_video.cli.prune_study import prune_study
 from stc_video.cli.run import run
 from stc_video.cli.serve import serve
 from stc_video.cli.stop import INTERRUPTED
+from stc_video.cli.world import world
 
 BAD_INPUT = 2
 
@@ -33,7 +35,8 @@ app = typer.Typer(
     rich_markup_mode="rich",
     help="Encode video with a fraction of a vision tower's work, and see what happened.",
 )
-for _command in (demo, run, bench, calibrate, prune_study, fidelity, serve, chat, doctor):
+_COMMANDS = (demo, run, bench, calibrate, prune_study, fidelity, serve, chat, models, doctor, world)
+for _command in _COMMANDS:
     add_command(app, _command, _command.__name__.replace("_", "-"))
 add_command(app, evaluate, "eval")
 

@@ -20,6 +20,7 @@ from stc_video.evaluation.queries import LETTERS
 from stc_video.evaluation.results import Results, gather
 from stc_video.evaluation.scoring import is_right
 from stc_video.evaluation.scoring.parsers import submitted_letter
+from stc_video.report.csv_table import write_csv
 from stc_video.report.page import atomic, finite
 
 if TYPE_CHECKING:
@@ -72,6 +73,7 @@ def write_results(task: EvaluationTask, console: Console) -> None:
         command=command_line(),
         created=created,
     )
+    write_csv(_csv_rows(results), folder / "scores.csv")
     _write_submissions(task, results, folder)
     console.print()
     console.print(headline(results), style="bold")
@@ -86,6 +88,17 @@ def write_results(task: EvaluationTask, console: Console) -> None:
     console.print(text_table(turned[0], turned[1:]))
     console.print(f"Report: [bold]{page}[/bold] and {folder / 'evaluation.json'}")
     show_verdict(console, verdict(results))
+
+
+def _csv_rows(results: Results) -> list[dict[str, object]]:
+    """One row for each configuration and part of the questions, with what it costs."""
+    return [
+        {"configuration": one["name"], **group, "work": one["cost"]["work"],
+         "tokens_per_frame": one["cost"]["tokens_per_frame"],
+         "context_tokens": one["cost"]["context_tokens"]}
+        for one in results.data["configurations"]
+        for group in one["groups"]
+    ]  # fmt: skip
 
 
 def _write_submissions(task: EvaluationTask, results: Results, folder: Path) -> None:

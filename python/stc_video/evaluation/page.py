@@ -119,6 +119,22 @@ def _kept_rows(results: Results) -> tuple[list[str], list[list[str]]]:
     return header, rows
 
 
+def _group_rows(results: Results) -> tuple[list[str], list[list[str]]]:
+    """Accuracy by task and folder: a row each, a column for each configuration."""
+    configurations = results.data["configurations"]
+    rows = []
+    for number, group in enumerate(configurations[0]["groups"]):
+        cells = []
+        for one in configurations:
+            part = one["groups"][number]
+            between = "" if part["low"] is None else (
+                f" ({_percent(part['low'])} to {_percent(part['high'])})"
+            )  # fmt: skip
+            cells.append(f"{_percent(part['accuracy'])}{between}")
+        rows.append([group["name"], str(group["total"]), *cells])
+    return ["part", "questions", *(one["name"] for one in configurations)], rows
+
+
 def _cost_rows(results: Results) -> tuple[list[str], list[list[str]]]:
     names = {"work": "tower work %", "encode_ms_per_frame": "tower ms per frame",
              "prefill_ms_per_frame": "prefill ms per frame", "answer_ms": "answer ms",
@@ -160,6 +176,9 @@ def write_report(results: Results, path: Path, *, videos: Path, command: str, cr
               for parser in PARSERS}  # fmt: skip
     tables |= {
         "Kept of the dense model's accuracy": _kept_rows(results),
+        "By task and by folder of the videos, in percent, with 95 % intervals": _group_rows(
+            results
+        ),
         "What it costs": _cost_rows(results),
         "What went wrong; all of it is in the scores": _problem_rows(results),
     }
@@ -215,6 +234,7 @@ def _chart_data(results: Results) -> dict[str, Any]:
         rows.append({
             "name": one["name"], "score": values[column],
             "encode": one["cost"]["encode_ms_per_frame"], "tokens": one["cost"]["context_tokens"],
+            "work": None if one["cost"]["work"] is None else 100 * one["cost"]["work"],
             "tasks": {name: value for name, value in values.items() if name in tasks},
         })  # fmt: skip
     return {"column": column, "rows": rows}

@@ -12,7 +12,7 @@ from typing import Any
 from stc_video.evaluation.answers import read_answers
 from stc_video.evaluation.configurations import DENSE
 from stc_video.evaluation.queries import DataError, Query, QuerySet
-from stc_video.evaluation.scoring import PARSERS, Counts, compare, count, scores
+from stc_video.evaluation.scoring import PARSERS, Counts, compare, count, groups, scores
 from stc_video.evaluation.scoring.table import Given
 
 __all__ = ["Results", "gather"]
@@ -123,6 +123,7 @@ def _configuration(
             parser: asdict(compare(benchmark, counts[parser][name], counts[parser][DENSE]))
             for parser in PARSERS
         }
+    made["groups"] = [asdict(group) for group in groups(counts["official"][name])]
     made["cost"] = _cost(list(costs[name].values()), found)
     made["problems"] = _problems(questions, found)
     return made

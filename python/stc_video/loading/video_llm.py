@@ -18,6 +18,8 @@ from stc_video.loading.checkpoint import MODEL_CLASSES, TOWER_CLASSES, load_chec
 from stc_video.loading.geometries import GEOMETRIES, build_random
 from stc_video.loading.placement import find_device, find_dtype
 from stc_video.loading.vision import LoadedModel, ModelError, wrap_model
+from stc_video.loading.world_model import WORLD_MODEL, load_world_model
+from stc_video.models.families import MODEL_FAMILIES, family_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -84,8 +86,9 @@ def load_chat_model(
     Parameters
     ----------
     name
-        A folder or Hugging Face id of a LLaVA-OneVision, Qwen2-VL or Qwen2.5-VL, or a geometry
-        such as ``"llava-onevision-tiny"``: that one has random weights and a tokenizer of bytes.
+        A folder or Hugging Face id of a whole model that ``stc models`` lists; ``"stc-world"``, a
+        small trained model of this package; or a geometry such as ``"llava-onevision-tiny"``: that
+        one has random weights and a tokenizer of bytes.
     device, dtype
         As for :func:`load_model`.
 
@@ -115,9 +118,13 @@ def load_chat_model(
         generation.eos_token_id = tokenizer.eos_token_id
         generation.suppress_tokens = unreadable(tokenizer, model.config)
         images, random = None, True
+    elif given == WORLD_MODEL and not Path(given).exists():
+        model, tokenizer = load_world_model()
+        images, random = None, False
     else:
         model, given, images = load_checkpoint(given, kind, MODEL_CLASSES)
-        if not hasattr(model, "generate") or not hasattr(model.config, "video_token_id"):
+        family = family_of(model.config.model_type)
+        if family is None or not hasattr(model, "generate"):
             raise _speechless(given, type(model).__name__)
         tokenizer, random = _load_tokenizer(given), False
     untyped: Any = model
@@ -129,8 +136,9 @@ def load_chat_model(
 
 
 def _speechless(name: str, found: str) -> UnsupportedModelError:
+    names = ", ".join(family.name for family in MODEL_FAMILIES if family.memories)
     return UnsupportedModelError(
-        f"model {name}: questions need a LLaVA-OneVision, Qwen2-VL or Qwen2.5-VL, got {found}"
+        f"model {name}: questions need a whole model ({names}), got {found}; `stc models` has more"
     )
 
 

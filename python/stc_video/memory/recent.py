@@ -42,7 +42,7 @@ class WindowMemory(Memory):
 
     @property
     def tokens(self) -> int:
-        """How many tokens are held."""
+        """Number of tokens held."""
         prefix = 0 if self._prefix is None else len(self._prefix)
         return prefix + sum(len(frame.embeds) for frame in self._frames)
 
@@ -159,5 +159,5 @@ def _as_video(frames: Iterable[Frame]) -> list[Frame]:
 
 
 def _end(frames: int, place: VideoPlace) -> int:
-    """How many positions so many frames of a video take."""
+    """Number of positions that so many frames of a video take."""
     return max((frames - 1) * place.step + 1, place.side) if frames else 0

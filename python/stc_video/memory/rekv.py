@@ -25,6 +25,7 @@ from stc_video.memory.blocks import Asked, block_of, length_of, start_of
 from stc_video.memory.codecs import make_codec
 from stc_video.memory.config import RekvConfig
 from stc_video.memory.decoder import Decoder, causal_mask
+from stc_video.memory.deepstack import joined, split_layers
 from stc_video.memory.index import BlockIndex
 from stc_video.memory.restoring import check_counts, check_fields, check_shape, checked_blocks
 from stc_video.memory.retrieval import block_order, choose
@@ -147,7 +148,7 @@ class RekvMemory(Memory):
         pairs = zip(frames, free, strict=True)
         positions = torch.cat([start + frame.offsets for frame, start in pairs], dim=-1)
         table = decoder.rotary.table(positions)
-        x = torch.cat([frame.embeds for frame in frames])
+        x, added = split_layers(joined([frame.embeds for frame in frames]), decoder.size)
         masks: list[Any] = []
         means = []
         for number, layer in enumerate(decoder.layers):
@@ -165,6 +166,7 @@ class RekvMemory(Memory):
                 rows_query = query[:, group.rows]
                 parts.append(layer.attend(rows_query, seen_keys, seen_values, masks[at]))
             x = layer.finish(x, torch.cat(parts))
+            x = x + added[number] if number < len(added) else x
         for at, frame in enumerate(frames):
             if sizes[at]:
                 block = block_of(frame, *starts[at])
@@ -241,7 +243,7 @@ class RekvMemory(Memory):
         return Context(cache, held + count - 1, retrieved)
 
     def _asked(self, text: str) -> Asked:
-        """What there is to answer a question from, now."""
+        """Collect the blocks that there are to answer a question from."""
         numbers = self._index.numbers()
         blocks = [self._blocks[number] for number in numbers]
         held = min(sum(block.tokens for block in blocks), self.config.retrieve_tokens)
@@ -278,12 +280,13 @@ class RekvMemory(Memory):
         """Fill keys and values (H, P + n, d) with the prefix and blocks, without gaps.
 
         Keys are rotated on from the position they had to that behind the block before, such that
-        text goes on at the number of tokens. With positions in time, height and width, all blocks
-        become one video: their times follow each other, their rows and columns lie on each other.
+        text goes on at the number of tokens. With positions in time, height and width, blocks of a
+        video become one: their times follow each other, their rows and columns lie on each other.
         """
         # A block in part takes as many positions as tokens, unless it has gaps anyway.
+        in_a_row = self._decoder.rotary.axes == 1
         spans = [
-            take if block.span == block.tokens and not block.side else block.span
+            take if block.span == block.tokens and in_a_row else block.span
             for block, take in blocks
         ]
         start = origin = keys.shape[1] - length_of([block for block, _ in blocks], spans)
@@ -301,6 +304,8 @@ class RekvMemory(Memory):
             moves.append(start - block.start)
             shifts.append(origin - block.origin)
             at, start = at + take, start + span
+            if not block.side:  # a picture of its own
+                origin = start
         differences = rotary.axes_of(torch.tensor(moves), torch.tensor(shifts))
         if differences.any():
             takes = torch.tensor([take for _, take in blocks], device=keys.device)

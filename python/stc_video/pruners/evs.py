@@ -9,7 +9,7 @@ from typing_extensions import Unpack
 
 from stc_video.checks import check_choice
 from stc_video.pruners.base import Chosen, Frames
-from stc_video.pruners.budget import listed, ranks
+from stc_video.pruners.budget import ranks
 from stc_video.pruners.novelty import (
     NoveltyPruner,
     NoveltySettings,
@@ -74,4 +74,4 @@ class EvsPruner(NoveltyPruner):
         change = change_from_previous(frames.features, state)
         budget = self.budget.clip_count(count, tokens) if count else 0
         keep = (ranks(change.reshape(1, -1)) < budget).view(count, tokens)
-        return listed(keep), change, {"change": change} if self.trace else {}
+        return keep, change, {"change": change} if self.trace else {}

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from stc_kernels import select_changed, token_cosine
 from stc_video.pruners.base import Chosen, Frames, Pruner
-from stc_video.pruners.budget import Budget, TokenBucket, highest, listed, ranks, spread
+from stc_video.pruners.budget import Budget, TokenBucket, highest, ranks, spread
 
 
 @dataclass
@@ -134,13 +134,13 @@ class NoveltyPruner(Pruner):
         shown = trace if self.trace else {}
         if not self.budget.given:
             keep = above if self.floor == 0 else above | (ranks(scores) < self.floor)
-            return listed(keep), scores, shown
+            return keep, scores, shown
         if self.window is None:
             return highest(scores, count), scores, shown
         return self._spend(scores, count, state), scores, shown
 
     def _spend(self, scores: Tensor, rate: int, state: StreamState) -> Tensor:
-        """Grant each frame its tokens from the stream's bucket."""
+        """Grant each frame its tokens from the stream's bucket: a mask (F, N)."""
         if state.bucket is None:
             state.bucket = TokenBucket(rate, int(self.window or 1), max(1, self.floor))
         order = ranks(scores)
@@ -150,7 +150,7 @@ class NoveltyPruner(Pruner):
             < state.bucket.grant(frame.nan_to_num(nan=0.0, posinf=0.0).clamp(0, 2).mean(), tokens)
             for rank, frame in zip(order, scores, strict=True)
         ]
-        return listed(torch.stack(masks)) if masks else order.int()
+        return torch.stack(masks) if masks else order.int()
 
     def _state_of(self, frames: Frames) -> StreamState:
         """State of the stream; a frame of another shape, dtype or device starts it afresh."""

@@ -10,7 +10,7 @@ from typing_extensions import Unpack
 from stc_kernels import channel_variance
 from stc_video.checks import check_choice
 from stc_video.pruners.base import Chosen, Frames
-from stc_video.pruners.budget import listed, ranks
+from stc_video.pruners.budget import ranks
 from stc_video.pruners.novelty import NoveltyPruner, NoveltySettings, StreamState, remember
 
 SCOPES = ("stream", "clip")
@@ -113,7 +113,7 @@ class VidCom2Pruner(NoveltyPruner):
         features = frames.features
         count, tokens, width = features.shape
         if count * tokens == 0:
-            return listed(features.new_zeros((count, tokens), dtype=torch.bool)), None, {}
+            return features.new_zeros((count, tokens), dtype=torch.bool), None, {}
         order = torch.sort(channel_variance(features), stable=True).indices
         used = features.float().index_select(2, order[: max(1, width // 2)])
         norm = torch.linalg.vector_norm(used, dim=-1)
@@ -130,4 +130,4 @@ class VidCom2Pruner(NoveltyPruner):
         ratios = (ratio * (1.0 + share - 1.0 / count)).clamp_max(1.0)
         granted = (ratios * tokens).round().clamp_min(1.0)
         keep = ranks(scores) < granted[:, None]
-        return listed(keep), scores, {"share": share} if self.trace else {}
+        return keep, scores, {"share": share} if self.trace else {}

@@ -38,6 +38,8 @@ class VisionZipPruner(Pruner):
         ``"sum"`` or ``"mean"``.
     """
 
+    merges = True
+
     def __init__(
         self,
         tokens_per_frame: int | None = None,

@@ -78,17 +78,7 @@ def tiles(record: RunRecord, totals: Totals) -> list[Tile]:
 def totals_table(record: RunRecord, totals: Totals) -> list[Row]:
     """Return the comparison with encoding every frame densely.
 
-    Parameters
-    ----------
-    record : RunRecord
-        The run.
-    totals : Totals
-        Its totals.
-
-    Returns
-    -------
-    list of Row
-        Times of the dense side are the median of the reference times the number of frames.
+    Times of the dense side are the median of the reference times the number of frames.
     """
     t = totals
     rows = [

@@ -195,7 +195,7 @@ def _event(value: dict[str, Any]) -> str:
 
 
 def _facts(answer: Answer, live: LiveAnswer) -> dict[str, Any]:
-    """What the answer was given from."""
+    """Frames and times behind an answer."""
     frames = None
     if answer.retrieved is not None:
         frames = [

@@ -151,7 +151,7 @@ def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
 
 
 def _orientation(tiff: bytes) -> int:
-    """How a picture is turned, 1 to 8; 1 if that is not said."""
+    """Orientation of a picture, 1 to 8; 1 if that is not said."""
     order = {b"II*\0": "<", b"MM\0*": ">"}.get(tiff[:4])
     if order is None or len(tiff) < 8:
         return 1

@@ -44,7 +44,7 @@ class Message(BaseModel):
 
 
 class StreamOptions(BaseModel):
-    """What a streamed answer has besides."""
+    """Options of a streamed answer."""
 
     model_config = _STRICT
 

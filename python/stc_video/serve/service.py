@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a service consists of."""
+"""The parts of a service."""
 
 from __future__ import annotations
 

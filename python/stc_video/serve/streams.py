@@ -104,7 +104,7 @@ class LiveStream:
         return len(self._queue)
 
     def counts(self) -> dict[str, Any]:
-        """What became of all frames so far."""
+        """Totals of all frames so far."""
         with self._counting:
             return {
                 "received": self.received,
@@ -123,7 +123,7 @@ class LiveStream:
 
     @property
     def watchers(self) -> int:
-        """How many watch."""
+        """Number of clients that watch."""
         return len(self._watchers)
 
     def watch(self, watcher: Callable[[SeenFrame], None]) -> Callable[[], None]:
@@ -202,7 +202,7 @@ class LiveStream:
         frame.reply(facts)
 
     def _tokens(self, pushed: PushedFrame) -> dict[str, Any]:
-        """Which tokens were encoded anew (one byte each, as base64) and which were kept."""
+        """Tokens that were encoded anew (one byte each, as base64), and those that were kept."""
         made: dict[str, Any] = {"kept": pushed.kept, "feature_grid": pushed.grid}
         record = pushed.record
         if record is not None and self._grid is not None:

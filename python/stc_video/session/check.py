@@ -50,7 +50,7 @@ def check_memory(handle: Acceleration, config: MemoryConfig) -> None:
     model = probe.model
     with failures(name), torch.no_grad():
         ids = short_ids(model, _TOKENS)
-        memory = make_memory(model.model.language_model, _small(config))
+        memory = make_memory(probe.adapter.language_model, _small(config))
         try:
             prompt = ids[0, -_QUESTION:].tolist()
             context = _filled(memory, model.get_input_embeddings()(ids[0]))

@@ -98,13 +98,32 @@ class Intake:
         frames = []
         for row, (count, time) in enumerate(zip(kept.counts.tolist(), times, strict=True)):
             tokens, indices = kept.tokens[row, :count], kept.indices[row, :count].long().cpu()
+            text = self._parts.adapter.frame_text(time)
             offsets, span, place = self._parts.adapter.place(indices, grid)
+            tokens, offsets, span = self._with_text(text, tokens, offsets, span)
             self._compare_time(time)
             frames.append(Frame(tokens, offsets, span, self.frames, time, place))
             self.frames += 1
             self.tokens_kept += count
             self.tokens_seen += grid[0] * grid[1]
         return frames
+
+    def _with_text(
+        self, text: tuple[list[int], list[int]], tokens: Tensor, offsets: Tensor, span: int
+    ) -> tuple[Tensor, Tensor, int]:
+        """Put the embeddings and positions of text around those of a frame's tokens."""
+        if not any(text):
+            return tokens, offsets, span
+        parts = [torch.tensor(ids, dtype=torch.long, device=tokens.device) for ids in text]
+        with torch.no_grad():
+            before, after = (self._parts.handle.adapter.embed(ids) for ids in parts)
+        start, end = len(before), len(before) + span
+        places = [
+            numbers.expand(*offsets.shape[:-1], -1)
+            for numbers in (torch.arange(start), torch.arange(end, end + len(after)))
+        ]
+        offsets = torch.cat([places[0], offsets + start, places[1]], dim=-1)
+        return torch.cat([before.to(tokens), tokens, after.to(tokens)]), offsets, end + len(after)
 
     def _compare_time(self, time: float | None) -> None:
         """Count a time that goes back, and warn of the first one: the order is that of pushing."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the parts of a session work on together."""
+"""Everything that the parts of a session share."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SessionParts:
-    """What the parts of a session work on together.
+    """Everything that the parts of a session share.
 
     Attributes
     ----------

@@ -28,7 +28,7 @@ _PARTS = frozenset({"memory", "state", "model", "settings"})
 
 @dataclass
 class SavedSession:
-    """What a session holds itself, beside its memory.
+    """State of a session itself, beside its memory.
 
     Attributes
     ----------

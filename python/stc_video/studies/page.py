@@ -80,27 +80,7 @@ class StudyPage(Generic[StudyT]):
         created: str,
         details: Details,
     ) -> Path:
-        """Write the page, whole or not at all: one file that loads nothing.
-
-        Parameters
-        ----------
-        study
-            The measurements.
-        path
-            The file; one that is there is replaced in one step.
-        command, created, details
-            How and when the study was run.
-
-        Returns
-        -------
-        Path
-            The file.
-
-        Raises
-        ------
-        OSError
-            If the file cannot be written; an earlier one is then as it was.
-        """
+        """Write the page, whole or not at all, with how and when the study was run."""
         write_page(
             Path(path),
             f"{self.name}.html.j2",

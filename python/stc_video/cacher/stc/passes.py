@@ -186,7 +186,7 @@ class RecordedPasses:
         if any(part.kept is None for part in parts):  # NaN in all its frames, which is rare
             return self.plain.dense(parts, batch)
 
-        def make(state: StcState) -> Callable[..., StcOutput]:
+        def make(state: StcState, _: bool) -> Callable[..., StcOutput]:
             def run(x: Tensor, slots: Tensor, rows: Tensor, *mask: Tensor) -> StcOutput:
                 def keep(layer: int, *computed: Tensor) -> None:
                     for planes, new in zip(state.tensors(), computed, strict=True):
@@ -202,11 +202,15 @@ class RecordedPasses:
         """Re-encode what each layer selects."""
         frames = len(batch.frames) // len(parts)
 
-        def make(state: StcState) -> Callable[..., StcOutput]:
+        def make(state: StcState, in_order: bool) -> Callable[..., StcOutput]:
             def run(x: Tensor, slots: Tensor, rows: Tensor, *mask: Tensor) -> StcOutput:
+                def of_streams(plane: Tensor) -> Tensor:
+                    mine = plane[: len(slots)] if in_order else plane.index_select(0, slots)
+                    return mine if frames == 1 else mine.repeat_interleave(frames, 0)
+
                 def references(layer: int) -> StcReference:
-                    rows = (planes[:, layer].index_select(0, slots) for planes in state.tensors())
-                    return StcReference(*(one.repeat_interleave(frames, 0) for one in rows))
+                    planes = (planes[:, layer] for planes in state.tensors())
+                    return StcReference(*map(of_streams, planes))
 
                 return self.plain.run_cached(batch.like(x, *mask), references)
 
@@ -219,9 +223,12 @@ class RecordedPasses:
         kind: str,
         parts: Sequence[Part],
         batch: FrameBatch,
-        make: Callable[[StcState], Callable[..., StcOutput]],
+        make: Callable[[StcState, bool], Callable[..., StcOutput]],
     ) -> StcOutput:
-        """Run one pass for the streams of each slab, and put their rows in order."""
+        """Run one pass for the streams of each slab, and put their rows in order.
+
+        ``make`` is told whether the streams' slots are the first ones of the slab, in order.
+        """
         frames = len(batch.frames) // len(parts)
         groups: dict[Slab, list[int]] = {}
         for number, part in enumerate(parts):
@@ -232,8 +239,11 @@ class RecordedPasses:
             assert isinstance(slab.state, StcState)
             rows = [number * frames + frame for number in numbers for frame in range(frames)]
             inputs = _inputs([parts[number] for number in numbers], rows, batch)
-            key: Hashable = (kind, tuple(i.shape for i in inputs), frames, batch.output_layers)
-            output: StcOutput = self.graphs.run(slab, key, make(slab.state), inputs)
+            slots = [slot.number for number in numbers if (slot := parts[number].slot) is not None]
+            in_order = kind == "cached" and slab.begins_with(slots, len(inputs[1]))
+            shapes = tuple(i.shape for i in inputs)
+            key: Hashable = (kind, shapes, frames, in_order, batch.output_layers)
+            output: StcOutput = self.graphs.run(slab, key, make(slab.state, in_order), inputs)
             outputs.append(output.rows(slice(len(rows))))
             order += rows
         if len(outputs) == 1:

@@ -3,6 +3,7 @@
 
 from stc_video.evaluation.scoring.columns import Column, columns_of, headline_column
 from stc_video.evaluation.scoring.comparison import Comparison, compare
+from stc_video.evaluation.scoring.groups import Group, groups
 from stc_video.evaluation.scoring.parsers import PARSERS, is_right
 from stc_video.evaluation.scoring.table import Counts, Score, count, scores
 
@@ -11,10 +12,12 @@ __all__ = [
     "Column",
     "Comparison",
     "Counts",
+    "Group",
     "Score",
     "columns_of",
     "compare",
     "count",
+    "groups",
     "headline_column",
     "is_right",
     "scores",

@@ -60,7 +60,7 @@ class StoredFile:
 
     @property
     def bytes_on_disk(self) -> int:
-        """What it takes up, in whole blocks of the file system."""
+        """Its size in whole blocks of the file system."""
         found = self.path.stat()
         return max(found.st_size, 512 * found.st_blocks)
 

@@ -33,6 +33,7 @@
   }
 
   function render() {
+    Plotly.react("work", ...against("work", "work of the tower, % of dense"), config);
     Plotly.react("encode", ...against("encode", "milliseconds per frame in the tower"), config);
     Plotly.react("tokens", ...against("tokens", "tokens that an answer is given from"), config);
     Plotly.react("tasks", ...tasks(), config);

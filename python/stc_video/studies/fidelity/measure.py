@@ -143,24 +143,14 @@ def encode_densely(
     VideoError
         If not even the first frame of one can be decoded.
     """
-    return [
-        _encode_clip(name, source, model, fps, marker, on_frame)
-        for fps, sources in opened.items()
-        for name, source in sources
-    ]
-
-
-def _encode_clip(
-    name: str,
-    source: VideoSource,
-    model: LoadedModel,
-    fps: float,
-    marker: SaliencyMarker | None,
-    on_frame: Callable[[], None],
-) -> DenseClip:
-    with source:
-        pictures = (frame.image for frame in source)
-        return encode_pictures(name, fps, pictures, model, marker=marker, on_frame=on_frame)
+    clips = []
+    for fps, sources in opened.items():
+        for name, source in sources:
+            with source:
+                pictures = (frame.image for frame in source)
+                clip = encode_pictures(name, fps, pictures, model, marker=marker, on_frame=on_frame)
+            clips.append(clip)
+    return clips
 
 
 def encode_pictures(

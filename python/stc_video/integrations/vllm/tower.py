@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The towers of Qwen2.5-VL and Qwen3-VL as vLLM has them, seen as towers of this package.
+
+Their blocks have the parts of transformers' blocks, but linear layers return a pair, may have
+packed their weights away, and are called and never read; queries and keys are rotated by half as
+many numbers, which repeat.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from stc_video.towers.varlen import FrameGeometry, MergerSite, VarlenBlock, VarlenTower
+
+__all__ = ["EngineBlock", "engine_tower", "enter_frame"]
+
+
+@dataclass(frozen=True)
+class EngineBlock(VarlenBlock):
+    """One transformer block of vLLM, with all its heads on this device."""
+
+    @property
+    def channels(self) -> int:
+        """Width of the residual stream."""
+        return cast(int, self.qkv.input_size)
+
+    def project(
+        self, normed: Tensor, indices: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values of normalised rows, each (B, K, C), in one product."""
+        query, key, value = _output(self.qkv(normed)).chunk(3, dim=-1)
+        rotate, heads = self.geometry.rotate, self.heads
+        return rotate(query, heads, indices), rotate(key, heads, indices), value
+
+    def project_query(self, normed: Tensor, indices: Tensor | None = None) -> Tensor:
+        """Queries alone."""
+        return self.project(normed, indices)[0]
+
+    def project_key(self, normed: Tensor, indices: Tensor | None = None) -> Tensor:
+        """Keys alone."""
+        return self.project(normed, indices)[1]
+
+    def project_value(self, normed: Tensor, indices: Tensor | None = None) -> Tensor:
+        """Values alone."""
+        return self.project(normed, indices)[2]
+
+    def attention_branch(self, mixed: Tensor) -> Tensor:
+        """Project mixed values (B, K, C) to what is added to the residual stream."""
+        return _output(self.output(mixed))
+
+    def mlp_operations(self) -> int:
+        """Multiply-adds of the MLP for one token."""
+        linears = (m for m in self.mlp.modules() if hasattr(m, "output_size"))
+        return sum(cast(Any, m).input_size * cast(Any, m).output_size for m in linears)
+
+
+def engine_tower(visual: nn.Module) -> VarlenTower:
+    """Take a tower of vLLM apart; AttributeError if a part of it is missing."""
+    tower = cast(Any, visual)
+    full = getattr(tower, "fullatt_block_indexes", range(len(tower.blocks)))
+    geometry = FrameGeometry()
+    blocks = tuple(
+        EngineBlock(layer, layer.attn.num_attention_heads_per_partition, at not in full, geometry)
+        for at, layer in enumerate(tower.blocks)
+    )
+    window = 0
+    if any(block.is_windowed for block in blocks):
+        window = tower.window_size // tower.spatial_merge_size // tower.patch_size
+    mergers = tuple(_mergers(tower, len(blocks)))
+    return VarlenTower(visual, blocks, mergers, tower.spatial_merge_size, window, geometry)
+
+
+def enter_frame(tower: VarlenTower, cos: Tensor, sin: Tensor, grid: tuple[int, int]) -> None:
+    """Describe the next frames: cos and sin (N, head size / 2) of their rows, rows and columns."""
+    whole = (torch.cat([half, half], dim=-1) for half in (cos, sin))
+    tower.geometry.enter(*whole, tower.windows(*grid))
+
+
+def _mergers(tower: Any, layers: int) -> Iterator[MergerSite]:
+    pairs = zip(
+        getattr(tower, "deepstack_merger_list", ()),
+        getattr(tower, "deepstack_visual_indexes", ()),
+        strict=True,
+    )
+    yield from (MergerSite(module, layer) for module, layer in pairs)
+    yield MergerSite(tower.merger, layers - 1)
+
+
+def _output(returned: Any) -> Tensor:
+    """Return the output of a linear layer of vLLM, which may come with a bias to be added."""
+    output, bias = returned
+    return cast(Tensor, output if bias is None else output + bias)
