@@ -8,20 +8,23 @@ many numbers, which repeat.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from stc_video.towers.varlen import FrameGeometry, MergerSite, VarlenBlock, VarlenTower
+from stc_video.towers.block import Block
+from stc_video.towers.layouts import QWEN_VL
+from stc_video.towers.positions import FrameGeometry, Tables
+from stc_video.towers.varlen import MergerSite, VarlenTower
 
 __all__ = ["EngineBlock", "engine_tower", "enter_frame"]
 
 
 @dataclass(frozen=True)
-class EngineBlock(VarlenBlock):
+class EngineBlock(Block):
     """One transformer block of vLLM, with all its heads on this device."""
 
     @property
@@ -29,25 +32,11 @@ class EngineBlock(VarlenBlock):
         """Width of the residual stream."""
         return cast(int, self.qkv.input_size)
 
-    def project(
-        self, normed: Tensor, indices: Tensor | None = None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values of normalised rows, each (B, K, C), in one product."""
-        query, key, value = _output(self.qkv(normed)).chunk(3, dim=-1)
-        rotate, heads = self.geometry.rotate, self.heads
-        return rotate(query, heads, indices), rotate(key, heads, indices), value
+    def _project(self, normed: Tensor) -> Sequence[Tensor]:
+        return _output(self.qkv(normed)).chunk(3, dim=-1)
 
-    def project_query(self, normed: Tensor, indices: Tensor | None = None) -> Tensor:
-        """Queries alone."""
-        return self.project(normed, indices)[0]
-
-    def project_key(self, normed: Tensor, indices: Tensor | None = None) -> Tensor:
-        """Keys alone."""
-        return self.project(normed, indices)[1]
-
-    def project_value(self, normed: Tensor, indices: Tensor | None = None) -> Tensor:
-        """Values alone."""
-        return self.project(normed, indices)[2]
+    def _one(self, normed: Tensor, number: int) -> Tensor:
+        return self._project(normed)[number]
 
     def attention_branch(self, mixed: Tensor) -> Tensor:
         """Project mixed values (B, K, C) to what is added to the residual stream."""
@@ -64,21 +53,24 @@ def engine_tower(visual: nn.Module) -> VarlenTower:
     tower = cast(Any, visual)
     full = getattr(tower, "fullatt_block_indexes", range(len(tower.blocks)))
     geometry = FrameGeometry()
-    blocks = tuple(
-        EngineBlock(layer, layer.attn.num_attention_heads_per_partition, at not in full, geometry)
-        for at, layer in enumerate(tower.blocks)
-    )
+    blocks = tuple(_block(layer, geometry, at not in full) for at, layer in enumerate(tower.blocks))
     window = 0
     if any(block.is_windowed for block in blocks):
         window = tower.window_size // tower.spatial_merge_size // tower.patch_size
     mergers = tuple(_mergers(tower, len(blocks)))
-    return VarlenTower(visual, blocks, mergers, tower.spatial_merge_size, window, geometry)
+    merge = tower.spatial_merge_size
+    return VarlenTower(visual, (visual,), blocks, mergers, merge, window, geometry)
+
+
+def _block(layer: Any, geometry: FrameGeometry, is_windowed: bool) -> EngineBlock:
+    heads, paths = layer.attn.num_attention_heads_per_partition, QWEN_VL.paths
+    return EngineBlock(layer, QWEN_VL, heads, heads, 1.0, geometry, is_windowed, paths=paths)
 
 
 def enter_frame(tower: VarlenTower, cos: Tensor, sin: Tensor, grid: tuple[int, int]) -> None:
     """Describe the next frames: cos and sin (N, head size / 2) of their rows, rows and columns."""
-    whole = (torch.cat([half, half], dim=-1) for half in (cos, sin))
-    tower.geometry.enter(*whole, tower.windows(*grid))
+    whole = Tables(*(torch.cat([half, half], dim=-1) for half in (cos, sin)))
+    tower.geometry.enter(whole, len(cos), tower.windows(*grid))
 
 
 def _mergers(tower: Any, layers: int) -> Iterator[MergerSite]:
