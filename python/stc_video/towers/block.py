@@ -226,17 +226,16 @@ class Block:
         weight = getattr(self.query_norm, "weight", None)
         if weight is None or weight.numel() > self.channels // self.heads:
             return cast(Tensor, norm(x))
-        normed: Tensor = norm(x.unflatten(-1, (heads, -1)))
-        return normed.flatten(-2)
+        by_head: Tensor = norm(x.unflatten(-1, (heads, -1)))
+        return by_head.flatten(-2)
 
     def _repeated(self, x: Tensor) -> Tensor:
         """Keys or values of grouped heads, once for each query head."""
         groups = self.heads // self.key_heads
         if groups == 1:
             return x
-        by_head = x.unflatten(-1, (self.key_heads, -1))
-        repeated: Tensor = by_head.repeat_interleave(groups, -2)
-        return repeated.flatten(-2)
+        by_head: Tensor = x.unflatten(-1, (self.key_heads, -1))
+        return by_head.repeat_interleave(groups, -2).flatten(-2)
 
     # -- the two branches --------------------------------------------------------------------
 

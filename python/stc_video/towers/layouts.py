@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
-__all__ = ["LAYOUTS", "LISTS", "BlockLayout", "is_packed", "layout_of", "part_at"]
+__all__ = ["LAYOUTS", "LISTS", "QWEN_VL", "BlockLayout", "is_packed", "layout_of", "part_at"]
 
 #: what blocks are in: transformers has lists, timm has them run one after the other
 LISTS = (nn.ModuleList, nn.Sequential)
@@ -101,7 +101,7 @@ def part_at(layer: nn.Module, path: tuple[str, ...]) -> nn.Module | nn.Parameter
 _SIGLIP = BlockLayout("layer_norm1", "layer_norm2", "self_attn", output="out_proj")
 _DINO = BlockLayout("norm1", "norm2", "attention", scale1="layer_scale1", scale2="layer_scale2")
 _VIT = BlockLayout("layernorm_before", "layernorm_after", "attention")
-_QWEN = BlockLayout("norm1", "norm2", "attn", ("qkv",), output="proj")
+QWEN_VL = BlockLayout("norm1", "norm2", "attn", ("qkv",), output="proj")
 _NESTED = ("attention.query", "attention.key", "attention.value")
 _QK = ("q_norm", "k_norm")
 _SCALED = replace(_VIT, scale1="lambda_1", scale2="lambda_2")
@@ -120,12 +120,12 @@ LAYOUTS: tuple[BlockLayout, ...] = (
             mlp_output="output.dense"),  # the same before transformers 5.18
     replace(_SCALED, norms=_QK, output="projection_layer"),  # InternVL
     replace(_SCALED, attention="self_attn", output="out_proj"),  # Step3.7
-    _QWEN,  # Qwen-VL, GLM-4V
-    replace(_QWEN, norms=_QK),  # GLM-OCR
-    replace(_QWEN, projections=("q", "k", "v")),  # Qwen2.5-Omni
-    replace(_QWEN, projections=("q_proj", "k_proj", "v_proj")),  # Kimi-K2.5
-    replace(_QWEN, scale1="ls1", scale2="ls2"),  # ViTs of timm
-    replace(_QWEN, scale1="gamma_1", scale2="gamma_2"),  # Perception Encoder, of timm
+    QWEN_VL,  # Qwen-VL, GLM-4V
+    replace(QWEN_VL, norms=_QK),  # GLM-OCR
+    replace(QWEN_VL, projections=("q", "k", "v")),  # Qwen2.5-Omni
+    replace(QWEN_VL, projections=("q_proj", "k_proj", "v_proj")),  # Kimi-K2.5
+    replace(QWEN_VL, scale1="ls1", scale2="ls2"),  # ViTs of timm
+    replace(QWEN_VL, scale1="gamma_1", scale2="gamma_2"),  # Perception Encoder, of timm
     BlockLayout("rms_norm1", "rms_norm2", "attention", output="out_proj", mlp="ffn"),  # AIMv2
     BlockLayout("attention_norm", "ffn_norm", "attention", mlp="feed_forward"),  # Pixtral
     BlockLayout(
