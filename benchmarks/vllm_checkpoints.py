@@ -49,17 +49,17 @@ def make_checkpoint(name: str, folder: Path, **vision: object) -> Path:
 
 
 def _config(name: str, settings: dict[str, object]) -> transformers.PretrainedConfig:
-    rope = {"rope_type": "default", "type": "mrope", "mrope_section": [4, 2, 2],
+    rope = {"rope_type": "default", "type": "mrope", "mrope_section": [8, 4, 4],
             "rope_theta": 1e4, "mrope_interleaved": name == "qwen3-vl"}  # fmt: skip
     text = {
-        "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
-        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16,
+        "hidden_size": 128, "intermediate_size": 96, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32,
         "vocab_size": 256 + len(SPECIAL), "max_position_embeddings": 4096,
         "tie_word_embeddings": False, "rope_scaling": rope, "rope_parameters": rope,
         "bos_token_id": None, "eos_token_id": IDS["<|im_end|>"],
     }  # fmt: skip
     vision = {
-        "depth": 4, "hidden_size": 128, "intermediate_size": 160, "out_hidden_size": 64,
+        "depth": 4, "hidden_size": 128, "intermediate_size": 160, "out_hidden_size": 128,
         "num_heads": 4,
     }  # fmt: skip
     ids = {

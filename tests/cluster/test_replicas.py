@@ -5,7 +5,10 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import socket as sockets
+import subprocess
+import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -139,3 +142,23 @@ def test_saves_are_on_storage_of_all(nodes, model_folder: Path, tmp_path: Path) 
         start_replicas(model, ServeConfig(), nodes.address, 2, print)
     with pytest.raises(ValueError, match="--replicas 3: the cluster has room for 2"):
         start_replicas(model, ServeConfig(save_folder=tmp_path), nodes.address, 3, print)
+
+
+def test_the_command_saves_at_its_end(model_folder: Path, tmp_path: Path) -> None:
+    port, log = free_port(), tmp_path / "log"
+    options = ("--model", model_folder, "--save-folder", tmp_path / "saves", "--port", port,
+               "--ray", "local", "--replicas", 1, "--threads", 1, "--tokens-per-frame", 6)  # fmt: skip
+    command = [sys.executable, "-m", "stc_video.cli", "serve", *map(str, options)]
+    with log.open("w") as file, subprocess.Popen(command, stdout=file, stderr=file) as process:
+        try:
+            until(lambda: "Serving" in log.read_text() or process.poll() is not None)
+            assert process.poll() is None, log.read_text()
+            camera = Camera(port, "door")
+            camera.push(2)
+            assert camera.outcomes == {"sent": 2, "seen": 2}
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(PATIENCE) == 0
+        finally:
+            process.kill()
+    assert "Saved and ended." in log.read_text()
+    assert (tmp_path / "saves" / "door" / "session.json").is_file()

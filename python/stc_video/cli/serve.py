@@ -219,9 +219,10 @@ def _serve_on_ray(settings: ServeSettings, address: str, config: ServeConfig) ->
         )
 
     end = threading.Event()
+    start_replicas(model, config, address, settings.replicas, ready)
+    # Not before: Ray has handlers of its own, which end the process at once.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: end.set())
-    start_replicas(model, config, address, settings.replicas, ready)
     end.wait()
     stop_replicas()
     console.print("Saved and ended.")

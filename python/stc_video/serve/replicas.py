@@ -173,6 +173,8 @@ def start_replicas(
             request_router_class=PinnedRouter, request_router_kwargs={"count": count}
         ),
     )
+    if _APP in serve.status().applications:  # left by a command that was killed; it has the parts
+        serve.delete(_APP)
     model = replace(model, threads=needs.get("num_cpus", model.threads))
     serve.run(deployment.bind(model, config, count), name=_APP, route_prefix="/")
     host = f"[{config.host}]" if ":" in config.host else config.host
