@@ -34,7 +34,13 @@ KEPT, NEW = 2, 5
 CLOSE = {"atol": 1e-5, "rtol": 0}
 
 
-@pytest.fixture(scope="module", params=model_names())
+#: those with experts go the ways of those without
+FAMILIES = [
+    pytest.param(name, marks=pytest.mark.long if "moe" in name else ()) for name in model_names()
+]
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
 def family(request) -> tuple[str, Any]:
     return request.param, make_model(request.param)
 
