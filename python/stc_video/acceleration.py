@@ -52,8 +52,7 @@ def accelerate(
     Parameters
     ----------
     model
-        A ``LlavaOnevisionForConditionalGeneration``, ``Qwen2VLForConditionalGeneration`` or
-        ``Qwen2_5_VLForConditionalGeneration`` in eval mode.
+        A whole model of a family that ``stc models`` lists, in eval mode.
     cache
         Policy of the cacher (see :func:`attach_cacher`), or None for none.
     prune
@@ -61,8 +60,8 @@ def accelerate(
     tokens_per_frame
         How many tokens the pruner keeps of each frame; None leaves it to the pruner's default.
     positions
-        ``"repacked"`` (LLaVA-OneVision, its default): the kept tokens and the text get consecutive
-        positions, as if the others had never been there, which is what the model saw in training.
+        ``"repacked"`` (the default of all but Qwen-VL): the kept tokens and the text get
+        consecutive positions, as if the others had never been there, as in training.
         ``"original"``: each keeps the position that it has in the full prompt; the only choice for
         Qwen-VL, whose positions are time, height and width.
     **pruner_settings

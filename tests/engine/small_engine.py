@@ -34,8 +34,8 @@ class Engine:
         self.name, self.side = name, SIDE[name]
         self.llm = LLM(
             model=folder, dtype="float32", enforce_eager=True, max_model_len=1024,
-            max_num_seqs=8, max_num_batched_tokens=64, limit_mm_per_prompt={"image": 8, "video": 4}, seed=0,
-            disable_log_stats=True, **settings,
+            max_num_seqs=8, max_num_batched_tokens=64, limit_mm_per_prompt={"image": 8, "video": 4},
+            seed=0, disable_log_stats=True, **settings,
         )  # fmt: skip
         self.model = self.llm.apply_model(lambda model: model)[0]
         self.encoded: list[torch.Tensor] = []

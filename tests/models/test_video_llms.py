@@ -27,7 +27,7 @@ from torch import Tensor
 from transformers.models.gemma3 import modeling_gemma3
 
 import stc_video
-from stc_video import UnsupportedModelError, accelerate
+from stc_video import CacheConfig, UnsupportedModelError, accelerate
 from stc_video.memory.held_cache import empty_cache
 
 KEPT, NEW = 2, 5
@@ -250,3 +250,20 @@ def test_a_pruner_that_merges_is_refused_where_first_layers_have_features_of_the
         accelerate(model, cache=None, prune="tome", tokens_per_frame=KEPT)
     assert not hasattr(model, "stc")
     assert "forward" not in vars(model.model.language_model)
+
+
+def test_a_cacher_that_encodes_every_row_is_the_stock_model(family):
+    name, model = family
+    given = CASES["two videos"](name)
+    answer = greedy(model, **given)
+    every_row = CacheConfig(policy="stc", ratio=1.0, interval=100)
+    try:
+        handle = accelerate(model, cache=every_row, prune="none").stc
+    except UnsupportedModelError:
+        assert name == "internvl"  # refused where the table of blocks has no row for its tower
+        assert not hasattr(model, "stc")
+        return
+    with handle:
+        assert torch.equal(greedy(model, **given), answer)
+        assert handle.cacher.stats().frames == 6
+    assert torch.equal(greedy(model, **given), answer)

@@ -62,14 +62,13 @@ def _qwen3_vl_moe() -> Any:
     )
 
 
-def _qwen3_5() -> Any:
-    text = {
+def _qwen3_5(**more: Any) -> dict[str, Any]:
+    return {
         **TEXT, **mrope(mrope_section=[2, 1, 1], partial_rotary_factor=0.5),
         "layer_types": ["linear_attention", "full_attention", "linear_attention"],
         "linear_key_head_dim": 8, "linear_value_head_dim": 8, "linear_num_key_heads": 2,
-        "linear_num_value_heads": 4,
+        "linear_num_value_heads": 4, **more,
     }  # fmt: skip
-    return transformers.Qwen3_5Config(text_config=text, vision_config=QWEN3_VISION, **MARKS)
 
 
 def _llama(**more: Any) -> dict[str, Any]:
@@ -128,7 +127,14 @@ def _llava_next_video() -> Any:
 CONFIGS: dict[str, Callable[[], Any]] = {
     "qwen3-vl": _qwen3_vl,
     "qwen3-vl-moe": _qwen3_vl_moe,
-    "qwen3.5": _qwen3_5,
+    "qwen3.5": lambda: transformers.Qwen3_5Config(
+        text_config=_qwen3_5(), vision_config=QWEN3_VISION, **MARKS
+    ),
+    "qwen3.5-moe": lambda: transformers.Qwen3_5MoeConfig(
+        text_config=_qwen3_5(**EXPERTS, shared_expert_intermediate_size=48),
+        vision_config=QWEN3_VISION,
+        **MARKS,
+    ),
     "internvl": _internvl,
     "smolvlm": _smolvlm,
     "gemma3": _gemma3,
@@ -155,7 +161,7 @@ def make_model(name: str) -> transformers.PreTrainedModel:
 
 
 SIDE, SMALL = 56, 4  # of the pictures of families without temporal patches, and their tokens
-QWEN = ("qwen3-vl", "qwen3-vl-moe", "qwen3.5")
+QWEN = ("qwen3-vl", "qwen3-vl-moe", "qwen3.5", "qwen3.5-moe")
 
 
 def pictures(count: int, seed: int = 0) -> torch.Tensor:
@@ -275,5 +281,5 @@ def features_by_hand(name: str, model: Any, frames: int, seed: int) -> list[torc
 
 def model_names() -> list[str]:
     """The families that the installed release has."""
-    there = {"qwen3.5": "Qwen3_5Config"}
+    there = dict.fromkeys(("qwen3.5", "qwen3.5-moe"), "Qwen3_5Config")
     return [name for name in CONFIGS if hasattr(transformers, there.get(name, "Qwen3VLConfig"))]

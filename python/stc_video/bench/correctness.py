@@ -23,7 +23,8 @@ from stc_video.bench.cases import Case
 from stc_video.bench.contenders import Contender, Dense, Graphed, Ours, Published
 from stc_video.bench.paper import attend
 from stc_video.bench.towers import replace_forwards
-from stc_video.towers.pre_norm import PreNormBlock, PreNormTower
+from stc_video.towers.block import Block
+from stc_video.towers.pre_norm import PreNormTower
 
 #: largest relative error of a token: of two versions of one sum of products, layers deep
 TOLERANCE = {torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 4e-2}
@@ -132,7 +133,7 @@ class ChangedRowsLayer:
         (S, K, C) int64, the rows of the next frame; None for all of them.
     """
 
-    block: PreNormBlock
+    block: Block
     index: Tensor | None = None
     key: Tensor | None = None
     value: Tensor | None = None

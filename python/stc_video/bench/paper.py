@@ -14,7 +14,7 @@ from typing import NamedTuple, cast
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, scaled_dot_product_attention
 
-from stc_video.towers.pre_norm import PreNormBlock
+from stc_video.towers.block import Block
 
 
 class Reference(NamedTuple):
@@ -43,7 +43,7 @@ class PublishedLayer:
         What the dense frame left.
     """
 
-    block: PreNormBlock
+    block: Block
     rows: int
     pinned: int
     reference: Reference | None = None
@@ -83,13 +83,13 @@ class PublishedLayer:
         return middle + reference.mlp.scatter(1, index, mlp)
 
 
-def attend(block: PreNormBlock, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+def attend(block: Block, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """Attention branch of queries (S, K, C) over keys and values (S, N, C), by torch's SDPA."""
     q, k, v = (part.unflatten(2, (block.heads, -1)).transpose(1, 2) for part in (query, key, value))
     mixed: Tensor = scaled_dot_product_attention(q, k, v)
     return block.attention_branch(mixed.transpose(1, 2).flatten(2))
 
 
-def _feed_forward(block: PreNormBlock, x: Tensor) -> Tensor:
+def _feed_forward(block: Block, x: Tensor) -> Tensor:
     branch: Tensor = block.mlp(block.norm2(x))
     return branch if block.scale2 is None else cast(Tensor, block.scale2(branch))

@@ -44,9 +44,9 @@ class StreamingSession:
     Parameters
     ----------
     model
-        A ``LlavaOnevisionForConditionalGeneration``, ``Qwen2VLForConditionalGeneration`` or
-        ``Qwen2_5_VLForConditionalGeneration`` in eval mode. If it is not accelerated yet, it is
-        until the last session on it is closed. For Qwen-VL two pictures are a frame.
+        A whole model of a family with sessions, of those that ``stc models`` lists, in eval mode.
+        If it is not accelerated yet, it is until the last session on it is closed. For Qwen-VL two
+        pictures are a frame.
     processor
         The model's processor, or its tokenizer; it must have a chat template.
     memory
@@ -96,7 +96,7 @@ class StreamingSession:
         if not isinstance(getattr(model, "stc", None), Acceleration):
             accelerate(model, cache, prune, tokens_per_frame, positions=positions)
             untyped.stc.owned = True
-        self._name = name = f"session-{next(_NUMBERS)}"
+        self._name = f"session-{next(_NUMBERS)}"
         self._handle: Acceleration = untyped.stc
         self._handle.users += 1
         self._open = True
@@ -113,10 +113,9 @@ class StreamingSession:
         except BaseException:
             self.close()
             raise
-        self._timer = StageTimer(model.device)
         self._parts = parts = SessionParts(
-            name, self._handle, self._adapter, template, self._memory, config, self._memory_lock,
-            prefill_chunk, self._timer,
+            self._name, self._handle, self._adapter, template, self._memory, config,
+            self._memory_lock, prefill_chunk, StageTimer(model.device),
         )  # fmt: skip
         self.tokenizer: Any = template.tokenizer
         self._intake = Intake(parts)
@@ -170,7 +169,7 @@ class StreamingSession:
         self._check_open()
         with self._push_lock:
             self._check_open()
-            with self._timer("decode"):
+            with self._parts.timer("decode"):
                 pixels, times = self._adapter.prepare(frames, timestamps)
             return [] if pixels is None else self._intake.encode(pixels, times)
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from stc_kernels import add_layer_norm, bias_gelu, gather_layer_norm, gather_rows
-from stc_video.towers.block import is_plain, is_plain_linear, is_untouched
+from stc_video.towers.plain import is_plain, is_plain_linear, is_untouched
 
 __all__ = ["add_and_normalise", "feed_forward", "take_and_normalise"]
 

@@ -11,7 +11,7 @@ import json
 import time
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +57,7 @@ class Plan:
 
     scenes: int = 1900
     projector_steps: int = 1100
-    decoder: DecoderSettings = DecoderSettings()
+    decoder: DecoderSettings = field(default_factory=DecoderSettings)
     seed: int = 1
 
 
