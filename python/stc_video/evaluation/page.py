@@ -176,7 +176,9 @@ def write_report(results: Results, path: Path, *, videos: Path, command: str, cr
               for parser in PARSERS}  # fmt: skip
     tables |= {
         "Kept of the dense model's accuracy": _kept_rows(results),
-        "By task and by folder of the videos, in percent, with 95 % intervals": _group_rows(results),
+        "By task and by folder of the videos, in percent, with 95 % intervals": _group_rows(
+            results
+        ),
         "What it costs": _cost_rows(results),
         "What went wrong; all of it is in the scores": _problem_rows(results),
     }

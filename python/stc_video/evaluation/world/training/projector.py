@@ -128,7 +128,9 @@ def accuracy(
     quarter = torch.from_numpy(truth[..., 2])
     for group in (0, 1):
         scores = torch.zeros(len(truth), 4, found[group].shape[-1])
-        scores.scatter_add_(1, quarter[..., None].expand_as(found[group]), found[group].log_softmax(-1))
+        scores.scatter_add_(
+            1, quarter[..., None].expand_as(found[group]), found[group].log_softmax(-1)
+        )
         wanted = torch.zeros(len(truth), 4, dtype=torch.long)
         wanted.scatter_(1, quarter, torch.from_numpy(truth[..., group]))
         there = wanted > 0

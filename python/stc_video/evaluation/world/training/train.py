@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from stc_video.evaluation.world.training.decoder import Decoder, DecoderSettings
+from stc_video.evaluation.world.training.decoder import Decoder, DecoderSettings, begin_decoder
 from stc_video.evaluation.world.training.library import LAYERS, Library, fill_library
 from stc_video.evaluation.world.training.projector import (
     Words,
@@ -34,6 +34,7 @@ from stc_video.loading.world_model import build_world_model, save_trained_part, 
 __all__ = ["Plan", "train"]
 
 _PROJECTOR, _CHECKPOINT, _MODEL = "projector.pt", "decoder.pt", "model"
+_TOKENS = "tokens.pt"
 _HELD_OUT = 60  # scenes that the projector is checked with
 _EVERY = 25  # steps between two lines of the log
 _SAVE_EVERY = 50
@@ -94,6 +95,7 @@ def train(folder: Path, plan: Plan) -> Path:
     tokenizer = make_tokenizer()
     model: Any = build_world_model(tokenizer, LAYERS)
     tokens = _projected(folder, plan, model, tokenizer, library, log)
+    begin_decoder(model, plan.seed)
     model.model.language_model.train(True)
     decoder = Decoder(model, tokenizer, tokens, library.scenes, plan.decoder, plan.seed)
     _train_decoder(folder, plan, model, decoder, log)
@@ -131,10 +133,14 @@ def _projected(
     state = torch.load(path, weights_only=True)
     projector.load_state_dict(state["projector"])
     embedding.data.copy_(state["embedding"])
-    with torch.no_grad():
-        parts = [project(projector, torch.from_numpy(part).float())
-                 for part in np.array_split(features, max(1, len(features) // 100))]  # fmt: skip
-    return torch.cat(parts).unflatten(0, (count, frames))
+    tokens = folder / _TOKENS
+    if not tokens.exists():
+        with torch.no_grad():
+            parts = [project(projector, torch.from_numpy(part).float())
+                     for part in np.array_split(features, max(1, len(features) // 100))]  # fmt: skip
+        torch.save(torch.cat(parts).unflatten(0, (count, frames)), tokens)
+    made: Tensor = torch.load(tokens, weights_only=True)
+    return made
 
 
 def _moments(features: Any) -> tuple[Tensor, Tensor]:
