@@ -358,7 +358,13 @@ setup(
     ],
     package_data={
         "stc_kernels": ["py.typed", "configs/*.json"],
-        "stc_video": ["py.typed", "calibrations/*.json", "report/assets/*", "serve/assets/*"],
+        "stc_video": [
+            "py.typed",
+            "calibrations/*.json",
+            "loading/assets/*/*",
+            "report/assets/*",
+            "serve/assets/*",
+        ],
     },
     ext_modules=[Extension("stc_kernels._C", [])] if DECISION and DECISION.native else [],
     cmdclass={"build_py": BuildPython, "build_ext": BuildNative},

@@ -18,7 +18,6 @@ from stc_video.evaluation.world.questions import FAMILIES, UNABLE, Balance, Ques
 from stc_video.evaluation.world.scenes import CARD, Frame, Thing, make_scene
 from stc_video.evaluation.world.streams import ask_about, make_stream
 
-
 ANSWERS = {"REC": ("0", "1", "2", "3"), "SSR": ("Yes", "No"), "CRR": ("Yes", "No")}
 
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from stc_video.evaluation.queries import LETTERS
 from stc_video.evaluation.world.questions import FAMILIES, Balance
 from stc_video.evaluation.world.scenes import Frame
 from stc_video.evaluation.world.streams import ask_about, follows
@@ -50,7 +51,7 @@ class DecoderSettings:
         Scenes of the longest streams.
     """
 
-    steps: int = 450
+    steps: int = 440
     streams: int = 8
     questions: int = 16
     rate: float = 2e-3
@@ -71,7 +72,7 @@ def learning_rate(step: int, settings: DecoderSettings) -> float:
 
 
 @torch.no_grad()
-def begin_decoder(model: Any, seed: int) -> None:
+def begin_decoder(model: Any, tokenizer: Any, seed: int) -> None:
     """Give a decoder weights from which it soon learns to look things up.
 
     The first query head of a key head begins like it, so that a token attends to tokens like
@@ -98,7 +99,12 @@ def begin_decoder(model: Any, seed: int) -> None:
                 attention.q_proj.weight[first] = attention.k_proj.weight[own]
             else:
                 _look_one_back(attention, own, first)
-    model.lm_head.weight.copy_(model.model.language_model.embed_tokens.weight)
+    embedding = model.model.language_model.embed_tokens.weight
+    for letter in LETTERS[:4]:
+        mark = tokenizer.convert_tokens_to_ids(f"{letter}.")
+        embedding[mark].normal_(0.0, float(embedding.std()), generator=random)
+        embedding[tokenizer.convert_tokens_to_ids(letter)] = embedding[mark]
+    model.lm_head.weight.copy_(embedding)
 
 
 def _look_one_back(attention: Any, key: slice, query: slice) -> None:

@@ -71,7 +71,7 @@ class Writer:
             prompt, gold = query.prompt, query.gold
             if question.options:
                 # The text first: its letter is then looked up, which is learned much sooner.
-                gold = f"{question.answer} answer {gold}"
+                gold = f"{question.answer} {gold}"
         answer = self._ids(f"<|assistant|>{gold}<|end|>")
         pieces = [self._ids(line) for line in prompt.split("\n")]
         return [self._video, *(i for piece in pieces for i in piece), *answer], len(answer) - 1
