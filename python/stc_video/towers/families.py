@@ -108,6 +108,7 @@ TOWER_FAMILIES = (
     _exact("AIMv2", "aimv2", "ovis2"),
     _exact("BLIP", "blip", "blip_2", "instructblipvideo"),
     _exact("Step3.7", "step3p7"),
+    _exact("Perception Encoder", "timm_wrapper", note="and plain ViTs of timm; needs timm"),
     _exact("Pixtral", "pixtral", note=_ONE_PICTURE),
     _exact("HunYuan-VL", "hunyuan_vl", "hy_v4_vl", note=_ONE_PICTURE),
     _exact("MiniMax-M3", "minimax_m3_vl", note=_ONE_PICTURE),
