@@ -85,19 +85,20 @@ class StreamEncoder:
     def __init__(self, visual: nn.Module, settings: Settings, log: Callable[[str], None]) -> None:
         self.totals = Totals()
         self.last_frames: list[FrameRecord] = []
-        self._visual: Any = visual
+        untyped: Any = visual
+        self._visual = untyped
         self._settings = settings
         self._log = log
         self._tower = tower = engine_tower(visual)
         self._policy = MotionPolicy(tower, settings.config(), StreamPool())
-        out_channels: int = self._visual.out_hidden_size
+        out_channels: int = untyped.out_hidden_size
         has_tail = self._policy.planner.has_tail
         self.table = StreamTable(tower, settings.bytes, out_channels, has_tail, self.totals)
         self._reporter = Reporter(log)
         self._names: Sequence[StreamName] = ()
         self._pass: _Pass | None = None
         self._is_checked = False
-        self._reserved = _reserved(self._visual.device, settings.bytes)
+        self._reserved = _reserved(untyped.device, settings.bytes)
         layers = frozenset(site.layer for site in tower.mergers)
         self._output_layers = layers
         self._root = InstancePatch.install(visual, as_function(self._forward), owner=self)

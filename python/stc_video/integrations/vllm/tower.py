@@ -65,8 +65,8 @@ def enter_frame(tower: VarlenTower, cos: Tensor, sin: Tensor, grid: tuple[int, i
     """Describe the next frames: cos and sin (N, head size / 2) of their rows, rows and columns."""
     # Tables are kept by size for recorded passes. There are none here, and clients choose sizes.
     tower.geometry._buffers.clear()
-    tables = Tables(*(torch.cat([half, half], dim=-1) for half in (cos, sin)))
-    tower.geometry.enter(tables, len(cos), tower.windows(*grid))
+    cos, sin = (torch.cat([half, half], dim=-1) for half in (cos, sin))
+    tower.geometry.enter(Tables(cos, sin), len(cos), tower.windows(*grid))
 
 
 def _block(layer: Any, geometry: FrameGeometry, is_windowed: bool) -> EngineBlock:
