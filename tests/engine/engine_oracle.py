@@ -35,6 +35,7 @@ class EngineOracle:
 
         first.forward = see
 
+    @torch.inference_mode()
     def encode(self, rows: Tensor | None) -> Tensor:
         """Encode the last frame: rows (K,) of it, or all; returns its tokens."""
         assert self.x is not None
