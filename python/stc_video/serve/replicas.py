@@ -109,6 +109,8 @@ class Replica:
         handle = self._handle
 
         async def ask(part: int) -> Any:
+            if part == self._part.number:
+                return getattr(self, method)(part)
             return await getattr(handle, method).remote(part)
 
         calls = (asyncio.wait_for(ask(part), _ANSWER_SECONDS) for part in range(self._part.count))
