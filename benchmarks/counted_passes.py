@@ -11,17 +11,17 @@ import functools
 from collections.abc import Callable
 from dataclasses import replace
 from fractions import Fraction
-from typing import Any
 
 import torch
-from counted import Call, count, pretended_gpu
+from counted import Call, Waits, count, pretended_gpu
 from torch import nn
 
 from stc_kernels import select_changed
 from stc_video.bench.cases import Case
-from stc_video.bench.contenders import Contender, Ours, motion_config, stc_config
+from stc_video.bench.contenders import Ours, motion_config, stc_config
 from stc_video.bench.paper import PublishedLayer
 from stc_video.bench.towers import BenchTower
+from stc_video.cacher.dense import FrameBatch
 from stc_video.cacher.graphs import GraphCache, PlainRecorder
 from stc_video.cacher.motion.bucketed import BucketedEncoder, Rows
 from stc_video.cacher.motion.state import MotionState
@@ -46,34 +46,36 @@ def dense(streams: int, layers: int = LAYERS) -> list[Call]:
 
 
 def motion(streams: int, layers: int = LAYERS) -> list[Call]:
-    """Count the layers of a cached frame of the `motion` policy."""
+    """Count the layers of a cached frame of the `motion` policy, with all streams in order."""
     blocks = _packed(layers).blocks
     with pretended_gpu():
         layout = Layout(TOKENS, CHANNELS, _DTYPE, torch.device("cuda"))
         state = MotionState.empty(layout, layers, False, frozenset(), (streams,))
         slots = torch.empty(streams, dtype=torch.int64, device="cuda")
         indices = torch.empty((streams, ROWS), dtype=torch.int32, device="cuda")
-        x = torch.empty((streams, ROWS, CHANNELS), dtype=_DTYPE, device="cuda")
+        frames = torch.empty((streams, TOKENS, CHANNELS), dtype=_DTYPE, device="cuda")
         encoder = BucketedEncoder(blocks, layers, GraphCache(PlainRecorder(), 0))
-        run = functools.partial(encoder._run, state, x, Rows(slots, indices, False), None, False)
+
+        def run() -> None:
+            encoder._run(state, frames, Rows(slots, indices, False, in_order=True), None, False)
+
         count(run)  # makes the copies of weights
         return count(run)
 
 
 def stc(streams: int, layers: int = LAYERS) -> list[Call]:
-    """Count the layers of a cached frame of the `stc` policy."""
+    """Count the layers of a cached frame of the `stc` policy, with all streams in order."""
     blocks = _packed(layers).blocks
     with pretended_gpu():
         frame = (TOKENS, CHANNELS)
         planes = torch.empty((3, streams, layers, *frame), dtype=_DTYPE, device="cuda")
-        slots = torch.empty(streams, dtype=torch.int64, device="cuda")
         x = torch.empty((streams, *frame), dtype=_DTYPE, device="cuda")
 
         def references(layer: int) -> StcReference:
-            return StcReference(*(plane[:, layer].index_select(0, slots) for plane in planes))
+            return StcReference(*(plane[:streams, layer] for plane in planes))
 
         passes = PlainPasses(blocks, lambda new, old: select_changed(new, old, ROWS), True)
-        run = functools.partial(passes.run_cached, x, None, frozenset(), references)
+        run = functools.partial(passes.run_cached, FrameBatch(x, None, frozenset()), references)
         count(run)  # makes the copies of weights
         return count(run)
 
@@ -102,11 +104,11 @@ PASSES: dict[str, Callable[..., list[Call]]] = {
 
 
 def around(policy: str, streams: int) -> list[Call]:
-    """Count what a cached frame launches outside of the layers: embedding, what changed, output.
+    """Count what a cached frame launches outside of its recorded pass: embedding, changes, output.
 
-    Real calls on a CPU in the shapes of a GPU, which `pretended_gpu` cannot do, since what changed
-    decides what is done. Towers of one layer and of two tell what is outside of them, calls with
-    one stream and with two what a stream adds.
+    Real calls on a CPU that says it is a GPU, since what changed decides what is done: those of a
+    tower of one layer less those of its pass. Calls with one stream and with two tell what a stream
+    adds.
     """
     one, two = _outside(policy, 1), _outside(policy, 2)
     calls = []
@@ -120,31 +122,44 @@ def around(policy: str, streams: int) -> list[Call]:
 
 @functools.cache
 def _outside(policy: str, streams: int) -> dict[str, tuple[int, int]]:
-    """By operator, the launches and bytes of a frame that no layer adds to."""
-    shallow, deep = (_of_whole_frame(policy, streams, layers) for layers in (1, 2))
-    found = {}
-    for op, numbers in shallow.items():
-        pairs = zip(numbers, deep.get(op, (0, 0)), strict=True)
-        found[op] = tuple(2 * first - second for first, second in pairs)
+    """By operator, the launches and bytes of a frame that are not in its pass."""
+    found = _totals(_whole_frame(policy, streams)[0])
+    for op, (launches, nbytes) in _totals(PASSES[policy](streams, 1)).items():
+        found[op] = found[op][0] - launches, found[op][1] - nbytes
     return {op: numbers for op, numbers in found.items() if numbers[0] > 0}
 
 
-def _of_whole_frame(policy: str, streams: int, layers: int) -> dict[str, tuple[int, int]]:
-    tower = BenchTower.build(GEOMETRY, layers=layers, dtype=_DTYPE)
+def waits(policy: str) -> int:
+    """Count how often a cached frame of one stream waits for the device."""
+    return _whole_frame(policy, 1)[1]
+
+
+def _totals(calls: list[Call]) -> dict[str, tuple[int, int]]:
+    found: dict[str, tuple[int, int]] = {}
+    for call in calls:
+        launches, nbytes = found.get(call.op, (0, 0))
+        found[call.op] = launches + call.launches, nbytes + call.nbytes
+    return found
+
+
+@functools.cache
+def _whole_frame(policy: str, streams: int) -> tuple[list[Call], int]:
+    """Calls and waits of a whole cached frame through one layer, behind others like it."""
+    tower = BenchTower.build(GEOMETRY, layers=1, dtype=_DTYPE)
     case = Case.of(tower, streams, RATIO)
     config = motion_config(case, refresh=False) if policy == "motion" else stc_config(case)
-    shapes: dict[str, Any] = {"batching": "bucketed", "graphs": False, "pack_weights": False}
-    contender: Contender = Ours(case, replace(config, **shapes))
-    found: dict[str, tuple[int, int]] = {}
-    with torch.inference_mode():
+    with pretended_gpu("cpu"):
+        contender = Ours(case, replace(config, graphs=False))
+        # It looks at the weights through memory that a machine without a GPU lacks.
+        contender.cacher._watch = None
         contender.start()
-        contender.encode(case.clip.turn(0))
-        for call in count(lambda: contender.encode(case.clip.turn(1))):
-            launches, nbytes = found.get(call.op, (0, 0))
-            found[call.op] = launches + call.launches, nbytes + call.nbytes
+        for turn in range(2):
+            contender.encode(case.clip.turn(turn))
+        with Waits() as waits:
+            calls = count(lambda: contender.encode(case.clip.turn(2)))
     if contender.problem:
         raise RuntimeError(f"{policy} did not encode a cached frame: {contender.problem}")
-    return found
+    return calls, waits.count
 
 
 def _tower(layers: int) -> nn.Module:

@@ -164,6 +164,7 @@ class _NarrowingEncoder:
         [segment] = segments
         state, middle = segment.state, segment.state.tail_input
         assert middle is not None
+        segment.put_reference()
         x = run_layers(self.blocks, segment.x, segments, range(self.head))
         if segment.indices is not None:
             alike = _likeness(take_rows(middle[None], segment.indices)[0], x[0])

@@ -43,7 +43,7 @@ class Unchecked:
         """Nothing."""
         return nullcontext()
 
-    def meet_mask(self, *_: Any) -> None:
+    def meet(self, *_: Any) -> None:
         """Nothing."""
 
     def hand_out(self, _number: int, given: Tensor, output: Tensor | None, _rest: Any) -> Tensor:

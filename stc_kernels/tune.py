@@ -97,9 +97,9 @@ def _kernels_of(ops: tuple[str, ...] | list[str]) -> Iterator[tuple[str, str]]:
     """Kernels whose parameters the operators look up, each with the operator that measures it."""
     from stc_kernels._triton._candidates import TUNED_KERNELS
 
-    wanted = {kernel for op in ops for kernel in TUNED_KERNELS[op]}
+    kernels = {kernel for op in ops for kernel in TUNED_KERNELS[op]}
     for kernel, op in _MEASURED_BY.items():
-        if kernel in wanted:
+        if kernel in kernels:
             yield kernel, op
 
 

@@ -14,16 +14,6 @@ ROOT = Path(__file__).parents[1]
 SOURCES = [*ROOT.glob("python/**/*.py"), *ROOT.glob("stc_kernels/**/*.py")]
 LONGEST_FILE, LONGEST_FUNCTION = 400, 60
 
-#: files and functions that are longer than they may be, to be emptied; nothing may be added
-TOO_LONG = {
-    "python/stc_video/memory/rekv.py",
-    "python/stc_video/session/session.py",
-    "stc_kernels/_triton/_selection.py:select_in_frame",
-    "stc_kernels/_triton/merging.py:_best_partners",
-    "stc_kernels/_triton/saliency_topk.py:_score_and_select",
-    "stc_kernels/_triton/sparse_query_attention.py:_attention",
-}
-
 
 def too_long(name: str, text: str) -> Iterator[str]:
     """Names of a source that are too long; the docstring of a function does not count."""
@@ -44,8 +34,7 @@ def test_files_and_functions_are_short():
     found = set()
     for path in SOURCES:
         found |= set(too_long(path.relative_to(ROOT).as_posix(), path.read_text("utf-8")))
-    assert sorted(found - TOO_LONG) == [], "longer than may be"
-    assert sorted(TOO_LONG - found) == [], "short by now: take them off the list"
+    assert sorted(found) == []
 
 
 @pytest.mark.parametrize(("statements", "is_long"), [(59, False), (60, True)])

@@ -19,13 +19,12 @@ from stc_video.models.adapter import ModelAdapter, adapter_for
 from stc_video.models.batching import TowerBatcher, TowerJob
 from stc_video.models.self_check import check_against_stock, shallow
 from stc_video.pruners import PrunedTokens, Pruner, make_pruner
+from stc_video.pruners.base import with_rows
 from stc_video.towers.patching import PatchedMethod
 from stc_video.versions import warn_if_untested
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-__all__ = ["Acceleration", "accelerate", "accelerate_with"]
 
 #: pruners without a count of their own
 _UNCOUNTED = ("none",)
@@ -53,8 +52,7 @@ def accelerate(
     Parameters
     ----------
     model
-        A ``LlavaOnevisionForConditionalGeneration``, ``Qwen2VLForConditionalGeneration`` or
-        ``Qwen2_5_VLForConditionalGeneration`` in eval mode.
+        A whole model of a family that ``stc models`` lists, in eval mode.
     cache
         Policy of the cacher (see :func:`attach_cacher`), or None for none.
     prune
@@ -62,8 +60,8 @@ def accelerate(
     tokens_per_frame
         How many tokens the pruner keeps of each frame; None leaves it to the pruner's default.
     positions
-        ``"repacked"`` (LLaVA-OneVision, its default): the kept tokens and the text get consecutive
-        positions, as if the others had never been there, which is what the model saw in training.
+        ``"repacked"`` (the default of all but Qwen-VL): the kept tokens and the text get
+        consecutive positions, as if the others had never been there, as in training.
         ``"original"``: each keeps the position that it has in the full prompt; the only choice for
         Qwen-VL, whose positions are time, height and width.
     **pruner_settings
@@ -113,6 +111,12 @@ def accelerate_with(
         if tokens_per_frame is not None and prune not in _UNCOUNTED:
             pruner_settings["tokens_per_frame"] = tokens_per_frame
         pruner = make_pruner(prune, **pruner_settings)
+    if adapter.deep and pruner.merges:
+        raise ValueError(
+            f"accelerate: {type(model).__name__} adds features of each token to its first layers, "
+            f"which {type(pruner).__name__} would have to merge too; choose a pruner that keeps "
+            "tokens as they are, such as 'stc'"
+        )
     check_against_stock(_probe(adapter))
     cacher = None if cache is None else attach_cacher(adapter.tower, cache)
     try:
@@ -125,7 +129,7 @@ def accelerate_with(
 
 def _probe(adapter: ModelAdapter) -> Acceleration:
     """Accelerate a model of few layers that shares the parts of the adapter's model."""
-    model = shallow(adapter.model)
+    model = shallow(adapter.model, adapter.language_model_name)
     return Acceleration(model, type(adapter)(model, adapter.positions), None, make_pruner("none"))
 
 
@@ -193,6 +197,7 @@ class Acceleration:
             if cacher is not None:
                 # Images also go through the tower, and are no frames of any stream.
                 self._exit.enter_context(cacher.paused())
+            adapter.attach()
             for name, value in ours.items():
                 setattr(model, name, value)
         except BaseException:
@@ -226,11 +231,11 @@ class Acceleration:
         if self.cacher is not None:
             self.cacher.detach()
         self._take_off()
-        self.adapter.restore()
         self.pruner.reset()
 
     def _take_off(self) -> None:
         self._exit.close()
+        self.adapter.restore()
         for name, before in self._before.items():
             if before is None:
                 self.model.__dict__.pop(name, None)
@@ -284,7 +289,11 @@ class Acceleration:
 
         ``grid`` is that of the tokens, where each video has its own.
         """
-        return self.pruner(features, grid=grid or self.grid, stream=stream)
+        width = features.shape[-1] // (1 + self.adapter.deep)
+        kept = self.pruner(
+            features[..., :width].contiguous(), grid=grid or self.grid, stream=stream
+        )
+        return with_rows(kept, features[..., width:]) if self.adapter.deep else kept
 
     def records(self, stream: str) -> list[FrameRecord]:
         """Records of the frames that were encoded last; empty without a cacher."""

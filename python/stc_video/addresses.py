@@ -5,8 +5,6 @@ from __future__ import annotations
 
 import re
 
-__all__ = ["without_password"]
-
 _PASSWORD = re.compile(r"(?<=://)[^/\s'\"]*@")
 
 

@@ -9,8 +9,6 @@ from torch import nn
 
 from stc_video.errors import UnsupportedModelError
 
-__all__ = ["refuse_hooks", "refuse_methods"]
-
 _HOOKS = (
     "_forward_hooks",
     "_forward_pre_hooks",

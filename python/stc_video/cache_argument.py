@@ -12,8 +12,6 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["CACHE", "CACHE_NAMES", "cache_argument", "cache_of", "one_named", "stock_named"]
-
 #: the name in this package
 CACHE = "cache"
 #: every name that a caller may use

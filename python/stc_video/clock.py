@@ -7,8 +7,6 @@ import time
 
 import torch
 
-__all__ = ["Clock"]
-
 
 class Clock:
     """Wall-clock laps; on CUDA the queue is drained first.

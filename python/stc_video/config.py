@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from stc_video.calibration import Aim, Calibration, default_calibration
+from stc_video.checks import check_between, check_choice, check_count
 
 #: name of the stream of frames that are given without one
 DEFAULT_STREAM = "default"
@@ -119,18 +120,17 @@ class CacheConfig:
 
     def __post_init__(self) -> None:
         """Check every value."""
-        _one_of("policy", self.policy, POLICIES)
-        _one_of("metric", self.metric, METRICS)
-        _one_of("batching", self.batching, BATCHINGS)
-        _at_least("graph_bytes", self.graph_bytes, 0)
+        check_choice("CacheConfig: policy", self.policy, POLICIES)
+        check_choice("CacheConfig: metric", self.metric, METRICS)
+        check_choice("CacheConfig: batching", self.batching, BATCHINGS)
+        check_count("CacheConfig: graph_bytes", self.graph_bytes, 0)
         if not 0.0 < self.ratio <= 1.0:
             raise ValueError(f"CacheConfig: ratio must be above 0 and at most 1, got {self.ratio}")
-        _at_least("interval", self.interval, 1)
+        check_count("CacheConfig: interval", self.interval, 1)
         if self.tail_layers is not None:
-            _at_least("tail_layers", self.tail_layers, 0)
-        _fraction("refresh", self.refresh)
-        _fraction("tail_from", self.tail_from)
-        _fraction("propagate", self.propagate)
+            check_count("CacheConfig: tail_layers", self.tail_layers, 0)
+        for name in ("refresh", "tail_from", "propagate"):
+            check_between(f"CacheConfig: {name}", getattr(self, name), 0, 1)
         if not 0.5 <= self.quality <= 0.999:
             raise ValueError(
                 f"CacheConfig: quality must be a cosine between 0.5 and 0.999, got {self.quality}"
@@ -141,7 +141,7 @@ class CacheConfig:
             )
         if not self.age_rate >= 0.0:
             raise ValueError(f"CacheConfig: age_rate must be at least 0, got {self.age_rate}")
-        _at_least("max_streams", self.max_streams, 1)
+        check_count("CacheConfig: max_streams", self.max_streams, 1)
         if self.threshold is not None and not -1.0 <= self.threshold <= 1.0:
             raise ValueError(
                 f"CacheConfig: threshold must be a cosine between -1 and 1, got {self.threshold}"
@@ -185,18 +185,3 @@ class CacheConfig:
                 f"settings are {', '.join(known)}"
             )
         return cls(policy=policy, **settings)
-
-
-def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ValueError(f"CacheConfig: {name} must be one of {', '.join(allowed)}, got {value!r}")
-
-
-def _fraction(name: str, value: float) -> None:
-    if not 0.0 <= value <= 1.0:
-        raise ValueError(f"CacheConfig: {name} must be between 0 and 1, got {value}")
-
-
-def _at_least(name: str, value: int, low: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < low:
-        raise ValueError(f"CacheConfig: {name} must be a whole number from {low}, got {value!r}")

@@ -10,8 +10,6 @@ from pathlib import Path
 
 from stc_video.errors import FolderInUseError
 
-__all__ = ["FolderLock", "try_lock"]
-
 _FILE = ".lock"
 
 

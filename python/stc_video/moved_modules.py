@@ -10,8 +10,6 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
-__all__ = ["MOVED_MODULES", "MovedModuleFinder"]
-
 #: old name -> new name
 MOVED_MODULES = {
     "stc_video.models.byte_tokenizer": "stc_video.loading.byte_tokenizer",

@@ -14,15 +14,6 @@ from importlib import metadata
 
 from stc_video.errors import UnsupportedModelError, UntestedReleaseWarning
 
-__all__ = [
-    "NEWEST_TESTED",
-    "TOWERS_FROM",
-    "VIDEO_MODELS_FROM",
-    "require_transformers",
-    "untested",
-    "warn_if_untested",
-]
-
 #: oldest release with whose towers the cacher works
 TOWERS_FROM = (4, 41)
 #: oldest release with whose video language models `accelerate` and sessions work

@@ -10,161 +10,74 @@ from __future__ import annotations
 from stc_kernels._tuning import Parameters
 
 
-def _tiles(rows_name: str, *tiles: tuple[int, int, int, int]) -> list[Parameters]:
-    """Candidates of (rows, channels, num_warps, num_stages)."""
-    return [
-        {
-            rows_name: rows,
-            "BLOCK_CHANNELS": channels,
-            "num_warps": warps,
-            "num_stages": stages,
-        }
-        for rows, channels, warps, stages in tiles
-    ]
+def _table(names: str, *rows: tuple[int, ...]) -> list[Parameters]:
+    """Candidates of a kernel, a row each; one stage of loads if the names do not say."""
+    return [{"num_stages": 1} | dict(zip(names.split(), row, strict=True)) for row in rows]
 
 
-def _attention(*tiles: tuple[int, int, int, int]) -> list[Parameters]:
-    """Candidates of (queries, keys, num_warps, num_stages)."""
-    return [
-        {"BLOCK_QUERIES": queries, "BLOCK_KEYS": keys, "num_warps": warps, "num_stages": stages}
-        for queries, keys, warps, stages in tiles
-    ]
-
-
-def _match(*tiles: tuple[int, int, int, int]) -> list[Parameters]:
-    """Candidates of (candidates, partners, channels, num_warps)."""
-    return [
-        {
-            "BLOCK_CANDIDATES": candidates,
-            "BLOCK_PARTNERS": partners,
-            "BLOCK_CHANNELS": channels,
-            "num_warps": warps,
-            "num_stages": 2,
-        }
-        for candidates, partners, channels, warps in tiles
-    ]
-
+_BLOCK = "BLOCK num_warps"
+_TILE = "BLOCK_ROWS BLOCK_CHANNELS num_warps"
+_ATTENTION = "BLOCK_QUERIES BLOCK_KEYS num_warps num_stages"
+_MATCH = "BLOCK_CANDIDATES BLOCK_PARTNERS BLOCK_CHANNELS num_warps num_stages"
 
 CANDIDATES: dict[str, list[Parameters]] = {
-    "token_cosine": _tiles(
-        "BLOCK_ROWS",
-        (8, 64, 2, 1),
-        (4, 256, 4, 1),
-        (2, 512, 2, 1),
-        (4, 512, 4, 1),
-        (1, 1024, 2, 1),
-        (2, 1024, 4, 1),
-        (1, 2048, 4, 1),
+    "token_cosine": _table(
+        _TILE,
+        (8, 64, 2), (4, 256, 4), (2, 512, 2), (4, 512, 4), (1, 1024, 2), (2, 1024, 4), (1, 2048, 4),
     ),
-    "select": [
-        {"BLOCK": block, "num_warps": warps, "num_stages": 1}
-        for block, warps in ((256, 2), (512, 4), (1024, 4), (1024, 8), (2048, 8))
-    ],
-    "move_rows": _tiles(
-        "BLOCK_ROWS",
-        (8, 64, 2, 1),
-        (1, 512, 2, 1),
-        (1, 1024, 4, 1),
-        (2, 512, 4, 1),
-        (4, 512, 4, 1),
-        (8, 512, 8, 1),
-        (2, 2048, 8, 1),
+    "select": _table(_BLOCK, (256, 2), (512, 4), (1024, 4), (1024, 8), (2048, 8)),
+    "move_rows": _table(
+        _TILE,
+        (8, 64, 2), (1, 512, 2), (1, 1024, 4), (2, 512, 4), (4, 512, 4), (8, 512, 8), (2, 2048, 8),
     ),
-    "layer_norm": [
-        {"BLOCK_ROWS": rows, "num_warps": warps, "num_stages": 1}
-        for rows, warps in ((1, 2), (1, 4), (1, 8), (2, 4), (2, 8), (4, 8))
-    ],
-    "scatter_residual": [
-        {**tile, "BLOCK_INDICES": 256}
-        for tile in _tiles(
-            "BLOCK_ROWS",
-            (8, 64, 2, 1),
-            (2, 512, 4, 1),
-            (4, 256, 4, 1),
-            (8, 256, 4, 1),
-            (4, 1024, 8, 1),
-        )
-    ],
-    "attention": _attention(
-        (16, 32, 2, 2),
-        (16, 64, 4, 3),
-        (32, 32, 4, 2),
-        (32, 64, 4, 2),
-        (64, 32, 4, 2),
-        (64, 64, 4, 1),
-        (128, 32, 8, 1),
+    "layer_norm": _table(
+        "BLOCK_ROWS num_warps", (1, 2), (1, 4), (1, 8), (2, 4), (2, 8), (4, 8)
+    ),
+    "scatter_residual": _table(
+        f"{_TILE} BLOCK_INDICES",
+        (8, 64, 2, 256), (2, 512, 4, 256), (4, 256, 4, 256), (8, 256, 4, 256), (4, 1024, 8, 256),
+    ),
+    "attention": _table(
+        _ATTENTION,
+        (16, 32, 2, 2), (16, 64, 4, 3), (32, 32, 4, 2), (32, 64, 4, 2),
+        (64, 32, 4, 2), (64, 64, 4, 1), (128, 32, 8, 1),
     ),
     # Without matrix units a tile's products are unrolled, and only small ones fit the registers.
-    "attention_float32": _attention(
-        (16, 32, 4, 1),
-        (32, 16, 4, 1),
-        (16, 32, 8, 1),
+    "attention_float32": _table(
+        _ATTENTION, (16, 32, 4, 1), (32, 16, 4, 1), (16, 32, 8, 1)
     ),
-    "bias_gelu": _tiles(
-        "BLOCK_ROWS",
-        (4, 256, 4, 1),
-        (1, 1024, 4, 1),
-        (2, 1024, 4, 1),
-        (1, 2048, 8, 1),
-        (4, 1024, 8, 1),
+    "bias_gelu": _table(
+        _TILE, (4, 256, 4), (1, 1024, 4), (2, 1024, 4), (1, 2048, 8), (4, 1024, 8)
     ),
-    "channel_variance": [
-        {**tile, "ROWS_PER_PART": per_part}
-        for per_part in (32, 128, 512)
-        for tile in _tiles("BLOCK_ROWS", (16, 64, 4, 2), (32, 64, 4, 2), (32, 128, 8, 2))
-    ],
-    "saliency": _tiles(
-        "BLOCK_TOKENS",
-        (2, 512, 4, 1),
-        (4, 512, 4, 1),
-        (8, 256, 4, 1),
-        (16, 128, 4, 1),
-        (16, 256, 8, 1),
+    "channel_variance": _table(
+        f"ROWS_PER_PART {_TILE} num_stages",
+        *((part, *tile) for part in (32, 128, 512)
+          for tile in ((16, 64, 4, 2), (32, 64, 4, 2), (32, 128, 8, 2))),
     ),
-    "spatial_redundancy": [
-        {
-            "BLOCK_HEIGHT": height,
-            "BLOCK_WIDTH": width,
-            "BLOCK_CHANNELS": channels,
-            "num_warps": warps,
-            "num_stages": 1,
-        }
-        for height, width, channels, warps in (
-            (1, 2, 512, 4),
-            (2, 2, 256, 4),
-            (2, 4, 128, 4),
-            (4, 4, 64, 4),
-            (4, 8, 64, 8),
-        )
-    ],
-    "scan": [
-        {"BLOCK": block, "num_warps": warps, "num_stages": 1}
-        for block, warps in ((256, 2), (512, 4), (1024, 4))
-    ],
-    "match": _match((16, 64, 64, 4), (32, 32, 64, 4), (64, 64, 64, 4)),
-    "match_float32": _match((16, 16, 32, 2), (16, 32, 32, 4), (32, 32, 32, 8)),
-    "merge": [
-        {"BLOCK": block, "BLOCK_CHANNELS": channels, "num_warps": warps, "num_stages": 1}
-        for block, channels, warps in (
-            (256, 512, 2),
-            (1024, 1024, 4),
-            (1024, 2048, 8),
-        )
-    ],
-    "patches": [
-        {"BLOCK": block, "num_warps": warps, "num_stages": 1}
-        for block, warps in ((64, 2), (128, 4), (256, 4))
-    ],
-    "column_mean": _attention(
-        (32, 32, 4, 2),
-        (64, 32, 4, 2),
-        (64, 64, 8, 1),
+    "saliency": _table(
+        "BLOCK_TOKENS BLOCK_CHANNELS num_warps",
+        (2, 512, 4), (4, 512, 4), (8, 256, 4), (16, 128, 4), (16, 256, 8),
     ),
-    "column_mean_float32": _attention(
-        (16, 16, 4, 1),
-        (16, 32, 8, 1),
+    "spatial_redundancy": _table(
+        "BLOCK_HEIGHT BLOCK_WIDTH BLOCK_CHANNELS num_warps",
+        (1, 2, 512, 4), (2, 2, 256, 4), (2, 4, 128, 4), (4, 4, 64, 4), (4, 8, 64, 8),
     ),
-}
+    "scan": _table(_BLOCK, (256, 2), (512, 4), (1024, 4)),
+    "match": _table(_MATCH, (16, 64, 64, 4, 2), (32, 32, 64, 4, 2), (64, 64, 64, 4, 2)),
+    "match_float32": _table(
+        _MATCH, (16, 16, 32, 2, 2), (16, 32, 32, 4, 2), (32, 32, 32, 8, 2)
+    ),
+    "merge": _table(
+        "BLOCK BLOCK_CHANNELS num_warps", (256, 512, 2), (1024, 1024, 4), (1024, 2048, 8)
+    ),
+    "patches": _table(_BLOCK, (64, 2), (128, 4), (256, 4)),
+    "column_mean": _table(
+        _ATTENTION, (32, 32, 4, 2), (64, 32, 4, 2), (64, 64, 8, 1)
+    ),
+    "column_mean_float32": _table(
+        _ATTENTION, (16, 16, 4, 1), (16, 32, 8, 1)
+    ),
+}  # fmt: skip
 
 #: operator -> the kernels whose parameters it looks up
 TUNED_KERNELS: dict[str, tuple[str, ...]] = {

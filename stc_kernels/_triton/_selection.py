@@ -37,23 +37,14 @@ def _keys(scores, token, tokens, pinned, HIGHEST: tl.constexpr):
 
 @triton.jit
 def select_in_frame(
-    scores,
-    indices,
-    counts,
-    frame,
-    tokens,
-    capacity,
-    pinned,
-    threshold,
-    HIGHEST: tl.constexpr,
-    BELOW: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
+    scores, indices, counts, frame, tokens, capacity, pinned, threshold,
+    HIGHEST: tl.constexpr, BELOW: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     """Select in one frame, whose scores this program or an earlier launch has written."""
     scores += frame * tokens
     indices += frame * capacity
     lane = tl.arange(0, BLOCK)
-    wanted = capacity
+    kept = capacity
     if BELOW:
         changed = 0
         for start in range(0, tokens, BLOCK):
@@ -64,10 +55,10 @@ def select_in_frame(
             hit = (token < tokens) & ~above
             changed += tl.sum(hit.to(tl.int32), 0)
         tl.store(counts + frame, changed)
-        wanted = tl.minimum(changed, capacity)
+        kept = tl.minimum(changed, capacity)
 
     limit = tl.zeros([], tl.uint32)
-    missing = wanted
+    missing = kept
     digits = tl.arange(0, 256)
     for step in tl.static_range(4):
         shift = 24 - 8 * step
@@ -100,22 +91,14 @@ def select_in_frame(
     if BELOW:
         for start in range(0, capacity, BLOCK):
             place = start + lane
-            tl.store(indices + place, -1, mask=(place >= wanted) & (place < capacity))
+            tl.store(indices + place, -1, mask=(place >= kept) & (place < capacity))
 
 
 @triton.jit
 def _select(
-    scores,
-    indices,
-    counts,
-    tokens,
-    capacity,
-    pinned,
-    threshold,
-    HIGHEST: tl.constexpr,
-    BELOW: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
+    scores, indices, counts, tokens, capacity, pinned, threshold,
+    HIGHEST: tl.constexpr, BELOW: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     frame = tl.program_id(0).to(tl.int64)
     select_in_frame(
         scores, indices, counts, frame, tokens, capacity, pinned, threshold, HIGHEST, BELOW, BLOCK
@@ -132,19 +115,12 @@ def _run(
     if tokens == 0:
         return indices, counts.zero_()
     launch(
-        _select,
-        frames,
-        scores,
-        indices,
-        counts,
-        tokens,
-        capacity,
-        pinned,
+        _select, frames,
+        scores, indices, counts, tokens, capacity, pinned,
         0.0 if threshold is None else threshold,
-        parameters=_tuning.parameters("select", scores.device, tokens=tokens),
-        HIGHEST=highest,
+        parameters=_tuning.parameters("select", scores.device, tokens=tokens), HIGHEST=highest,
         BELOW=threshold is not None,
-    )
+    )  # fmt: skip
     return indices, counts
 
 

@@ -39,6 +39,12 @@ def load_tokens(indices, place, places, tokens):
 
 
 @triton.jit
+def load_tile(at, rows, columns):
+    """Values at addresses (R, C), zero outside of the rows and columns that there are."""
+    return tl.load(at, mask=rows & columns, other=0.0)
+
+
+@triton.jit
 def dot(a, b, acc, INTERPRETED: tl.constexpr):
     """Add a product to acc: float32 for float32 inputs, not tf32."""
     if INTERPRETED:  # whose product takes bfloat16 for integers

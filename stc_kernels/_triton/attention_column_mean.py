@@ -30,30 +30,14 @@ def _load(base, row, rows, channel, row_stride, channel_stride, WIDTH: tl.conste
 
 @triton.jit
 def _row_sums(
-    query,
-    key,
-    highest_logits,
-    row_sums,
-    queries,
-    tokens,
-    heads,
-    heads_per_group,
-    query_frame,
-    query_token,
-    query_channel,
-    key_frame,
-    key_token,
-    key_channel,
+    query, key, highest_logits, row_sums, queries, tokens, heads, heads_per_group,
+    query_frame, query_token, query_channel,
+    key_frame, key_token, key_channel,
     scale,
-    query_head: tl.constexpr,
-    key_head: tl.constexpr,
-    WIDTH: tl.constexpr,
-    MAIN: tl.constexpr,
-    REST: tl.constexpr,
-    INTERPRETED: tl.constexpr,
-    BLOCK_QUERIES: tl.constexpr,
-    BLOCK_KEYS: tl.constexpr,
-):
+    query_head: tl.constexpr, key_head: tl.constexpr,
+    WIDTH: tl.constexpr, MAIN: tl.constexpr, REST: tl.constexpr, INTERPRETED: tl.constexpr,
+    BLOCK_QUERIES: tl.constexpr, BLOCK_KEYS: tl.constexpr,
+):  # fmt: skip
     """Highest logit of each row, in units of log 2, and its sum of powers.
 
     They are not put together into one logarithm, which would cost digits where logits are large.
@@ -92,31 +76,14 @@ def _row_sums(
 
 @triton.jit
 def _column_sums(
-    query,
-    key,
-    highest_logits,
-    row_sums,
-    sums,
-    queries,
-    tokens,
-    heads,
-    heads_per_group,
-    query_frame,
-    query_token,
-    query_channel,
-    key_frame,
-    key_token,
-    key_channel,
+    query, key, highest_logits, row_sums, sums, queries, tokens, heads, heads_per_group,
+    query_frame, query_token, query_channel,
+    key_frame, key_token, key_channel,
     scale,
-    query_head: tl.constexpr,
-    key_head: tl.constexpr,
-    WIDTH: tl.constexpr,
-    MAIN: tl.constexpr,
-    REST: tl.constexpr,
-    INTERPRETED: tl.constexpr,
-    BLOCK_QUERIES: tl.constexpr,
-    BLOCK_KEYS: tl.constexpr,
-):
+    query_head: tl.constexpr, key_head: tl.constexpr,
+    WIDTH: tl.constexpr, MAIN: tl.constexpr, REST: tl.constexpr, INTERPRETED: tl.constexpr,
+    BLOCK_QUERIES: tl.constexpr, BLOCK_KEYS: tl.constexpr,
+):  # fmt: skip
     pair, block = split_program(tokens, BLOCK_KEYS)
     frame = (pair // heads).to(tl.int64)
     head = (pair % heads).to(tl.int64)

@@ -32,19 +32,10 @@ def _merge(count, mean, squares, other_count, other_mean, other_squares):
 
 @triton.jit
 def _moments(
-    tokens,
-    means,
-    squares,
-    rows,
-    count,
-    channels,
-    rows_per_part,
-    frame_stride,
-    token_stride,
-    channel_stride,
-    BLOCK_ROWS: tl.constexpr,
-    BLOCK_CHANNELS: tl.constexpr,
-):
+    tokens, means, squares, rows, count, channels, rows_per_part,
+    frame_stride, token_stride, channel_stride,
+    BLOCK_ROWS: tl.constexpr, BLOCK_CHANNELS: tl.constexpr,
+):  # fmt: skip
     block, part = split_program(rows, rows_per_part)
     channel = block * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS).to(tl.int64)
     first = part * rows_per_part
@@ -101,28 +92,14 @@ def channel_variance(tokens: Tensor) -> Tensor:
     variance = torch.empty((channels,), dtype=torch.float32, device=tokens.device)
     blocks = triton.cdiv(channels, parameters["BLOCK_CHANNELS"])
     launch(
-        _moments,
-        parts * blocks,
-        tokens,
-        moments[0],
-        moments[1],
-        rows,
-        count,
-        channels,
-        rows_per_part,
+        _moments, parts * blocks,
+        tokens, moments[0], moments[1], rows, count, channels, rows_per_part,
         *tokens.stride(),
         parameters=parameters,
-    )
+    )  # fmt: skip
     launch(
-        _merge_parts,
-        blocks,
-        moments[0],
-        moments[1],
-        variance,
-        rows,
-        channels,
-        parts,
-        rows_per_part,
+        _merge_parts, blocks,
+        moments[0], moments[1], variance, rows, channels, parts, rows_per_part,
         parameters={name: parameters[name] for name in ("BLOCK_CHANNELS", "num_warps")},
-    )
+    )  # fmt: skip
     return variance

@@ -49,18 +49,10 @@ def _list_marked(keep, counts, indices, frames, tokens, capacity, BLOCK: tl.cons
 
 @triton.jit
 def _pack_rows(
-    tokens,
-    indices,
-    packed,
-    capacity,
-    count,
-    channels,
-    frame_stride,
-    token_stride,
-    channel_stride,
-    BLOCK_ROWS: tl.constexpr,
-    BLOCK_CHANNELS: tl.constexpr,
-):
+    tokens, indices, packed, capacity, count, channels,
+    frame_stride, token_stride, channel_stride,
+    BLOCK_ROWS: tl.constexpr, BLOCK_CHANNELS: tl.constexpr,
+):  # fmt: skip
     part, block = split_program(capacity, BLOCK_ROWS)
     row = block * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     channel = part * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS).to(tl.int64)
@@ -85,29 +77,17 @@ def compact_tokens(tokens: Tensor, keep: Tensor, capacity: int) -> tuple[Tensor,
     if capacity == 0:
         return packed, indices, counts
     launch(
-        _list_marked,
-        frames,
-        flags,
-        counts,
-        indices,
-        frames,
-        count,
-        capacity,
+        _list_marked, frames,
+        flags, counts, indices, frames, count, capacity,
         parameters=parameters,
-    )
+    )  # fmt: skip
     parameters = _tuning.parameters("move_rows", tokens.device, rows=capacity, channels=channels)
     programs = triton.cdiv(capacity, parameters["BLOCK_ROWS"])
     programs *= triton.cdiv(channels, parameters["BLOCK_CHANNELS"])
     launch(
-        _pack_rows,
-        programs,
-        tokens,
-        indices,
-        packed,
-        capacity,
-        count,
-        channels,
+        _pack_rows, programs,
+        tokens, indices, packed, capacity, count, channels,
         *tokens.stride(),
         parameters=parameters,
-    )
+    )  # fmt: skip
     return packed, indices, counts

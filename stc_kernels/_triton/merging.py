@@ -17,30 +17,18 @@ from stc_kernels import _tuning
 from stc_kernels._triton import interpreted
 from stc_kernels._triton._launch import launch
 from stc_kernels._triton._selection import select_highest
-from stc_kernels._triton._tiles import dot, split_program
+from stc_kernels._triton._tiles import dot, load_tile, split_program
 from stc_kernels.reference.token_cosine import EPSILON
 
 
 @triton.jit
 def _best_partners(
-    metric,
-    best,
-    partners,
-    similarity,
-    tokens,
-    channels,
-    first_candidate,
-    first_partner,
+    metric, best, partners, similarity, tokens, channels, first_candidate, first_partner,
     candidates,
-    frame_stride,
-    token_stride,
-    channel_stride,
-    EPSILON: tl.constexpr,
-    INTERPRETED: tl.constexpr,
-    BLOCK_CANDIDATES: tl.constexpr,
-    BLOCK_PARTNERS: tl.constexpr,
-    BLOCK_CHANNELS: tl.constexpr,
-):
+    frame_stride, token_stride, channel_stride,
+    EPSILON: tl.constexpr, INTERPRETED: tl.constexpr, BLOCK_CANDIDATES: tl.constexpr,
+    BLOCK_PARTNERS: tl.constexpr, BLOCK_CHANNELS: tl.constexpr,
+):  # fmt: skip
     frame, block = split_program(candidates, BLOCK_CANDIDATES)
     frame = frame.to(tl.int64)
     number = block * BLOCK_CANDIDATES + tl.arange(0, BLOCK_CANDIDATES)
@@ -60,16 +48,10 @@ def _best_partners(
         for channel_start in range(0, channels, BLOCK_CHANNELS):
             channel = channel_start + tl.arange(0, BLOCK_CHANNELS).to(tl.int64)
             inside = channel < channels
-            x = tl.load(
-                candidate_at[:, None] + channel[None, :] * channel_stride,
-                mask=alive[:, None] & inside[None, :],
-                other=0.0,
-            )
-            y = tl.load(
-                partner_at[None, :] + channel[:, None] * channel_stride,
-                mask=there[None, :] & inside[:, None],
-                other=0.0,
-            )
+            x_at = candidate_at[:, None] + channel[None, :] * channel_stride
+            y_at = partner_at[None, :] + channel[:, None] * channel_stride
+            x = load_tile(x_at, alive[:, None], inside[None, :])
+            y = load_tile(y_at, there[None, :], inside[:, None])
             product = dot(x, y, product, INTERPRETED)
             xx += tl.sum(x.to(tl.float32) * x.to(tl.float32), 1)
             yy += tl.sum(y.to(tl.float32) * y.to(tl.float32), 0)
@@ -145,38 +127,21 @@ def bipartite_match(metric: Tensor, r: int, protected: int) -> tuple[Tensor, Ten
     kernel = "match_float32" if metric.dtype == torch.float32 else "match"
     parameters = _tuning.parameters(kernel, metric.device, tokens=tokens, channels=channels)
     launch(
-        _best_partners,
-        batch * triton.cdiv(candidates, parameters["BLOCK_CANDIDATES"]),
-        metric,
-        best,
-        partners,
-        similarity,
-        tokens,
-        channels,
-        first_candidate,
-        first_partner,
+        _best_partners, batch * triton.cdiv(candidates, parameters["BLOCK_CANDIDATES"]),
+        metric, best, partners, similarity, tokens, channels, first_candidate, first_partner,
         candidates,
         *metric.stride(),
-        parameters=parameters,
-        EPSILON=EPSILON,
-        INTERPRETED=interpreted(),
-    )
+        parameters=parameters, EPSILON=EPSILON, INTERPRETED=interpreted(),
+    )  # fmt: skip
     link = metric.new_full((batch, tokens), -1, dtype=torch.int32)
     rows = torch.empty_like(source_map)
     scan = _tuning.parameters("scan", metric.device, tokens=tokens)
     if r > 0:
         launch(
-            _mark_leaves,
-            batch,
-            select_highest(best, r),
-            partners,
-            link,
-            tokens,
-            r,
-            first_candidate,
-            candidates,
+            _mark_leaves, batch,
+            select_highest(best, r), partners, link, tokens, r, first_candidate, candidates,
             parameters=scan,
-        )
+        )  # fmt: skip
     launch(_number_survivors, batch, link, rows, kept, tokens, tokens - r, parameters=scan)
     blocks = triton.cdiv(tokens, scan["BLOCK"])
     launch(_follow_links, batch * blocks, link, rows, source_map, tokens, parameters=scan)
@@ -185,23 +150,11 @@ def bipartite_match(metric: Tensor, r: int, protected: int) -> tuple[Tensor, Ten
 
 @triton.jit
 def _merge_rows(
-    tokens,
-    source_map,
-    sizes,
-    merged,
-    totals,
-    places,
-    count,
-    channels,
-    frame_stride,
-    token_stride,
-    channel_stride,
-    size_frame,
-    size_token,
-    SIZES: tl.constexpr,
-    BLOCK: tl.constexpr,
-    BLOCK_CHANNELS: tl.constexpr,
-):
+    tokens, source_map, sizes, merged, totals, places, count, channels,
+    frame_stride, token_stride, channel_stride,
+    size_frame, size_token,
+    SIZES: tl.constexpr, BLOCK: tl.constexpr, BLOCK_CHANNELS: tl.constexpr,
+):  # fmt: skip
     """A program makes one row, by looking through the map for its tokens."""
     group, row = split_program(count, 1)
     blocks = tl.maximum(tl.cdiv(channels, BLOCK_CHANNELS), 1)
@@ -246,19 +199,11 @@ def merge_tokens(
     # At least one program per row, which writes its size, even where there are no channels.
     blocks = max(1, triton.cdiv(channels, parameters["BLOCK_CHANNELS"]))
     launch(
-        _merge_rows,
-        batch * blocks * count,
-        tokens,
-        source_map.contiguous(),
-        totals if sizes is None else sizes,
-        merged,
-        totals,
-        places,
-        count,
-        channels,
+        _merge_rows, batch * blocks * count,
+        tokens, source_map.contiguous(), totals if sizes is None else sizes, merged, totals,
+        places, count, channels,
         *tokens.stride(),
         *((0, 0) if sizes is None else sizes.stride()),
-        parameters=parameters,
-        SIZES=sizes is not None,
-    )
+        parameters=parameters, SIZES=sizes is not None,
+    )  # fmt: skip
     return merged, totals

@@ -45,29 +45,16 @@ def _byte(total, FRACTION_BITS: tl.constexpr):
 
 @triton.jit
 def _mark_changed_patches(
-    pictures,
-    previous,
-    rows,
-    columns,
-    changed,
-    height,
-    width,
-    row_taps,
-    column_taps,
-    down,
+    pictures, previous, rows, columns, changed, height, width, row_taps, column_taps, down,
     across,
-    patch_height,
-    patch_width,
+    patch_height, patch_width,
     frame_stride,
     row_stride,
     column_stride,
     channel_stride,
-    before_frame,
-    before_row,
-    before_column,
-    before_channel,
+    before_frame, before_row, before_column, before_channel,
     BLOCK: tl.constexpr,
-):
+):  # fmt: skip
     patch = tl.program_id(0)
     frame = (patch // (down * across)).to(tl.int64)
     one = tl.zeros([1], tl.int32)
@@ -96,27 +83,15 @@ def _mark_changed_patches(
 
 @triton.jit
 def _narrow_rows(
-    pictures,
-    rows,
-    columns,
-    changed,
-    narrowed,
-    height,
-    width,
-    row_taps,
-    column_taps,
-    down,
+    pictures, rows, columns, changed, narrowed, height, width, row_taps, column_taps, down,
     across,
-    patch_height,
-    patch_width,
+    patch_height, patch_width,
     frame_stride,
     row_stride,
     column_stride,
     channel_stride,
-    UPDATE: tl.constexpr,
-    FRACTION_BITS: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
+    UPDATE: tl.constexpr, FRACTION_BITS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     resized = across * patch_width
     group, part = split_program(resized, BLOCK)
     frame, row = (group // height).to(tl.int64), group % height
@@ -147,25 +122,11 @@ def _narrow_rows(
 
 @triton.jit
 def _make_patches(
-    narrowed,
-    rows,
-    changed,
-    values,
-    patches,
-    height,
-    row_taps,
-    down,
-    across,
-    patch_height,
-    patch_width,
-    patch_frame,
-    patch_token,
+    narrowed, rows, changed, values, patches, height, row_taps, down, across,
+    patch_height, patch_width, patch_frame, patch_token,
     patch_value,
-    UPDATE: tl.constexpr,
-    FRACTION_BITS: tl.constexpr,
-    BYTES: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
+    UPDATE: tl.constexpr, FRACTION_BITS: tl.constexpr, BYTES: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     resized = across * patch_width
     group, part = split_program(resized, BLOCK)
     frame, row = (group // (down * patch_height)).to(tl.int64), group % (down * patch_height)
@@ -214,44 +175,22 @@ def _resize(
     parts = triton.cdiv(resized, parameters["BLOCK"])
     marks = pictures if changed is None else changed.view(torch.uint8)
     launch(
-        _narrow_rows,
-        frames * height * parts,
-        pictures,
-        rows,
-        columns,
-        marks,
-        narrowed,
-        height,
-        width,
-        rows.shape[1] - 1,
-        columns.shape[1] - 1,
-        down,
-        across,
+        _narrow_rows, frames * height * parts,
+        pictures, rows, columns, marks, narrowed, height, width, rows.shape[1] - 1,
+        columns.shape[1] - 1, down, across,
         *patch,
         *pictures.stride(),
-        parameters=parameters,
-        UPDATE=changed is not None,
-        FRACTION_BITS=FRACTION_BITS,
-    )
+        parameters=parameters, UPDATE=changed is not None, FRACTION_BITS=FRACTION_BITS,
+    )  # fmt: skip
     launch(
-        _make_patches,
-        frames * down * patch[0] * parts,
-        narrowed,
-        rows,
-        marks,
-        values.contiguous(),
-        patches,
-        height,
-        rows.shape[1] - 1,
-        down,
+        _make_patches, frames * down * patch[0] * parts,
+        narrowed, rows, marks, values.contiguous(), patches, height, rows.shape[1] - 1, down,
         across,
         *patch,
         *patches.stride(),
-        parameters=parameters,
-        UPDATE=changed is not None,
-        FRACTION_BITS=FRACTION_BITS,
+        parameters=parameters, UPDATE=changed is not None, FRACTION_BITS=FRACTION_BITS,
         BYTES=BYTES,
-    )
+    )  # fmt: skip
 
 
 def frames_to_patches(
@@ -285,23 +224,14 @@ def update_patches_(
     changed = torch.empty(patches.shape[:2], dtype=torch.bool, device=patches.device)
     parameters = _tuning.parameters("patches", pictures.device, columns=len(columns))
     launch(
-        _mark_changed_patches,
-        changed.numel(),
-        pictures,
-        previous,
-        rows,
-        columns,
-        changed.view(torch.uint8),
+        _mark_changed_patches, changed.numel(),
+        pictures, previous, rows, columns, changed.view(torch.uint8),
         *pictures.shape[1:3],
-        rows.shape[1] - 1,
-        columns.shape[1] - 1,
-        len(rows) // patch_height,
-        len(columns) // patch_width,
-        patch_height,
-        patch_width,
+        rows.shape[1] - 1, columns.shape[1] - 1, len(rows) // patch_height,
+        len(columns) // patch_width, patch_height, patch_width,
         *pictures.stride(),
         *previous.stride(),
         parameters=parameters,
-    )
+    )  # fmt: skip
     _resize(patches, pictures, changed, rows, columns, values, (patch_height, patch_width))
     return changed

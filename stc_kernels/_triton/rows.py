@@ -20,23 +20,11 @@ from stc_kernels._triton._tiles import load_tokens, split_program
 
 @triton.jit
 def _move_rows(
-    source,
-    indices,
-    target,
-    rows,
-    count,
-    tokens,
-    channels,
-    source_frame,
-    source_token,
-    source_channel,
-    target_frame,
-    target_token,
-    target_channel,
-    SCATTER: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr,
-    BLOCK_CHANNELS: tl.constexpr,
-):
+    source, indices, target, rows, count, tokens, channels,
+    source_frame, source_token, source_channel,
+    target_frame, target_token, target_channel,
+    SCATTER: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_CHANNELS: tl.constexpr,
+):  # fmt: skip
     part, block = split_program(rows, BLOCK_ROWS)
     row = block * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     channel = part * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS).to(tl.int64)
@@ -67,20 +55,13 @@ def _move(source: Tensor, indices: Tensor, target: Tensor, scatter: bool) -> Non
     programs = triton.cdiv(rows, parameters["BLOCK_ROWS"])
     programs *= triton.cdiv(channels, parameters["BLOCK_CHANNELS"])
     launch(
-        _move_rows,
-        programs,
-        source,
-        indices.contiguous(),
-        target,
-        rows,
-        indices.shape[1],
-        (target if scatter else source).shape[1],
-        channels,
+        _move_rows, programs,
+        source, indices.contiguous(), target, rows, indices.shape[1],
+        (target if scatter else source).shape[1], channels,
         *source.stride(),
         *target.stride(),
-        parameters=parameters,
-        SCATTER=scatter,
-    )
+        parameters=parameters, SCATTER=scatter,
+    )  # fmt: skip
 
 
 def gather_rows(x: Tensor, indices: Tensor) -> Tensor:
@@ -98,24 +79,12 @@ def scatter_rows_(x: Tensor, indices: Tensor, rows: Tensor) -> None:
 
 @triton.jit
 def _gather_layer_norm(
-    x,
-    indices,
-    weight,
-    bias,
-    out,
-    rows,
-    count,
-    tokens,
-    channels,
-    x_frame,
-    x_token,
-    x_channel,
+    x, indices, weight, bias, out, rows, count, tokens, channels,
+    x_frame, x_token, x_channel,
     eps,
-    WEIGHT: tl.constexpr,
-    BIAS: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr,
+    WEIGHT: tl.constexpr, BIAS: tl.constexpr, BLOCK_ROWS: tl.constexpr,
     BLOCK_CHANNELS: tl.constexpr,
-):
+):  # fmt: skip
     row = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     channel = tl.arange(0, BLOCK_CHANNELS).to(tl.int64)
     frame = (row // count).to(tl.int64)
@@ -140,51 +109,26 @@ def gather_layer_norm(
         return out
     parameters = _tuning.parameters("layer_norm", x.device, rows=rows, channels=channels)
     launch(
-        _gather_layer_norm,
-        triton.cdiv(rows, parameters["BLOCK_ROWS"]),
-        x,
-        indices.contiguous(),
-        x if weight is None else weight.contiguous(),
-        x if bias is None else bias.contiguous(),
-        out,
-        rows,
-        indices.shape[1],
-        x.shape[1],
+        _gather_layer_norm, triton.cdiv(rows, parameters["BLOCK_ROWS"]),
+        x, indices.contiguous(), x if weight is None else weight.contiguous(),
+        x if bias is None else bias.contiguous(), out, rows, indices.shape[1], x.shape[1],
         channels,
         *x.stride(),
         eps,
-        parameters=parameters,
-        WEIGHT=weight is not None,
-        BIAS=bias is not None,
+        parameters=parameters, WEIGHT=weight is not None, BIAS=bias is not None,
         BLOCK_CHANNELS=triton.next_power_of_2(channels),
-    )
+    )  # fmt: skip
     return out
 
 
 @triton.jit
 def _scatter_residual(
-    base,
-    update,
-    indices,
-    new_rows,
-    out,
-    rows,
-    tokens,
-    count,
-    channels,
-    base_frame,
-    base_token,
-    base_channel,
-    update_frame,
-    update_token,
-    update_channel,
-    new_frame,
-    new_token,
-    new_channel,
-    BLOCK_ROWS: tl.constexpr,
-    BLOCK_CHANNELS: tl.constexpr,
-    BLOCK_INDICES: tl.constexpr,
-):
+    base, update, indices, new_rows, out, rows, tokens, count, channels,
+    base_frame, base_token, base_channel,
+    update_frame, update_token, update_channel,
+    new_frame, new_token, new_channel,
+    BLOCK_ROWS: tl.constexpr, BLOCK_CHANNELS: tl.constexpr, BLOCK_INDICES: tl.constexpr,
+):  # fmt: skip
     row = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     frame = (row // tokens).to(tl.int64)
     token = row % tokens
@@ -230,20 +174,11 @@ def scatter_residual(base: Tensor, update: Tensor, indices: Tensor, rows: Tensor
     total = batch * tokens
     parameters = _tuning.parameters("scatter_residual", base.device, rows=total, channels=channels)
     launch(
-        _scatter_residual,
-        triton.cdiv(total, parameters["BLOCK_ROWS"]),
-        base,
-        update,
-        indices.contiguous(),
-        rows,
-        out,
-        total,
-        tokens,
-        indices.shape[1],
-        channels,
+        _scatter_residual, triton.cdiv(total, parameters["BLOCK_ROWS"]),
+        base, update, indices.contiguous(), rows, out, total, tokens, indices.shape[1], channels,
         *base.stride(),
         *update.expand(base.shape).stride(),
         *rows.stride(),
         parameters=parameters,
-    )
+    )  # fmt: skip
     return out

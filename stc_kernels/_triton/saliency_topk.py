@@ -50,21 +50,10 @@ def _load_vector(vector, channel, channels, mask, CHANNELS: tl.constexpr):
 
 @triton.jit
 def _partial_anchors(
-    tokens,
-    mask,
-    inverse_norms,
-    partials,
-    arrivals,
-    count,
-    channels,
-    parts,
-    frame_stride,
-    token_stride,
-    channel_stride,
-    CHANNELS: tl.constexpr,
-    BLOCK_TOKENS: tl.constexpr,
-    BLOCK_CHANNELS: tl.constexpr,
-):
+    tokens, mask, inverse_norms, partials, arrivals, count, channels, parts,
+    frame_stride, token_stride, channel_stride,
+    CHANNELS: tl.constexpr, BLOCK_TOKENS: tl.constexpr, BLOCK_CHANNELS: tl.constexpr,
+):  # fmt: skip
     """Inverse norm of each token, and the sum of a part's unit tokens; nobody has arrived yet."""
     frame, part = split_program(count, BLOCK_TOKENS)
     frame = frame.to(tl.int64)
@@ -90,14 +79,9 @@ def _partial_anchors(
 
 @triton.jit
 def _mean_anchors(
-    partials,
-    anchors,
-    count,
-    channels,
-    parts,
-    BLOCK_TOKENS: tl.constexpr,
-    BLOCK_CHANNELS: tl.constexpr,
-):
+    partials, anchors, count, channels, parts,
+    BLOCK_TOKENS: tl.constexpr, BLOCK_CHANNELS: tl.constexpr,
+):  # fmt: skip
     """Mean of the unit tokens of each frame."""
     frame, block = split_program(channels, BLOCK_CHANNELS)
     frame = frame.to(tl.int64)
@@ -124,40 +108,12 @@ def _gaussian(squared):
 
 
 @triton.jit
-def _score_and_select(
-    tokens,
-    mask,
-    memory,
-    inverse_norms,
-    anchors,
-    scores,
-    indices,
-    arrivals,
-    count,
-    channels,
-    parts,
-    k,
-    alpha,
-    frame_stride,
-    token_stride,
-    channel_stride,
-    GAUSSIAN: tl.constexpr,
-    MEMORY: tl.constexpr,
-    CHANNELS: tl.constexpr,
-    BLOCK_TOKENS: tl.constexpr,
-    BLOCK_CHANNELS: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    """Scores of a part's tokens; the last part of a frame to arrive selects among all."""
-    frame, part = split_program(count, BLOCK_TOKENS)
-    frame = frame.to(tl.int64)
-    token = part * BLOCK_TOKENS + tl.arange(0, BLOCK_TOKENS)
-    alive = token < count
-    token_at = tokens + frame * frame_stride + token.to(tl.int64) * token_stride
-    anchors += frame * channels
+def _inverse_norms(
+    memory, anchors, channels, mask,
+    MEMORY: tl.constexpr, CHANNELS: tl.constexpr, BLOCK_CHANNELS: tl.constexpr,
+):  # fmt: skip
+    """Inverse norms of the past and of the frame's anchor; without a past, anything."""
     lane = tl.arange(0, BLOCK_CHANNELS).to(tl.int64)
-    inverse = tl.load(inverse_norms + frame * count + token, mask=alive, other=0.0)
-
     memory_squares = tl.zeros([BLOCK_CHANNELS], tl.float32)
     anchor_squares = tl.zeros([BLOCK_CHANNELS], tl.float32)
     for start in range(0, channels, BLOCK_CHANNELS):
@@ -169,6 +125,30 @@ def _score_and_select(
         anchor_squares += anchor * anchor
     memory_inverse = 1.0 / tl.maximum(tl.sqrt_rn(tl.sum(memory_squares, 0)), _EPSILON)
     anchor_inverse = 1.0 / tl.maximum(tl.sqrt_rn(tl.sum(anchor_squares, 0)), _EPSILON)
+    return memory_inverse, anchor_inverse
+
+
+@triton.jit
+def _score_and_select(
+    tokens, mask, memory, inverse_norms, anchors, scores, indices, arrivals, count, channels,
+    parts, k, alpha,
+    frame_stride, token_stride, channel_stride,
+    GAUSSIAN: tl.constexpr, MEMORY: tl.constexpr, CHANNELS: tl.constexpr,
+    BLOCK_TOKENS: tl.constexpr, BLOCK_CHANNELS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Scores of a part's tokens; the last part of a frame to arrive selects among all."""
+    frame, part = split_program(count, BLOCK_TOKENS)
+    frame = frame.to(tl.int64)
+    token = part * BLOCK_TOKENS + tl.arange(0, BLOCK_TOKENS)
+    alive = token < count
+    token_at = tokens + frame * frame_stride + token.to(tl.int64) * token_stride
+    anchors += frame * channels
+    lane = tl.arange(0, BLOCK_CHANNELS).to(tl.int64)
+    inverse = tl.load(inverse_norms + frame * count + token, mask=alive, other=0.0)
+
+    memory_inverse, anchor_inverse = _inverse_norms(
+        memory, anchors, channels, mask, MEMORY, CHANNELS, BLOCK_CHANNELS
+    )
     if GAUSSIAN:
         anchor_inverse = 1.0  # the mean itself, not its direction
 
@@ -233,28 +213,13 @@ def saliency_topk(
     mask = tokens if channels is None else channels.contiguous().view(torch.uint8)
     anchors = _anchors(tokens, mask, channels is not None, inverse_norms, arrivals, parameters)
     launch(
-        _score_and_select,
-        frames * parts,
-        tokens,
-        mask,
-        tokens if memory is None else memory.contiguous(),
-        inverse_norms,
-        anchors,
-        scores,
-        indices,
-        arrivals,
-        count,
-        width,
-        parts,
-        k,
-        alpha,
+        _score_and_select, frames * parts,
+        tokens, mask, tokens if memory is None else memory.contiguous(), inverse_norms, anchors,
+        scores, indices, arrivals, count, width, parts, k, alpha,
         *tokens.stride(),
-        parameters=parameters,
-        GAUSSIAN=method == "gaussian",
-        MEMORY=memory is not None,
-        CHANNELS=channels is not None,
-        BLOCK=select["BLOCK"],
-    )
+        parameters=parameters, GAUSSIAN=method == "gaussian", MEMORY=memory is not None,
+        CHANNELS=channels is not None, BLOCK=select["BLOCK"],
+    )  # fmt: skip
     return indices, scores
 
 
@@ -272,28 +237,14 @@ def _anchors(
     partials = inverse_norms.new_empty((frames, parts, width))
     anchors = inverse_norms.new_empty((frames, width))
     launch(
-        _partial_anchors,
-        frames * parts,
-        tokens,
-        mask,
-        inverse_norms,
-        partials,
-        arrivals,
-        count,
-        width,
-        parts,
+        _partial_anchors, frames * parts,
+        tokens, mask, inverse_norms, partials, arrivals, count, width, parts,
         *tokens.stride(),
-        parameters=parameters,
-        CHANNELS=masked,
-    )
+        parameters=parameters, CHANNELS=masked,
+    )  # fmt: skip
     launch(
-        _mean_anchors,
-        frames * triton.cdiv(width, parameters["BLOCK_CHANNELS"]),
-        partials,
-        anchors,
-        count,
-        width,
-        parts,
+        _mean_anchors, frames * triton.cdiv(width, parameters["BLOCK_CHANNELS"]),
+        partials, anchors, count, width, parts,
         parameters=parameters,
-    )
+    )  # fmt: skip
     return anchors

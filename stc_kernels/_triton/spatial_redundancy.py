@@ -20,22 +20,11 @@ from stc_kernels.reference.token_cosine import EPSILON
 
 @triton.jit
 def _spatial_redundancy(
-    tokens,
-    alive,
-    out,
-    height,
-    width,
-    channels,
-    frame_stride,
-    row_stride,
-    column_stride,
-    channel_stride,
-    ALIVE: tl.constexpr,
-    EPSILON: tl.constexpr,
-    BLOCK_HEIGHT: tl.constexpr,
-    BLOCK_WIDTH: tl.constexpr,
-    BLOCK_CHANNELS: tl.constexpr,
-):
+    tokens, alive, out, height, width, channels,
+    frame_stride, row_stride, column_stride, channel_stride,
+    ALIVE: tl.constexpr, EPSILON: tl.constexpr, BLOCK_HEIGHT: tl.constexpr,
+    BLOCK_WIDTH: tl.constexpr, BLOCK_CHANNELS: tl.constexpr,
+):  # fmt: skip
     group, across = split_program(width, BLOCK_WIDTH)
     down = tl.cdiv(height, BLOCK_HEIGHT)
     frame = (group // down).to(tl.int64)
@@ -90,17 +79,10 @@ def spatial_redundancy(tokens: Tensor, alive: Tensor | None) -> Tensor:
     across = triton.cdiv(width, parameters["BLOCK_WIDTH"])
     down = triton.cdiv(height, parameters["BLOCK_HEIGHT"])
     launch(
-        _spatial_redundancy,
-        frames * down * across,
-        tokens,
-        tokens if alive is None else alive.contiguous().view(torch.uint8),
-        out,
-        height,
-        width,
-        channels,
+        _spatial_redundancy, frames * down * across,
+        tokens, tokens if alive is None else alive.contiguous().view(torch.uint8), out, height,
+        width, channels,
         *tokens.stride(),
-        parameters=parameters,
-        ALIVE=alive is not None,
-        EPSILON=EPSILON,
-    )
+        parameters=parameters, ALIVE=alive is not None, EPSILON=EPSILON,
+    )  # fmt: skip
     return out

@@ -15,22 +15,11 @@ from stc_kernels.reference.token_cosine import EPSILON
 
 @triton.jit
 def _token_cosine(
-    current,
-    reference,
-    similarity,
-    rows,
-    tokens,
-    channels,
-    current_frame,
-    current_token,
-    current_channel,
-    reference_frame,
-    reference_token,
-    reference_channel,
-    EPSILON: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr,
-    BLOCK_CHANNELS: tl.constexpr,
-):
+    current, reference, similarity, rows, tokens, channels,
+    current_frame, current_token, current_channel,
+    reference_frame, reference_token, reference_channel,
+    EPSILON: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_CHANNELS: tl.constexpr,
+):  # fmt: skip
     row = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     frame = (row // tokens).to(tl.int64)
     token = (row % tokens).to(tl.int64)
@@ -63,17 +52,10 @@ def token_cosine(current: Tensor, reference: Tensor) -> Tensor:
     rows = batch * tokens
     parameters = _tuning.parameters("token_cosine", current.device, rows=rows, channels=channels)
     launch(
-        _token_cosine,
-        triton.cdiv(rows, parameters["BLOCK_ROWS"]),
-        current,
-        reference,
-        similarity,
-        rows,
-        tokens,
-        channels,
+        _token_cosine, triton.cdiv(rows, parameters["BLOCK_ROWS"]),
+        current, reference, similarity, rows, tokens, channels,
         *current.stride(),
         *reference.stride(),
-        parameters=parameters,
-        EPSILON=EPSILON,
-    )
+        parameters=parameters, EPSILON=EPSILON,
+    )  # fmt: skip
     return similarity

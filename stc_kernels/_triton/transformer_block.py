@@ -16,29 +16,13 @@ from stc_kernels._triton._tiles import load_tokens, split_program
 
 @triton.jit
 def _add_layer_norm(
-    base,
-    update,
-    weight,
-    bias,
-    scale,
-    total,
-    out,
-    rows,
-    count,
-    channels,
-    base_frame,
-    base_token,
-    base_channel,
-    update_frame,
-    update_token,
-    update_channel,
+    base, update, weight, bias, scale, total, out, rows, count, channels,
+    base_frame, base_token, base_channel,
+    update_frame, update_token, update_channel,
     eps,
-    WEIGHT: tl.constexpr,
-    BIAS: tl.constexpr,
-    SCALE: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr,
+    WEIGHT: tl.constexpr, BIAS: tl.constexpr, SCALE: tl.constexpr, BLOCK_ROWS: tl.constexpr,
     BLOCK_CHANNELS: tl.constexpr,
-):
+):  # fmt: skip
     row = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     channel = tl.arange(0, BLOCK_CHANNELS).to(tl.int64)
     frame = (row // count).to(tl.int64)
@@ -78,46 +62,26 @@ def add_layer_norm(
     rows = batch * count
     parameters = _tuning.parameters("layer_norm", base.device, rows=rows, channels=channels)
     launch(
-        _add_layer_norm,
-        triton.cdiv(rows, parameters["BLOCK_ROWS"]),
-        base,
-        update,
-        base if weight is None else weight.contiguous(),
+        _add_layer_norm, triton.cdiv(rows, parameters["BLOCK_ROWS"]),
+        base, update, base if weight is None else weight.contiguous(),
         base if bias is None else bias.contiguous(),
-        base if scale is None else scale.contiguous(),
-        total,
-        out,
-        rows,
-        count,
-        channels,
+        base if scale is None else scale.contiguous(), total, out, rows, count, channels,
         *base.stride(),
         *update.stride(),
         eps,
-        parameters=parameters,
-        WEIGHT=weight is not None,
-        BIAS=bias is not None,
-        SCALE=scale is not None,
-        BLOCK_CHANNELS=triton.next_power_of_2(channels),
-    )
+        parameters=parameters, WEIGHT=weight is not None, BIAS=bias is not None,
+        SCALE=scale is not None, BLOCK_CHANNELS=triton.next_power_of_2(channels),
+    )  # fmt: skip
     return total, out
 
 
 @triton.jit
 def _bias_gelu(
-    x,
-    bias,
-    out,
-    rows,
-    count,
-    channels,
-    x_frame,
-    x_token,
-    x_channel,
-    APPROXIMATE: tl.constexpr,
-    BIAS: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr,
+    x, bias, out, rows, count, channels,
+    x_frame, x_token, x_channel,
+    APPROXIMATE: tl.constexpr, BIAS: tl.constexpr, BLOCK_ROWS: tl.constexpr,
     BLOCK_CHANNELS: tl.constexpr,
-):
+):  # fmt: skip
     part, block = split_program(rows, BLOCK_ROWS)
     row = block * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     channel = part * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS).to(tl.int64)
@@ -150,19 +114,11 @@ def bias_gelu(x: Tensor, bias: Tensor | None, approximate: str) -> Tensor:
     programs = triton.cdiv(rows, parameters["BLOCK_ROWS"])
     programs *= triton.cdiv(channels, parameters["BLOCK_CHANNELS"])
     launch(
-        _bias_gelu,
-        programs,
-        x,
-        x if bias is None else bias.contiguous(),
-        out,
-        rows,
-        count,
-        channels,
+        _bias_gelu, programs,
+        x, x if bias is None else bias.contiguous(), out, rows, count, channels,
         *x.stride(),
-        parameters=parameters,
-        APPROXIMATE=approximate,
-        BIAS=bias is not None,
-    )
+        parameters=parameters, APPROXIMATE=approximate, BIAS=bias is not None,
+    )  # fmt: skip
     return out
 
 
@@ -177,34 +133,15 @@ def _add_bias(values, bias, channel, channels, BIAS: tl.constexpr):
 
 @triton.jit
 def _scatter_key_value(
-    key_cache,
-    value_cache,
-    indices,
-    key,
-    value,
-    key_bias,
-    value_bias,
-    rows,
-    count,
-    tokens,
+    key_cache, value_cache, indices, key, value, key_bias, value_bias, rows, count, tokens,
     channels,
-    key_cache_frame,
-    key_cache_token,
-    key_cache_channel,
-    value_cache_frame,
-    value_cache_token,
-    value_cache_channel,
-    key_frame,
-    key_token,
-    key_channel,
-    value_frame,
-    value_token,
-    value_channel,
-    KEY_BIAS: tl.constexpr,
-    VALUE_BIAS: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr,
+    key_cache_frame, key_cache_token, key_cache_channel,
+    value_cache_frame, value_cache_token, value_cache_channel,
+    key_frame, key_token, key_channel,
+    value_frame, value_token, value_channel,
+    KEY_BIAS: tl.constexpr, VALUE_BIAS: tl.constexpr, BLOCK_ROWS: tl.constexpr,
     BLOCK_CHANNELS: tl.constexpr,
-):
+):  # fmt: skip
     part, block = split_program(rows, BLOCK_ROWS)
     row = block * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     channel = part * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS).to(tl.int64)
@@ -242,25 +179,15 @@ def scatter_key_value_(
     programs = triton.cdiv(rows, parameters["BLOCK_ROWS"])
     programs *= triton.cdiv(channels, parameters["BLOCK_CHANNELS"])
     launch(
-        _scatter_key_value,
-        programs,
-        key_cache,
-        value_cache,
-        indices.contiguous(),
-        key,
-        value,
+        _scatter_key_value, programs,
+        key_cache, value_cache, indices.contiguous(), key, value,
         key if key_bias is None else key_bias.contiguous(),
-        value if value_bias is None else value_bias.contiguous(),
-        rows,
-        indices.shape[1],
-        key_cache.shape[1],
-        channels,
+        value if value_bias is None else value_bias.contiguous(), rows, indices.shape[1],
+        key_cache.shape[1], channels,
         *key_cache.stride(),
         *value_cache.stride(),
         *key.stride(),
         *value.stride(),
-        parameters=parameters,
-        KEY_BIAS=key_bias is not None,
-        VALUE_BIAS=value_bias is not None,
-    )
+        parameters=parameters, KEY_BIAS=key_bias is not None, VALUE_BIAS=value_bias is not None,
+    )  # fmt: skip
     torch.autograd.graph.increment_version((key_cache, value_cache))

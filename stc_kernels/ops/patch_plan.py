@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the operators from pictures to patches need to know of a resize, computed once."""
+"""The plan of a resize for the operators from pictures to patches, computed once."""
 
 from __future__ import annotations
 

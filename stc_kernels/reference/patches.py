@@ -70,7 +70,7 @@ def _weighted(x: Tensor, taps: Tensor, axis: int) -> Tensor:
 
 
 def _seen(taps: Tensor, size: int, patch: int) -> Tensor:
-    """Which of the pixels along an axis each patch sees: (patches, size)."""
+    """Mask (patches, size) of the pixels along an axis that each patch sees."""
     starts = _starts(taps[: len(taps) // patch * patch], size).view(-1, patch)
     first, last = starts.amin(1, keepdim=True), starts.amax(1, keepdim=True) + taps.shape[1] - 2
     place = torch.arange(size, device=taps.device)

@@ -12,19 +12,19 @@ from pathlib import Path
 import pytest
 import torch
 
-from stc_video.bench.grid import Grid
 from stc_video.bench.limits import Limit, judge, read_limits
 from stc_video.bench.plot import draw
 from stc_video.bench.run import measure, steps
 from stc_video.bench.table import Row, shown_ratio, write_tables
 from stc_video.bench.timing import WARM_UP
+from stc_video.cli.bench import BenchSettings
 
 NAMES = ("dense-eager", "paper-eager", "stc", "motion", "motion-refresh")
 SMALL = {
-    "geometries": ("dinov2-small",),
+    "geometry": ["dinov2-small"],
     "compiled": False,
     "layers": 1,
-    "rounds": 3,
+    "repeats": 3,
     "device": "cpu",
 }
 LIMITS = Path(__file__).parents[2] / "benchmarks" / "limits"
@@ -32,7 +32,7 @@ LIMITS = Path(__file__).parents[2] / "benchmarks" / "limits"
 
 @pytest.fixture(scope="module")
 def rows() -> list[Row]:
-    grid = Grid.parse(**SMALL, streams="1,2", ratios="1/4,0.5")
+    grid = BenchSettings(**SMALL, streams="1,2", ratios="1/4,0.5").grid()
     seen: list[None] = []
     found = list(measure(grid, "native", lambda: seen.append(None)))
     assert len(found) == grid.cases == 4
@@ -103,7 +103,9 @@ def test_the_limits_of_the_project_can_be_read(name: str) -> None:
 
 
 def test_what_does_not_fit_is_reported_and_the_rest_is_measured() -> None:
-    grid = Grid.parse(**SMALL, streams=f"{10**12},1", ratios="1/4", contenders="dense-eager,stc")
+    grid = BenchSettings(
+        **SMALL, streams=f"{10**12},1", ratios="1/4", contenders="dense-eager,stc"
+    ).grid()
     huge, small = measure(grid, "native")
     assert huge.rows == ()
     assert [one.contender for one in huge.left_out] == ["dense-eager", "stc"]
@@ -115,7 +117,7 @@ def test_what_does_not_fit_is_reported_and_the_rest_is_measured() -> None:
 
 
 def test_a_step_may_end_it_all_and_cases_so_far_are_kept() -> None:
-    grid = Grid.parse(**SMALL, ratios="1/4,1/2", contenders="dense-eager,stc")
+    grid = BenchSettings(**SMALL, ratios="1/4,1/2", contenders="dense-eager,stc").grid()
     left = steps(grid) // 2 + 1
 
     def step() -> None:
@@ -144,10 +146,10 @@ def test_all_contenders_on_a_gpu(dtype: str) -> None:
     from stc_video.bench.contenders import KINDS
 
     for geometry in ("siglip-base", "dinov2-small"):
-        grid = Grid.parse(
-            geometries=(geometry,), streams="1,3", ratios="1/4", device="cuda", dtype=dtype,
-            layers=2, rounds=3,
-        )  # fmt: skip
+        grid = BenchSettings(
+            geometry=[geometry], streams="1,3", ratios="1/4", device="cuda", dtype=dtype,
+            layers=2, repeats=3,
+        ).grid()  # fmt: skip
         assert grid.contenders == tuple(KINDS)
         for case in measure(grid, "triton"):
             assert not case.left_out

@@ -22,7 +22,7 @@ RESULTS = Path(__file__).resolve().parents[2] / "benchmarks" / "results"
 MODEL = Model(copy_share=0.9, product_share=0.75, recorded_us=1.5, eager_us=5.0)
 
 #: what a layer of each pass launches
-LAUNCHES_OF_A_LAYER = {"dense": 12, "motion": 11, "stc": 21, "paper": 29}
+LAUNCHES_OF_A_LAYER = {"dense": 12, "motion": 9, "stc": 18, "paper": 29}
 
 
 def of_a_layer(name: str) -> Counter[str]:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from live_server import TS, paced, serving, ts_pieces
+from own_time import in_own_time
 
 from stc_video.cli.app import run_app
 from stc_video.video.live import LiveVideo
@@ -62,29 +63,37 @@ def test_a_conversation(talk, clip: Path) -> None:
 
 
 def test_a_video_runs_in_its_own_time(clip: Path) -> None:
-    stop = threading.Event()
-    begin = time.monotonic()
-    times = []
-    for frame in LiveVideo(str(clip), 4, stop, fast=False):
-        times.append((frame.time, time.monotonic() - begin))
+    video, time = in_own_time(clip, 4)
+    times, moments = [], []
+    for frame in video:
+        times.append(frame.time)
+        moments.append(time.now)
         if len(times) == 4:
-            stop.set()
-    assert [time for time, _ in times] == pytest.approx([0, 0.25, 0.5, 0.75])
-    assert times[-1][1] >= times[0][1] + 0.74
+            time.set()
+    assert times == pytest.approx([0, 0.25, 0.5, 0.75])
+    assert moments == pytest.approx(times)
+
+
+def test_no_frame_comes_before_its_time(clip: Path) -> None:
+    begin = time.monotonic()
+    for frame in LiveVideo(str(clip), 4, threading.Event(), fast=False):
+        assert time.monotonic() - begin >= frame.time
+        if frame.time >= 0.5:
+            break
 
 
 def test_frames_that_come_too_late_are_skipped_and_counted(clip: Path) -> None:
-    video = LiveVideo(str(clip), 4, threading.Event(), fast=False)
+    video, time = in_own_time(clip, 4)
     frames = iter(video)
     assert next(frames).number == 0
-    time.sleep(1.6)
-    after = next(frames)
+    time.now = 1.6
     # 0.25 to 1.25 s are more than one interval late.
-    assert video.skipped == after.index - 1 >= 5
+    assert next(frames).index == 6
+    assert video.skipped == 5
 
 
 def test_a_recording_at_an_address_is_one(address: str, talk) -> None:
-    frames = itertools.islice(LiveVideo(address, 2, threading.Event(), fast=False), 3)
+    frames = itertools.islice(in_own_time(address, 2)[0], 3)
     assert [frame.time for frame in frames] == pytest.approx([0, 0.5, 1.0])
     code, said = talk(address, ["/wait", "what is it?", "/quit"], "--fast")
     assert code == 0

@@ -13,7 +13,6 @@ from clip_maker import truncate, write_clip
 from interrupting import interrupt_a_study
 from live_server import serving_files
 
-import stc_kernels
 from stc_video import Calibration
 from stc_video.cli.app import run_app
 from stc_video.studies.fidelity.settings import make_grid
@@ -152,6 +151,7 @@ def test_a_truncated_video_is_studied_up_to_there_and_exit_code_1(
     ],
 )
 def test_bad_input_is_one_sentence_and_exit_code_2(
+    no_triton: None,
     clip: Path,
     tower_folder: Path,
     tmp_path: Path,
@@ -161,9 +161,6 @@ def test_bad_input_is_one_sentence_and_exit_code_2(
     message: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    # The tests of the operators run Triton on a CPU in its interpreter; users do not.
-    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    stc_kernels.available_backends.cache_clear()
     (tmp_path / "text.mp4").write_text("just some words\n" * 50)
     write_clip(tmp_path / "still.mp4", 1)
     names = {"CLIP": str(clip), "TOWER": str(tower_folder)}
@@ -172,7 +169,6 @@ def test_bad_input_is_one_sentence_and_exit_code_2(
     assert message in error
     assert len(error.strip().splitlines()) == 1
     assert not list(tmp_path.glob("out/*"))
-    stc_kernels.available_backends.cache_clear()
 
 
 @pytest.mark.parametrize(

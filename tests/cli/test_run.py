@@ -4,28 +4,25 @@
 from __future__ import annotations
 
 import json
-import os
-import re
 import shutil
 import signal
-import subprocess
-import sys
 import threading
-import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 import torch
 from clip_maker import truncate, write_clip
+from interrupting import interrupted
 from live_server import TS, paced, serving, serving_files, ts_pieces
 
-import stc_kernels
 from stc_video.cli.app import run_app
 from stc_video.cli.pipeline import measures
 from stc_video.cli.run_settings import PrunerName, RunSettings
 from stc_video.pruners import PRUNERS
+from stc_video.video.newest import Newest
 
 TINY = ("--threads", "1")
 
@@ -182,6 +179,7 @@ def test_a_truncated_video_gives_a_complete_report_and_exit_code_1(
     ],
 )
 def test_bad_input_is_one_sentence_and_exit_code_2(
+    no_triton: None,
     clip: Path,
     tower_folder: Path,
     tmp_path: Path,
@@ -191,9 +189,6 @@ def test_bad_input_is_one_sentence_and_exit_code_2(
     message: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    # The tests of the operators run Triton on a CPU in its interpreter; users do not.
-    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    stc_kernels.available_backends.cache_clear()
     (tmp_path / "text.mp4").write_text("just some words\n" * 50)
     names = {"CLIP": str(clip), "TOWER": str(tower_folder)}
     assert run(*[names.get(a, a) for a in arguments]) == 2
@@ -202,7 +197,6 @@ def test_bad_input_is_one_sentence_and_exit_code_2(
     assert "Traceback" not in error
     assert len(error.strip().splitlines()) == 1
     assert not (tmp_path / "out" / "report.html").exists()
-    stc_kernels.available_backends.cache_clear()
 
 
 def wide(folder: Path) -> Path:
@@ -245,7 +239,12 @@ def test_an_address_without_its_password(clip: Path, tower_folder: Path, tmp_pat
 
 def test_a_live_source_until_enough_was_seen(tower_folder: Path, tmp_path: Path) -> None:
     done = threading.Event()
-    pieces = ts_pieces(range(40, 140), [3600 * (i > 20) + 0.04 * i for i in range(100)])
+    count = 500
+    levels, stamps = (
+        (i % 200 for i in range(count)),
+        (3600 * (i > 20) + i / 25 for i in range(count)),
+    )
+    pieces = ts_pieces(levels, stamps)
     with serving(TS, paced(pieces, 50), done) as address:
         options = ("--fps", 10, "--max-frames", 4, "--out", tmp_path)
         assert run(address, "--model", tower_folder, *options) == 0
@@ -254,16 +253,26 @@ def test_a_live_source_until_enough_was_seen(tower_folder: Path, tmp_path: Path)
     assert data["video"]["name"] == "live"
 
 
-def test_ctrl_c_while_a_camera_is_silent(tower_folder: Path, tmp_path: Path) -> None:
+def test_ctrl_c_while_a_camera_is_silent(
+    tower_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Pressed(Newest):
+        """Ctrl-C is pressed where the next frame is waited for after the first."""
+
+        def taken(self, stopped: Callable[[], bool]) -> Iterator[Any]:
+            seen: list[Any] = []
+
+            def asked() -> bool:  # while there is no frame
+                if seen:
+                    signal.raise_signal(signal.SIGINT)
+                return stopped()
+
+            for frame in super().taken(asked):
+                yield frame
+                seen.append(frame)
+
+    monkeypatch.setattr("stc_video.video.source.Newest", Pressed)
     done = threading.Event()
-
-    def interrupt() -> None:
-        while not any(thread.name == "live video" for thread in threading.enumerate()):
-            time.sleep(0.05)
-        time.sleep(1.5)
-        os.kill(os.getpid(), signal.SIGINT)
-
-    threading.Thread(target=interrupt, daemon=True).start()
     with serving(TS, ts_pieces([60] * 30, [0.04 * i for i in range(30)]), done) as address:
         assert run(address, "--model", tower_folder, "--out", tmp_path) == 130
     data = report(tmp_path)
@@ -294,25 +303,9 @@ def test_debug_shows_the_traceback(tmp_path: Path) -> None:
 def test_ctrl_c_writes_the_report_of_what_was_done(tmp_path: Path) -> None:
     long = write_clip(tmp_path / "long.mp4", 4000, rate=25)
     out = tmp_path / "out"
-    options = ["--random-weights", "llava-onevision-tiny", "--fps", "25", "--out", str(out), *TINY]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "stc_video.cli", "run", str(long), *options],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "FORCE_COLOR": "1"},  # so that the bar is drawn while it moves
-    )
-    assert process.stdout is not None
-    seen = ""
-    started = time.monotonic()
-    while not re.search(r"[3-9]/4000", seen):
-        assert time.monotonic() - started < 120, seen[-500:]
-        seen += process.stdout.read(40)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130, errors
+    options = ["--random-weights", "llava-onevision-tiny", "--fps", "25", "--out", out, *TINY]
+    _, errors = interrupted(["run", long, *options], r"[3-9]/4000")
     assert "stopped by hand" in errors
-    assert "Traceback" not in errors
     data = report(out)
     assert data["status"] == "interrupted"
     assert 3 <= data["totals"]["frames"] < 4000

@@ -12,7 +12,6 @@ import pytest
 from clip_maker import truncate, write_clip
 from interrupting import interrupt_a_study
 
-import stc_kernels
 from stc_video.cli.app import run_app
 from stc_video.studies.pruning.methods import METHODS
 
@@ -104,6 +103,7 @@ def test_a_truncated_video_is_studied_up_to_there_and_exit_code_1(
     ],
 )
 def test_bad_input_is_one_sentence_and_exit_code_2(
+    no_triton: None,
     clip: Path,
     tower_folder: Path,
     tmp_path: Path,
@@ -113,9 +113,6 @@ def test_bad_input_is_one_sentence_and_exit_code_2(
     message: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    # The tests of the operators run Triton on a CPU in its interpreter; users do not.
-    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    stc_kernels.available_backends.cache_clear()
     (tmp_path / "text.mp4").write_text("just some words\n" * 50)
     names = {"CLIP": str(clip), "TOWER": str(tower_folder)}
     assert study(*[names.get(a, a) for a in arguments]) == 2
@@ -123,7 +120,6 @@ def test_bad_input_is_one_sentence_and_exit_code_2(
     assert message in error
     assert len(error.strip().splitlines()) == 1
     assert not list(tmp_path.glob("out/*"))
-    stc_kernels.available_backends.cache_clear()
 
 
 @pytest.mark.slow

@@ -7,7 +7,6 @@ import json
 import os
 import random
 import signal
-import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +14,9 @@ from pathlib import Path
 import pytest
 import torch
 from benchmark_files import PROACTIVE, ovo_choice, ovo_rows, streaming_entry, write_json
+from killed_save import kill_before
 
+from stc_video import StreamingSession
 from stc_video.evaluation.answers import AnswerFile, read_answers
 from stc_video.evaluation.configurations import Configuration, controls
 from stc_video.evaluation.loaders import load_queries
@@ -166,23 +167,23 @@ def test_stopping_and_going_on(chat, videos, tmp_path: Path) -> None:
 def test_twenty_kills_lose_and_repeat_nothing(chat, videos, tmp_path: Path) -> None:
     queries = ovo(tmp_path, *(ovo_choice(10 + n, realtime=n) for n in range(6)))
     path, sampling = tmp_path / "answers", replace(SHORT, max_new_tokens=1)
-    begin = time.perf_counter()
     whole = run(tmp_path / "whole", chat, videos, queries, [DENSE], sampling)
-    took, chance = time.perf_counter() - begin, random.Random(0)
-    killed = 0
-    while killed < 20:
-        child = os.fork()
+    steps = ((StreamingSession, "ask"), (AnswerFile, "_write"), (AnswerFile, "sync"))
+    chance = random.Random(0)
+    for number in range(20):
+        step, child = chance.randrange(4), os.fork()
         if not child:
-            torch.set_num_threads(1)
-            run(path, chat, videos, queries, [DENSE], sampling)
-            os._exit(0)
-        time.sleep(took * chance.uniform(0.1, 0.5))
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
-        killed += 1
-        if killed % 5 == 0 and path.exists():  # as if the disk had taken half of a line
+            try:
+                torch.set_num_threads(1)
+                kill_before(step, steps)
+                run(path, chat, videos, queries, [DENSE], sampling)
+            finally:
+                os._exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+        if number % 5 == 4 and path.exists():  # as if the disk had taken half of a line
             with path.open("ab") as file:
                 file.write(b'{"kind": "answer", "conf')
+    assert 0 < len(read_answers(path)[1]) < len(queries)
     found = run(path, chat, videos, queries, [DENSE], sampling)
     assert texts(found) == texts(whole)
     counts = Counter((e["configuration"], e["key"]) for e in read_answers(path)[1]

@@ -107,7 +107,7 @@ GENERATE: dict[str, list[Callable[[Case], dict[str, Any]]]] = {
     "min_new_tokens": [
         lambda c: {**GREEDY, "min_new_tokens": 3, "eos_token_id": list(range(60))},
     ],
-    "max_time": [setting("max_time", 60.0)],
+    "max_time": [setting("max_time", 3600.0)],
     "early_stopping": [setting("early_stopping", True, BEAMS)],
     "stop_strings": [lambda c: {**GREEDY, "stop_strings": "z", "tokenizer": c.tokenizer}],
     # the way

@@ -22,6 +22,7 @@ import stc_video
 from stc_video import CacheConfig
 from stc_video.cacher import GraphWarning
 from stc_video.cacher.graphs import GraphCache, PlainRecorder
+from stc_video.towers import fused
 
 BUCKETED = CacheConfig(batching="bucketed")
 
@@ -185,3 +186,20 @@ def test_inference_mode_and_no_grad_may_take_turns(siglip):
         with torch.inference_mode() if number % 2 == 0 else torch.no_grad():
             got = siglip(picture, output_hidden_states=True).hidden_states[-1]
             assert_same([got], [want])
+
+
+@pytest.mark.parametrize("policy", ["motion", "stc"])
+@pytest.mark.parametrize("name", ["siglip", "clip"])
+def test_a_cached_tower_gives_the_same_with_fused_steps(monkeypatch, policy, name):
+    """In recorded passes, as on a GPU."""
+    settings = {"audits": False} if policy == "motion" else {}
+    config = CacheConfig(policy, batching="bucketed", guard=False, pack_weights=False, **settings)
+    outputs = []
+    for devices in ({"cuda"}, {"cpu", "cuda"}):
+        monkeypatch.setattr(fused, "_DEVICES", frozenset(devices))
+        tower = make_tower(name)
+        cacher = stc_video.attach_cacher(tower, config)
+        outputs.append(encode(tower, noisy_walk(6)))
+        assert cacher.stats().cached >= 3
+    for plain, one in zip(*outputs, strict=True):
+        torch.testing.assert_close(one, plain, rtol=0, atol=2e-4)

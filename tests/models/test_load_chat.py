@@ -6,13 +6,17 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from test_qwen_session import CHAT, GREEDY, patches
+from test_video_llm_sessions import prepared, writer_of
 from tiny_llava import SIZE, make_model, make_tokenizer
 from tiny_qwen_vl import NAMES
 from tiny_qwen_vl import make_model as make_qwen
 from tiny_qwen_vl import make_tokenizer as make_qwen_tokenizer
+from tiny_video_llms import QWEN, features_by_hand, model_names, pictures
+from tiny_video_llms import make_model as make_video_llm
 
 from stc_video import StreamingSession, UnsupportedModelError
 from stc_video.loading.placement import ModelError
@@ -107,3 +111,32 @@ def test_a_qwen_vl_answers_and_is_no_tower_for_frames(name: str, tmp_path: Path)
         load_chat_model(tmp_path).vision()
     with pytest.raises(UnsupportedModelError, match=r"models of type 'qwen2.* are not supported"):
         load_model(tmp_path)
+
+
+@pytest.mark.parametrize("name", [name for name in model_names() if "moe" not in name])
+def test_every_family_by_its_folder(name: str, tmp_path: Path) -> None:
+    model, writer = make_video_llm(name), writer_of(name)
+    model.save_pretrained(tmp_path)
+    writer.save_pretrained(tmp_path)
+    chat = load_chat_model(tmp_path)
+    if name == "gemma3":
+        with pytest.raises(UnsupportedModelError, match="no memory does"):
+            StreamingSession(chat.model, chat.processor)
+    else:
+        settings = {"memory": "plain", "cache": None, "tokens_per_frame": 2}
+        with StreamingSession(chat.model, chat.processor, **settings) as session:
+            session.push(prepared(name, 2))
+            assert session.ask("what?", **GREEDY).ids.numel() == 5
+    if name in QWEN:
+        with pytest.raises(UnsupportedModelError, match="stc chat and stc serve work with it"):
+            chat.vision()
+        return
+    loaded = load_model(tmp_path)
+    with torch.no_grad():
+        found = loaded.features(loaded.encode({"pixel_values": pictures(2)}))
+        expected = features_by_hand(name, model, 2, 0)[0]
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    assert loaded.vision is not None
+    shown = loaded.pixels([np.zeros((60, 80, 3), np.uint8)])["pixel_values"]
+    assert shown.shape == (1, 3, 56, 56)
+    assert loaded.feature_grid == (2, 2)

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 import stc_video
 from stc_video import AttachError, UnsupportedModelError
-from stc_video.towers.pre_norm import PreNormBlock
+from stc_video.towers.block import Block
 
 PATCHES = SIDE * SIDE
 TWO = torch.cat([frame(0), frame(1)])
@@ -38,7 +38,7 @@ class Token:
         self.value, self.members = value, members
 
 
-def naive_attention(block: PreNormBlock, tokens: list[Token], weighted: bool) -> list[Tensor]:
+def naive_attention(block: Block, tokens: list[Token], weighted: bool) -> list[Tensor]:
     """What attention adds to each token; a token of size s is s keys."""
     normed = [block.norm1(token.value) for token in tokens]
     heads = [[part(x).view(block.heads, -1) for x in normed]
@@ -59,7 +59,7 @@ def naive_attention(block: PreNormBlock, tokens: list[Token], weighted: bool) ->
     return out
 
 
-def naive_merge(block: PreNormBlock, tokens: list[Token], metric: list[Tensor],
+def naive_merge(block: Block, tokens: list[Token], metric: list[Tensor],
                 prefix: int, r: int) -> list[Token]:  # fmt: skip
     places = range(prefix, len(tokens))
     pairs = []
@@ -86,7 +86,7 @@ def naive(tower: nn.Module, picture: Tensor, steps: list[int], prefix: int,
     tokens = [Token(value, [place]) for place, value in enumerate(hidden)]
     with torch.no_grad():
         for layer, r in zip(layers_of(tower), steps, strict=True):
-            block = PreNormBlock.of(layer)
+            block = Block.of(layer)
             metric = [block.key(block.norm1(t.value)).view(block.heads, -1).mean(0) for t in tokens]
             for token, branch in zip(tokens, naive_attention(block, tokens, weighted), strict=True):
                 token.value = token.value + branch

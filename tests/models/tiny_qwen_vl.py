@@ -124,18 +124,21 @@ def features_by_hand(model, pixels: Tensor, grids: Tensor) -> list[Tensor]:
     return [part.view(int(g[0]), -1, part.shape[-1]) for part, g in zip(made, grids, strict=True)]
 
 
-def make_tokenizer(chat_template: str) -> transformers.PreTrainedTokenizerFast:
-    """One token per byte of text, and the special ones of Qwen-VL."""
+QWEN_MARKS = ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>")
+
+
+def make_tokenizer(
+    chat_template: str, marks: tuple[str, ...] = QWEN_MARKS
+) -> transformers.PreTrainedTokenizerFast:
+    """One token per byte of text, and the special ones: those of pictures from IMAGE on."""
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     needed = [chr(code) for code in range(33, 127)] + ["\u010a", "\u0120"]  # newline, space
     letters = needed + sorted(set(alphabet) - set(needed))[: IMAGE - 2 - len(needed)]
     raw = Tokenizer(models.BPE({c: i for i, c in enumerate(letters)}, [], unk_token=letters[0]))
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     raw.decoder = decoders.ByteLevel()
-    raw.add_special_tokens(["<|im_start|>", "<|im_end|>", "<|image_pad|>", "<|video_pad|>",
-                            "<|vision_start|>", "<|vision_end|>"])  # fmt: skip
-    assert raw.token_to_id("<|video_pad|>") == VIDEO
-    assert (raw.token_to_id("<|vision_start|>"), raw.token_to_id("<|vision_end|>")) == (START, END)
+    raw.add_special_tokens(["<|im_start|>", "<|im_end|>", *marks])
+    assert [raw.token_to_id(mark) for mark in marks] == [*range(IMAGE, IMAGE + len(marks))]
     made = transformers.PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="<|im_end|>")
     made.chat_template = chat_template
     return made

@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import IO
 
 #: seconds after which a call counts as one that never ends
-PATIENCE = 120
+PATIENCE = 240
 #: of the process without sanitizers, which themselves take terabytes of addresses
 ADDRESS_SPACE = 16 << 30
 
@@ -122,7 +122,7 @@ def run_worker(
             else:
                 outcomes[rest] += 1
         code = worker.wait()
-        readers[0].join(5)
+        readers[0].join(60)
     if code == 0:
         return end - 1, None
     name = signal.Signals(-code).name if code < 0 else f"exit status {code}"

@@ -189,14 +189,14 @@ def _in_child(seed: int) -> tuple[str, str | None]:
     """
     child = os.fork()
     if child == 0:
-        faulthandler.dump_traceback_later(20, exit=True)
+        faulthandler.dump_traceback_later(120, exit=True)
         torch.set_num_threads(1)
         call = make(seed)
         for backend in stc_kernels.available_backends(call.op):
             if backend != "triton":
                 answer(call, backend)
         os._exit(0)
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 150
     while time.monotonic() < deadline:
         ended, status = os.waitpid(child, os.WNOHANG)
         if ended:

@@ -11,7 +11,7 @@ import oracles
 import pytest
 import torch
 from accuracy import assert_as_accurate
-from conftest import LAYOUTS
+from operands import LAYOUTS
 from plain_ops import values_of
 from torch import Tensor
 

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 import torch
-from conftest import random_indices
+from operands import random_indices
 
 import stc_kernels
 from stc_kernels import _schemas
@@ -68,6 +68,8 @@ def test_every_operator_has_a_case():
 def test_opcheck(backend, op, dtype):
     if backend not in (backends := stc_kernels.available_backends(op)):
         pytest.skip(backends.unavailable[backend])
+    if backend == "triton" and dtype != torch.float32 and not torch.cuda.is_available():
+        pytest.skip("the interpreter takes too long, and what is checked is not its kernels")
     names = [op, _schemas.native_name(op)] if backend == "native" else [op]
     for name in names:
         overload = getattr(torch.ops.stc_kernels, name).default
@@ -123,16 +125,6 @@ def test_compiles_without_a_graph_break(backend, compiler, function):
     compiled = torch.compile(function, fullgraph=True, backend=compiler)
     for got, expected in zip(compiled(X, Y, INDICES), function(X, Y, INDICES), strict=True):
         torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
-
-
-@pytest.fixture
-def no_triton(monkeypatch):
-    """Triton without its interpreter cannot run on a CPU."""
-    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    monkeypatch.delenv("STC_KERNELS_BACKEND", raising=False)
-    stc_kernels.available_backends.cache_clear()
-    yield
-    stc_kernels.available_backends.cache_clear()
 
 
 def test_compiled_code_follows_the_backend_in_force_when_it_runs(no_triton):
@@ -246,22 +238,30 @@ print(stc_kernels.select_changed(x, x, 1, backend="reference")[0].tolist())
 
 
 def test_import_is_quick_and_quiet():
-    """The budget is 50 ms over torch; the library itself is loaded at the first call only."""
+    """The budget is a tenth of what torch takes; the library is loaded at the first call only."""
     code = """
-import logging, os, time, torch
+import logging, os, sys, time
+start = time.process_time()
+import torch
+spent_by_torch = time.process_time() - start
 import torch._dynamo, torch.library
-files = set(os.listdir("."))
+files, modules = set(os.listdir(".")), set(sys.modules)
 start = time.process_time()
 import stc_kernels
 spent = time.process_time() - start
 assert not torch.cuda.is_initialized()
 assert not logging.getLogger("stc_kernels").handlers
 assert set(os.listdir(".")) == files
-print(spent)
+new = set(sys.modules) - modules
+assert all(name.partition(".")[0] == "stc_kernels" for name in new), new
+assert "stc_kernels._C" not in new
+print(spent / spent_by_torch)
 """
     # With bytecode, as an installed package has it; the first of the runs writes it. Other work on
     # the machine makes a run slower and never quicker, so one run within the budget is enough.
     spent: list[float] = []
-    while len(spent) < 12 and min(spent, default=1.0) >= 0.05:
-        spent.append(float(run(code, PYTHONDONTWRITEBYTECODE="").stdout))
-    assert min(spent) < 0.05, spent
+    while len(spent) < 12 and min(spent, default=1.0) >= 0.1:
+        done = run(code, PYTHONDONTWRITEBYTECODE="")
+        assert done.returncode == 0, done.stderr
+        spent.append(float(done.stdout))
+    assert min(spent) < 0.1, spent

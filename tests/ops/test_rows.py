@@ -6,7 +6,7 @@ from __future__ import annotations
 import oracles
 import pytest
 import torch
-from conftest import random_indices
+from operands import random_indices
 
 from stc_kernels import gather_layer_norm, gather_rows, scatter_residual, scatter_rows_
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import oracles
 import pytest
 import torch
-from conftest import EMPTY_SHAPES
+from operands import EMPTY_SHAPES
 
 import stc_kernels
 from stc_kernels import select_changed, select_changed_below, token_cosine

@@ -6,7 +6,7 @@ from __future__ import annotations
 import oracles
 import pytest
 import torch
-from conftest import EMPTY_SHAPES, random_indices
+from operands import EMPTY_SHAPES, random_indices
 
 from stc_kernels import add_layer_norm, bias_gelu, scatter_key_value_
 

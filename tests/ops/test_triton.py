@@ -6,7 +6,6 @@ from __future__ import annotations
 import inspect
 import json
 import os
-import random
 import re
 import subprocess
 import sys
@@ -266,37 +265,59 @@ print(len(launches))
     assert done.stdout.strip() == "2"
 
 
+def results_of(op: str, geometry: _examples.Geometry) -> list[torch.Tensor]:
+    """What a Triton operator returns, and its arguments, some of which are written to."""
+    torch.manual_seed(0)
+    arguments = _examples.arguments(op, geometry, torch.float32, "cpu")
+    made = _triton.implementation(op)(*arguments)
+    tensors = [made] if isinstance(made, torch.Tensor) else list(made or [])
+    return [*tensors, *(value for value in arguments if isinstance(value, torch.Tensor))]
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the interpreter is not in use")
 @pytest.mark.parametrize("op", _triton.OPS)
 def test_the_order_of_programs_does_not_matter(op, monkeypatch):
-    """Programs of a launch may run in any order: none may read what another one writes."""
-    from triton.runtime.interpreter import interpreter_builder as builder
+    """Programs of a launch run in any order, several at once: none may read what another writes."""
+    from interleaved import Programs
 
-    in_order = builder.set_grid_idx
-    shuffle = random.Random(0)
-    orders: dict[int, list[int]] = {}
-
-    def out_of_order(x: int, y: int, z: int) -> None:
-        if x == 0:
-            orders[0] = shuffle.sample(range(builder.grid_dim[0]), builder.grid_dim[0])
-        in_order(orders[0][x], y, z)
-
-    geometry = _examples.Geometry(tokens=36, channels=16, k=9, heads=2, batch=3)
-
-    def results() -> list[torch.Tensor]:
-        arguments = _examples.arguments(op, geometry, torch.float32, "cpu")
-        made = _triton.implementation(op)(*arguments)
-        tensors = [made] if isinstance(made, torch.Tensor) else list(made or [])
-        return [*tensors, *(value for value in arguments if isinstance(value, torch.Tensor))]
-
-    torch.manual_seed(0)
-    expected = results()
-    monkeypatch.setattr(builder, "set_grid_idx", out_of_order)
-    torch.manual_seed(0)
-    for got, want in zip(results(), expected, strict=True):
+    tokens, channels, batch = (4, 12, 1) if "patches" in op else (16, 16, 3)
+    geometry = _examples.Geometry(tokens, channels, k=4, heads=2, batch=batch)
+    expected = results_of(op, geometry)
+    programs = Programs(at_once=5, seed=0)
+    programs.install(monkeypatch)
+    for got, want in zip(results_of(op, geometry), expected, strict=True):
         assert torch.equal(got, want)
-    assert orders
+    assert programs.switches
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the interpreter is not in use")
+def test_a_program_that_reads_what_another_writes_is_noticed(monkeypatch):
+    import triton
+    from interleaved import Programs
+    from triton import language as tl
+
+    @triton.jit
+    def passes_on(x):
+        number = tl.program_id(0)
+        tl.store(x + number + 1, tl.load(x + number) + 1)
+
+    @triton.jit
+    def adds(x):
+        tl.store(x, tl.load(x) + 1)
+
+    found = {}
+    for at_once in (0, 1, 4):
+        with monkeypatch.context() as patch:
+            if at_once:
+                Programs(at_once, seed=0).install(patch)
+            for kernel in (passes_on, adds):
+                x = torch.zeros(9, dtype=torch.int32)
+                kernel[(8,)](x)
+                found[kernel.__name__, at_once] = int(x.max())
+    assert found["passes_on", 0] == found["adds", 0] == found["adds", 1] == 8
+    assert found["passes_on", 1] < 8
+    assert found["adds", 4] < 8
 
 
 #: kernel -> instructions that read and write 16 bytes each, for bfloat16 on sm_90 with the

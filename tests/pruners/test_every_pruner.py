@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from counted import Waits, count, pretended_gpu
 from torch import Tensor
 
 import stc_kernels
@@ -263,3 +264,31 @@ def test_missing_inputs_are_named():
         make_pruner("dtd", mode="pixel")(features, (2, 3))
     with pytest.raises(ValueError, match="multiple of the grid"):
         make_pruner("dtd", mode="pixel")(features, (2, 3), pixels=torch.rand(1, 3, 8, 8))
+
+
+VARYING = [
+    *((name, settings) for name, settings in CASES if not make_pruner(name, **settings).exact),
+    ("evs", {"video_pruning_rate": 0.6, "scope": "clip"}),
+    ("dtd", {"threshold": -1.0}),
+    ("dtd", {"threshold": 1.0}),
+]
+
+
+@pytest.mark.parametrize(("name", "settings"), VARYING, ids=map(str, VARYING))
+def test_a_varying_number_of_tokens_is_packed_on_a_gpu_without_a_wait(name, settings):
+    """By `compact_tokens`; whoever wants the tokens in one row without room behind them waits."""
+    data = video(6)
+    expected = prune(make_pruner(name, **settings), data, slice(0, 6))
+    pruner, results = make_pruner(name, **settings), []
+    with pretended_gpu("cpu"), Waits() as waits:
+        calls = count(lambda: results.append(prune(pruner, data, slice(0, 6))))
+        assert waits.count == 0
+        (got,) = results
+        packed = got.packed()
+    assert "compact_tokens" in {call.op for call in calls}
+    assert torch.equal(packed, expected.packed())
+    assert torch.equal(got.counts, expected.counts)
+    assert chosen(got) == chosen(expected)
+    assert got.tokens.shape == (6, TOKENS, 16)
+    assert torch.equal(got.tokens[got.indices >= 0], expected.packed())
+    assert not got.tokens[got.indices < 0].any()

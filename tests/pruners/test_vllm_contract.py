@@ -7,6 +7,7 @@ import functools
 import importlib.util
 import inspect
 import os
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -91,19 +92,32 @@ def test_what_does_not_fit_is_refused(call, message):
         call()
 
 
-def _theirs():
-    folder = os.environ.get("STC_UPSTREAM_VLLM")
-    if not folder:
-        pytest.skip("STC_UPSTREAM_VLLM names no checkout of vLLM")
-    path = Path(folder) / "vllm/multimodal/evs.py"
+#: where vLLM keeps its functions, since 2026 and before
+_PLACES = ("vllm/multimodal/video_prune/evs.py", "vllm/multimodal/evs.py")
+
+
+def _source() -> str:
+    """vLLM's own functions, of a checkout or in a wheel."""
+    folder, wheel = (os.environ.get(name) for name in ("STC_UPSTREAM_VLLM", "STC_VLLM_WHEEL"))
+    if not (folder or wheel):
+        pytest.skip(
+            "neither STC_UPSTREAM_VLLM nor STC_VLLM_WHEEL names a checkout or wheel of vLLM"
+        )
+    root = Path(folder) if folder else zipfile.Path(wheel)
+    return next(p.read_text("utf-8") for place in _PLACES if (p := root / place).is_file())
+
+
+def _theirs(folder: Path):
+    path = folder / "evs.py"
+    path.write_text(_source(), "utf-8")
     spec = importlib.util.spec_from_file_location("upstream_vllm_evs", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
-def test_vllm_s_own_functions_agree():
-    theirs = _theirs()
+def test_vllm_s_own_functions_agree(tmp_path):
+    theirs = _theirs(tmp_path)
     for name in adapter.__all__:
         own = list(inspect.signature(getattr(adapter, name)).parameters.values())
         plain = [p.name for p in own if p.kind is not p.KEYWORD_ONLY]

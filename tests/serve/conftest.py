@@ -9,7 +9,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -20,6 +19,7 @@ sys.path.append(str(Path(__file__).parents[1] / "session"))  # tiny_llava
 
 from fastapi.testclient import TestClient
 from tiny_llava import make_model, make_tokenizer
+from waiting import wait_for
 
 from stc_video.loading.video_llm import ChatModel, load_chat_model
 from stc_video.memory import RekvConfig
@@ -75,10 +75,9 @@ class ServiceProcess:
         self._forks, self._output = forks, output
         self.code: int | None = None
         self.pid = forks.ask(start=[str(option) for option in options], output=str(output))
-        end = time.monotonic() + 60
-        while not (found := re.search(r"at http://([\d.]+:\d+)", self.output)):
-            assert time.monotonic() < end, self.output
-            time.sleep(0.02)
+        found = wait_for(
+            lambda: re.search(r"at http://([\d.]+:\d+)", self.output), lambda: self.output
+        )
         self.address = found[1]
 
     @property

@@ -8,11 +8,12 @@ import json
 import shutil
 import socket
 import subprocess
-import time
 import urllib.error
 import urllib.request
 from pathlib import Path
 from typing import Any
+
+from waiting import PATIENCE, wait_for
 
 _NAMES = ("chromium", "chromium-browser", "google-chrome")
 CHROMIUM = next((found for name in _NAMES if (found := shutil.which(name))), None)
@@ -42,21 +43,21 @@ class Browser:
         self._base += f"/session/{made['sessionId']}"
 
     def _wait_for_driver(self) -> None:
-        end = time.monotonic() + 30
-        while True:
+        def answers() -> bool:
             try:
                 self._call("GET", "/status")
-                return
             except urllib.error.URLError:
-                assert time.monotonic() < end
-                time.sleep(0.05)
+                return False
+            return True
+
+        wait_for(answers)
 
     def _call(self, method: str, path: str, body: object = None) -> Any:
         data = None if body is None else json.dumps(body).encode()
         headers = {"Content-Type": "application/json"}
         request = urllib.request.Request(self._base + path, data, headers, method=method)
         try:
-            with urllib.request.urlopen(request, timeout=60) as response:
+            with urllib.request.urlopen(request, timeout=PATIENCE) as response:
                 return json.loads(response.read())["value"]
         except urllib.error.HTTPError as error:
             raise RuntimeError(json.loads(error.read())["value"]["message"]) from error
@@ -72,13 +73,12 @@ class Browser:
         """Run JavaScript; what it returns comes back."""
         return self._call("POST", "/execute/sync", {"script": script, "args": []})
 
-    def wait_for(self, condition: str, seconds: float = 40) -> Any:
+    def wait_for(self, condition: str) -> Any:
         """Wait until a JavaScript expression is true, and return its value."""
-        end = time.monotonic() + seconds
-        while not (value := self.run(f"return {condition}")):
-            assert time.monotonic() < end, (condition, self.text("body"), self.log())
-            time.sleep(0.1)
-        return value
+        return wait_for(
+            lambda: self.run(f"return {condition}"),
+            lambda: (condition, self.text("body"), self.log()),
+        )
 
     def choose_file(self, selector: str, path: Path) -> None:
         """Put a file into a file input."""

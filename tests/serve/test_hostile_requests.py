@@ -15,9 +15,11 @@ import pytest
 from pictures import jpeg, push, question
 from PIL import Image, ImageOps
 from starlette.websockets import WebSocketDisconnect
+from waiting import PATIENCE, wait_for
 
 from stc_video.models.pictures import rgb_picture
-from stc_video.serve.pictures import PictureError, decode_picture
+from stc_video.serve.pictures import decode_picture
+from stc_video.serve.plain_files import PictureError
 
 FRAMES = "/v1/streams/door/frames"
 CHAT = "/v1/chat/completions"
@@ -67,7 +69,7 @@ def test_addresses_that_are_none_are_refused(door, headers) -> None:
     assert door.get("/v1/models", headers=headers).status_code == 403
 
 
-def test_a_long_question_is_refused_before_anything_is_computed(door) -> None:
+def test_a_long_question_is_refused_before_anything_is_computed(door, chat, monkeypatch) -> None:
     turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b" * 200}]
     for messages in (
         question("what " * 60)["messages"],
@@ -75,9 +77,9 @@ def test_a_long_question_is_refused_before_anything_is_computed(door) -> None:
         question("what " * 40_000)["messages"],
     ):
         for streamed in (False, True):
-            begin = time.perf_counter()
-            response = door.post(CHAT, json={"messages": messages, "stream": streamed})
-            assert time.perf_counter() - begin < 5
+            with monkeypatch.context() as broken:
+                broken.setattr(chat.model.model.language_model, "forward", None)
+                response = door.post(CHAT, json={"messages": messages, "stream": streamed})
             error = response.json()["error"]
             assert (response.status_code, error["code"]) == (400, "context_length_exceeded")
             assert "at most 300 tokens" in error["message"]
@@ -125,7 +127,7 @@ def test_so_many_may_watch_a_stream(service) -> None:
 
 
 def test_a_stream_that_hangs_keeps_no_other_from_being_saved(service, tmp_path: Path) -> None:
-    with service(save_folder=tmp_path, shutdown_seconds=0.5) as (client, hub):
+    with service(save_folder=tmp_path, shutdown_seconds=2) as (client, hub):
         for name in ("door", "roof"):
             with client.websocket_connect(f"/v1/streams/{name}/frames") as socket:
                 push(socket, jpeg())
@@ -134,13 +136,10 @@ def test_a_stream_that_hangs_keeps_no_other_from_being_saved(service, tmp_path: 
         hanging.session._push_lock.acquire()  # the model never comes back
         with client.websocket_connect("/v1/streams/door/frames") as socket:
             push(socket, jpeg(1))
-            while hanging.received < 2 or hanging.waiting:
-                time.sleep(0.01)
-        begin = time.monotonic()
-        hub.close()
-        assert time.monotonic() - begin < 5
+            wait_for(lambda: hanging.received == 2)
+        hub.close()  # it does not wait for ever
         hanging.session._push_lock.release()
-        hanging.join(time.monotonic() + 20)
+        assert hanging.join(time.monotonic() + PATIENCE)
         hanging.session.close()
         hub._handle.restore()
     assert (tmp_path / "roof" / "session.json").is_file()
@@ -195,9 +194,9 @@ def test_what_is_not_the_picture_is_left_alone(name: str) -> None:
     )
     times = []
     for _ in range(3):
-        begin = time.process_time()
+        begin = time.thread_time()
         assert np.array_equal(decode_picture(CROWDED[name], 10_000), plain)
-        times.append(time.process_time() - begin)
+        times.append(time.thread_time() - begin)
     assert min(times) < 0.1
 
 
@@ -229,10 +228,10 @@ def repeated_scan(times: int) -> bytes:
 
 def test_scans_of_a_progressive_picture_are_bounded() -> None:
     assert decode_picture(repeated_scan(1), 1 << 20).shape == (1024, 1024, 3)
-    begin = time.process_time()
+    begin = time.thread_time()
     with pytest.raises(PictureError, match="at most 64 scans"):
         decode_picture(repeated_scan(20_000), 1 << 20)
-    assert time.process_time() - begin < 1
+    assert time.thread_time() - begin < 1
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 from collections.abc import Iterator
@@ -12,10 +13,11 @@ import pytest
 
 sys.path.append(str(Path(__file__).parents[1] / "video"))  # clip_maker
 
+from clients import connect
 from clip_maker import write_clip
 from live_browser import CHROMIUM, DRIVER, Browser
 from pictures import jpeg
-from websockets.sync.client import connect
+from waiting import wait_for
 
 pytestmark = pytest.mark.skipif(
     CHROMIUM is None or DRIVER is None, reason="no chromium and chromedriver on this machine"
@@ -97,11 +99,14 @@ def test_the_token_is_asked_for_and_another_camera_can_be_watched(start, browser
             'document.getElementById("stream").value = "door";'
             'document.getElementById("watch").click()'
         )
-        for seed in range(1, 200):
-            socket.send(jpeg(seed))
+
+        def is_shown() -> bool:
+            socket.send(jpeg(next(seeds)))
             socket.recv()
-            if "seen" in seen(browser):
-                break
+            return "seen" in seen(browser)
+
+        seeds = itertools.count(1)
+        wait_for(is_shown)
     assert "Encoded" in seen(browser)
     assert browser.run('return document.getElementById("picture").width') == 64
     # The refusal before the token was given is all that the console tells.

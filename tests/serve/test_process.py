@@ -9,40 +9,28 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from clients import connect, connection_to, get
 from pictures import events, jpeg, question
+from waiting import wait_for
 from websockets.exceptions import ConnectionClosedError
-from websockets.sync.client import connect
 
+import stc_video.serve
 from stc_video.cli.app import run_app
 
 LONG = {"max_tokens": 20_000}
 
 
-def get(address: str, path: str) -> str:
-    connection = http.client.HTTPConnection(address, timeout=30)
-    connection.request("GET", path)
-    return connection.getresponse().read().decode()
-
-
 def ask(address: str, **rest: object) -> http.client.HTTPResponse:
-    connection = http.client.HTTPConnection(address, timeout=60)
+    connection = connection_to(address)
     body, headers = json.dumps(question(**rest)), {"Content-Type": "application/json"}
     connection.request("POST", "/v1/chat/completions", body, headers)
     response = connection.getresponse()
     response.connection = connection  # keeps it open
     return response
-
-
-def wait_for(found: Callable[[], object], seconds: float = 30) -> None:
-    end = time.monotonic() + seconds
-    while not found():
-        assert time.monotonic() < end
-        time.sleep(0.05)
 
 
 def push(address: str, frames: int, first: int = 0) -> None:
@@ -54,7 +42,9 @@ def push(address: str, frames: int, first: int = 0) -> None:
 
 
 def answers(address: str, outcome: str) -> int:
-    found = re.search(rf'stc_answers_total{{outcome="{outcome}"}} (\d+)', get(address, "/metrics"))
+    found = re.search(
+        rf'stc_answers_total{{outcome="{outcome}"}} (\d+)', get(address, "/metrics")[1]
+    )
     return int(found[1]) if found else 0
 
 
@@ -76,10 +66,10 @@ def test_vanished_clients_and_oversize_messages(start) -> None:
     wait_for(lambda: answers(address, "stopped") == 1)
 
     # So does one that waits for the whole answer.
-    connection = http.client.HTTPConnection(address, timeout=60)
+    connection = connection_to(address)
     body = json.dumps(question(**LONG))
     connection.request("POST", "/v1/chat/completions", body, {"Content-Type": "application/json"})
-    time.sleep(0.3)
+    time.sleep(0.3)  # in which it usually begins; it is counted whenever the client goes
     connection.close()
     wait_for(lambda: answers(address, "stopped") == 2)
 
@@ -87,7 +77,7 @@ def test_vanished_clients_and_oversize_messages(start) -> None:
     with connect(f"ws://{address}/v1/streams/door/frames") as socket:
         socket.send(jpeg(5))
         socket.socket.close()
-    wait_for(lambda: '"received":3,"seen":3' in get(address, "/v1/streams"))
+    wait_for(lambda: '"received":3,"seen":3' in get(address, "/v1/streams")[1])
     push(address, 1, first=6)
 
     # A message that is not even read.
@@ -111,7 +101,7 @@ def test_killed_and_restarted_it_goes_on_from_the_last_save(start, tmp_path: Pat
     service = start("--save-folder", saves, "--autosave", "0.2")
     push(service.address, 10)
     index = saves / "door" / "session.json"
-    wait_for(lambda: "stc_saves_total 0" not in get(service.address, "/metrics"))
+    wait_for(lambda: "stc_saves_total 0" not in get(service.address, "/metrics")[1])
     wait_for(lambda: index.is_file() and _frames(saves) == 10)
     expected = json.loads(ask(service.address).read())
     # Killed while frames come and saves are written.
@@ -158,6 +148,7 @@ def test_bad_options_are_one_sentence(folder: Path, capsys, options, message, mo
 
 
 def test_without_the_extra_it_says_what_to_install(capsys, monkeypatch) -> None:
+    monkeypatch.setattr(stc_video, "serve", stc_video.serve)  # what replaces it goes again
     for name in [name for name in sys.modules if name.startswith("stc_video.serve")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "uvicorn", None)

@@ -6,7 +6,6 @@ from __future__ import annotations
 import io
 import json
 import threading
-import time
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +14,25 @@ import torch
 from pictures import bomb, events, jpeg, push, question
 from PIL import Image
 from starlette.websockets import WebSocketDisconnect
+from waiting import PATIENCE
 
 from stc_video import StreamingSession
 from stc_video.serve.pictures import decode_picture
 
 FRAMES = "/v1/streams/door/frames"
 CHAT = "/v1/chat/completions"
+
+
+def called(owner: object, name: str, monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """An event that is set when a method is called."""
+    event, method = threading.Event(), getattr(owner, name)
+
+    def noted(*args: object, **kwargs: object) -> object:
+        event.set()
+        return method(*args, **kwargs)
+
+    monkeypatch.setattr(owner, name, noted)
+    return event
 
 
 def test_frames_are_seen_and_asked_about(service, chat) -> None:
@@ -203,15 +215,15 @@ def test_timestamps_that_go_back_are_taken_and_said(service) -> None:
     assert seen == [5.0, 3.0, 4.0]
 
 
-def test_a_slow_model_drops_the_oldest_and_every_frame_is_counted(service) -> None:
+def test_a_slow_model_drops_the_oldest_and_every_frame_is_counted(service, monkeypatch) -> None:
     with service(queue_frames=3) as (client, hub), client.websocket_connect(FRAMES) as socket:
         push(socket, jpeg())
         socket.receive_json()
         stream = hub.get("door")
         with stream.session._push_lock:  # the model is busy
+            is_under_way = called(stream.session, "push", monkeypatch)
             push(socket, jpeg(1), timestamp=1)
-            while not (stream.received == 2 and stream.waiting == 0):  # under way
-                time.sleep(0.01)
+            assert is_under_way.wait(PATIENCE)
             for seed in range(2, 8):
                 push(socket, jpeg(seed), timestamp=seed)
             told = [socket.receive_json() for _ in range(3)]
@@ -231,7 +243,7 @@ def test_a_slow_model_drops_the_oldest_and_every_frame_is_counted(service) -> No
 
 
 def test_rates_and_numbers_are_limited(service) -> None:
-    limits = {"max_streams": 2, "max_fps": 0.001, "questions_per_minute": 4}
+    limits = {"max_streams": 2, "max_fps": 0.001, "questions_per_minute": 1}
     with service(**limits) as (client, hub):
         with client.websocket_connect(FRAMES) as socket:
             for _ in range(2):
@@ -262,7 +274,7 @@ def test_rates_and_numbers_are_limited(service) -> None:
         assert client.delete("/v1/streams/door").status_code == 404
 
 
-def test_too_many_questions_at_a_time_are_refused(service) -> None:
+def test_too_many_questions_at_a_time_are_refused(service, monkeypatch) -> None:
     with service(max_questions=1, max_waiting=0) as (client, hub):
         with client.websocket_connect(FRAMES) as socket:
             push(socket, jpeg())
@@ -271,10 +283,11 @@ def test_too_many_questions_at_a_time_are_refused(service) -> None:
         first = threading.Thread(
             target=lambda: found.append(client.post(CHAT, json=question()).status_code)
         )
-        with hub.get("door").session._memory_lock:  # the first cannot begin
+        session = hub.get("door").session
+        is_taken = called(session, "ask", monkeypatch)
+        with session._memory_lock:  # the first cannot begin
             first.start()
-            while not any(t.name.startswith("answer") for t in threading.enumerate()):
-                time.sleep(0.01)
+            assert is_taken.wait(PATIENCE)
             response = client.post(CHAT, json=question())
         first.join()
     assert response.status_code == 429

@@ -4,12 +4,12 @@
 from __future__ import annotations
 
 import threading
-import time
 
 import pytest
 import torch
 from tiny_llava import TOKENS, prompt_ids, video
 from torch.utils._python_dispatch import TorchDispatchMode
+from waiting import PATIENCE
 
 from stc_video import PlainConfig, RekvConfig
 from stc_video.errors import AnswerStoppedError
@@ -79,24 +79,19 @@ def test_it_can_be_stopped_between_pieces(session) -> None:
 
 def test_frames_go_on_meanwhile_and_change_nothing(session) -> None:
     expected = session.ask(LONG, **GREEDY)
-    more = list(video(4, seed=7))
-    camera = threading.Thread(target=lambda: [session.push(frame) for frame in more])
-    alive = []
+    more, alive = list(video(4, seed=7)), []
+    camera = threading.Thread(target=lambda: [session.push(frame) for frame in more], daemon=True)
 
     def stopped() -> bool:
-        if not alive:
-            alive.append(True)
-        elif alive == [True]:
-            alive.append(True)
+        if len(alive) == 1:
             camera.start()
-        else:
-            alive.append(camera.is_alive())
-        time.sleep(0.1)
+        elif len(alive) > 1 and not session._memory_lock._is_owned():  # between two pieces
+            camera.join(PATIENCE)
+        alive.append(camera.is_alive())
         return False
 
     answer = session.ask(LONG, stopped=stopped, **GREEDY)
     assert alive[-1] is False  # all were seen before the answer began
-    camera.join()
     assert answer.frame == expected.frame == 6
     assert torch.equal(answer.ids, expected.ids)
     assert answer.retrieved == expected.retrieved
@@ -117,7 +112,7 @@ def test_what_is_forgotten_meanwhile_is_replaced(open_session) -> None:
         if len(calls) == 4:
             pushed = threading.Thread(target=lambda: [session.push(f) for f in more], daemon=True)
             pushed.start()
-            pushed.join(timeout=5)
+            pushed.join(PATIENCE)
         return False
 
     answer = session.ask(LONG, stopped=stopped, **GREEDY)

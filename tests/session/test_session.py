@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from tiny_llava import SIZE, TOKENS, make_tokenizer, prompt_ids, video
 from transformers import TextIteratorStreamer
+from waiting import PATIENCE, wait_for
 
 import stc_video
 from stc_video import (
@@ -176,7 +177,7 @@ def test_wrong_settings_leave_the_model_untouched(model, open_session):
     before = set(model.__dict__)
     for memory, settings, message in [
         ("large", {}, "must be one of plain, rekv, window or a configuration, got 'large'"),
-        ("rekv", {"prefill_chunk": 0}, "prefill_chunk must be at least 1 frame, got 0"),
+        ("rekv", {"prefill_chunk": 0}, "prefill_chunk must be a whole number from 1, got 0"),
         ("rekv", {"prune": "no"}, "name must be one of"),
     ]:
         with pytest.raises(ValueError, match=message):
@@ -327,7 +328,7 @@ def test_sessions_in_threads_share_calls_of_the_tower(model, open_session):
         batches.append(len(kwargs["pixel_values"]))
         if len(batches) == 1:
             first_in.set()
-            gate.wait(30)
+            gate.wait(PATIENCE)
 
     tower = model.model.vision_tower
     hook = tower.register_forward_pre_hook(watch, with_kwargs=True)
@@ -336,11 +337,10 @@ def test_sessions_in_threads_share_calls_of_the_tower(model, open_session):
         for s, v in zip(sessions, streams, strict=True)
     ]
     threads[0].start()
-    first_in.wait(30)
+    assert first_in.wait(PATIENCE)
     for thread in threads[1:]:
         thread.start()
-    while len(model.stc.batcher.waiting) < 3:
-        threading.Event().wait(0.001)
+    wait_for(lambda: len(model.stc.batcher.waiting) == 3)
     gate.set()
     for thread in threads:
         thread.join()
@@ -359,7 +359,7 @@ def test_one_stream_of_a_batch_that_fails_does_not_stop_the_others(model, open_s
     def watch(_, args, kwargs):
         calls.append(len(kwargs["pixel_values"]))
         if len(calls) == 1:
-            gate.wait(30)
+            gate.wait(PATIENCE)
         if kwargs["pixel_values"].max() > 99:
             raise ValueError("too bright")
 
@@ -373,12 +373,10 @@ def test_one_stream_of_a_batch_that_fails_does_not_stop_the_others(model, open_s
     frames = {"first": video(1), "good": video(1), "bad": bad}
     threads = [threading.Thread(target=run, args=item) for item in frames.items()]
     threads[0].start()
-    while not calls:
-        threading.Event().wait(0.001)
+    wait_for(lambda: calls)
     for thread in threads[1:]:
         thread.start()
-    while len(handle.batcher.waiting) < 2:
-        threading.Event().wait(0.001)
+    wait_for(lambda: len(handle.batcher.waiting) == 2)
     gate.set()
     for thread in threads:
         thread.join()

@@ -3,20 +3,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
-from zoo import ENTRIES, PATCH, SIZE, Entry, tensors
+from zoo import ENTRIES, PATCH, SIZE, SMALL, Entry, tensors
 
 import stc_video
 from stc_video import CacheConfig, UnsupportedModelError
+from stc_video.towers import families
 
 SUPPORTED = [entry for entry in ENTRIES if not entry.refused]
 #: what decides nothing by itself: changed tokens are encoded, no others
 MOTION = CacheConfig(
-    threshold=0.9, refresh=0.0, propagate=0.0, redo_from=None, tail_layers=0, buckets=(0.25, 0.5)
+    threshold=0.99, refresh=0.0, propagate=0.0, redo_from=None, tail_layers=0, buckets=(0.25, 0.5)
 )
 REFUSED = [entry for entry in ENTRIES if entry.refused]
 
@@ -76,14 +78,15 @@ class Oracle:
         return new
 
 
-def layers_of(tower: nn.Module) -> nn.ModuleList:
+def layers_of(tower: nn.Module) -> Any:
     """The list of blocks of a tower."""
+    kinds = nn.ModuleList, nn.Sequential
+    lists = (module for module in tower.modules() if isinstance(module, kinds))
     return next(
         module
-        for module in tower.modules()
-        if isinstance(module, nn.ModuleList)
-        and hasattr(module[0], "mlp")
-        and (hasattr(module[0], "norm1") or hasattr(module[0], "layer_norm1"))
+        for module in lists
+        if len(module) == SMALL["num_hidden_layers"]
+        and any("att" in name for name, _ in module[0].named_children())
     )
 
 
@@ -160,3 +163,22 @@ def test_any_other_tower_is_refused_and_left_as_it_was(entry: Entry) -> None:
     assert list(tower.state_dict()) == keys
     if "its cacher is off again" in str(refused.value):
         call(tower, entry, picture(1))
+
+
+def test_the_table_of_families_says_what_these_tests_show() -> None:
+    table = families.TOWER_FAMILIES
+    of_model = {model: family for family in table for model in family.models}
+    assert len(of_model) == sum(len(family.models) for family in table), "one each"
+    # test_timm_towers.py has the towers of timm.
+    assert {entry.model for entry in ENTRIES} | {"timm_wrapper"} == set(of_model)
+    for entry in ENTRIES:
+        family = of_model[entry.model]
+        assert family.support == (families.REFUSED if entry.refused else families.EXACT), entry
+        assert bool(family.note) >= bool(entry.refused or entry.several), entry
+
+
+def test_the_page_on_limits_lists_what_is_supported() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "limits.md").read_text("utf-8")
+    listed = page.split("## Towers")[1].split("### What the check does")[0]
+    exact = [family for family in families.TOWER_FAMILIES if family.support == families.EXACT]
+    assert [m for family in exact for m in family.models if f"`{m}`" not in listed] == []

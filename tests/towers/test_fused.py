@@ -1,15 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Adding and normalising in one kernel: where it may be, and that it is the same."""
+"""Steps of a block in one kernel: where it may be, and that it is the same."""
 
 from __future__ import annotations
+
+from types import SimpleNamespace
 
 import pytest
 import torch
 from counted import count, pretended_gpu
 from torch import Tensor, nn
+from transformers.models.clip.modeling_clip import CLIPMLP
+from transformers.models.siglip.modeling_siglip import SiglipMLP
 
 from stc_video.towers import fused
-from stc_video.towers.fused import add_and_normalise
+from stc_video.towers.fused import add_and_normalise, feed_forward, take_and_normalise
 
 WIDTH = 48
 
@@ -95,3 +99,88 @@ def test_a_cpu_has_its_own_two_and_gradients_flow():
     normed.sum().backward()
     assert x.grad is not None
     assert torch.equal(total, x + branch)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@torch.inference_mode()
+def test_rows_are_taken_and_normalised(everywhere, dtype):
+    (x, _), module = rows(dtype), norm(dtype)
+    indices = torch.tensor([[6, 0], [3, -1], [1, 2]], dtype=torch.int32)
+    taken, normed = take_and_normalise(x, indices, module)
+    for frame, row in [(0, 0), (0, 1), (1, 0), (2, 0), (2, 1)]:
+        one = x[frame, indices[frame, row]]
+        assert torch.equal(taken[frame, row], one)
+        expected = module(one)
+        torch.testing.assert_close(
+            normed[frame, row], expected, rtol=2 * torch.finfo(dtype).eps, atol=1e-6
+        )
+    every, all_normed = take_and_normalise(x, None, module)
+    assert every is x
+    assert torch.equal(all_normed, module(x))
+
+
+def mlp(activation: str, kind: type[nn.Module] = SiglipMLP) -> nn.Module:
+    torch.manual_seed(0)
+    return kind(SimpleNamespace(hidden_act=activation, hidden_size=WIDTH, intermediate_size=80))
+
+
+ACTIVATIONS = ["gelu", "gelu_pytorch_tanh", "quick_gelu"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@torch.inference_mode()
+def test_an_mlp_with_its_bias_and_gelu_in_one_kernel(everywhere, dtype, activation):
+    (x, _), module = rows(dtype), mlp(activation).to(dtype)
+    expected = module(x)
+    assert not torch.equal(feed_forward(module, x), x)
+    torch.testing.assert_close(
+        feed_forward(module, x), expected, rtol=8 * torch.finfo(dtype).eps,
+        atol=8 * torch.finfo(dtype).eps,
+    )  # fmt: skip
+
+
+def launched_by_mlp(module: nn.Module) -> list[str]:
+    x = torch.empty(3, 7, WIDTH, device="meta")
+    with pretended_gpu():
+        return [call.op for call in count(lambda: feed_forward(module, x))]
+
+
+class OwnMlp(SiglipMLP):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x)
+
+
+def quantised() -> nn.Module:
+    module = mlp("gelu").to("meta")
+    module.fc1.weight.__class__ = type("QuantisedWeight", (nn.Parameter,), {})
+    return module
+
+
+def hooked_at(path: str) -> nn.Module:
+    module = mlp("gelu").to("meta")
+    module.get_submodule(path).register_forward_hook(lambda *_: None)
+    return module
+
+
+def test_on_a_gpu_an_mlp_is_three_launches():
+    for activation in ACTIVATIONS:
+        assert launched_by_mlp(mlp(activation, CLIPMLP).to("meta")) == [
+            "linear",
+            "bias_gelu",
+            "linear",
+        ]
+
+
+@pytest.mark.parametrize(
+    "module",
+    [OwnMlp(mlp("gelu").config).to("meta"), quantised(), hooked_at(""), hooked_at("fc1"),
+     hooked_at("activation_fn")],
+    ids=["subclass", "quantised", "hook", "hook in front", "hook on the activation"],
+)  # fmt: skip
+def test_what_is_no_plain_mlp_is_called_as_it_is(module):
+    assert launched_by_mlp(module) == ["linear", "gelu", "linear"]
+
+
+def test_another_activation_is_called_as_it_is():
+    assert "bias_gelu" not in launched_by_mlp(mlp("relu").to("meta"))

@@ -15,9 +15,7 @@ import stc_video
 from stc_video import UnsupportedModelError
 
 
-@pytest.mark.parametrize(
-    "name", ["DINOv3ViTModel", "VJEPA2Model", "Phi4MultimodalVisionModel", "MLCDVisionModel"]
-)
+@pytest.mark.parametrize("name", ["DINOv3ViTModel", "Phi4MultimodalVisionModel", "MLCDVisionModel"])
 @pytest.mark.parametrize("what", ["attach_tome", "capture_attention"])
 def test_the_others_that_take_towers_apart_do_not_trust_them_either(name: str, what: str) -> None:
     entry = next(e for e in ENTRIES if e.name == name)
@@ -70,11 +68,7 @@ def _video_llava() -> nn.Module:
     return transformers.VideoLlavaForConditionalGeneration(config)
 
 
-def _vjepa2() -> nn.Module:
-    return next(entry for entry in ENTRIES if entry.model == "vjepa2" and not entry.path).build()
-
-
-@pytest.mark.parametrize("build", [_clip, _video_llava, _vjepa2])
+@pytest.mark.parametrize("build", [_clip, _video_llava])
 def test_a_hint_names_modules_that_exist(build: Callable[[], nn.Module]) -> None:
     model = build().eval()
     with pytest.raises(UnsupportedModelError, match="holds 2 stacks") as refused:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from zoo import ENTRIES, SIZE, Entry, siglip2_rows
 
 import stc_video
 from stc_video import CacheConfig, UnsupportedModelError
+from stc_video.towers import layouts
 
 BY_NAME = {entry.name: entry for entry in ENTRIES}
 SIGLIP = BY_NAME["SiglipVisionModel"]
@@ -53,9 +55,21 @@ def attention_of(tower: nn.Module) -> nn.Module:
     return layers_of(tower)[1].self_attn
 
 
+@pytest.fixture
+def wrong_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows that say of every head that it is rotated in two parts."""
+    wrong = tuple(replace(row, rotary_axes=3 - row.rotary_axes) for row in layouts.LAYOUTS)
+    monkeypatch.setattr(layouts, "LAYOUTS", wrong)
+
+
+#: towers that are not what their rows say
+MISREAD = ["DINOv3ViTModel", "MLCDVisionModel", "Gemma4VisionModel", "Phi4MultimodalVisionModel"]
+
+
+@pytest.mark.usefixtures("wrong_rows")
 class TestSmallDifferences:
     @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-    @pytest.mark.parametrize("name", ["DINOv3ViTModel", "VJEPA2Model", "Phi4MultimodalVisionModel"])
+    @pytest.mark.parametrize("name", MISREAD)
     def test_weights_as_initialised_hide_nothing(self, name: str, dtype: torch.dtype) -> None:
         """All logits are near zero, so that neither positions nor much else counts."""
         entry = next(e for e in ENTRIES if e.name == name)
@@ -64,7 +78,7 @@ class TestSmallDifferences:
         with torch.no_grad(), pytest.raises(UnsupportedModelError, match="block 0"):
             tower(**in_dtype(entry, dtype)(picture(1)))
 
-    @pytest.mark.parametrize("name", ["VJEPA2Model", "Phi4MultimodalVisionModel"])
+    @pytest.mark.parametrize("name", MISREAD)
     def test_a_frame_of_equal_tokens_hides_nothing(self, name: str) -> None:
         entry = next(e for e in ENTRIES if e.name == name)
         tower = entry.build()
@@ -77,6 +91,8 @@ class TestSmallDifferences:
         with pytest.raises(UnsupportedModelError, match="its output differs"):
             run(tower, black, entry=entry)
 
+
+class TestRounding:
     @pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
     @pytest.mark.parametrize("entry", SUPPORTED, ids=str)
     def test_rounding_is_no_difference(self, entry: Entry, dtype: torch.dtype) -> None:
@@ -278,6 +294,19 @@ def _mixing(layer_class: type) -> type:
 
 
 class TestOtherArgumentsLater:
+    @pytest.mark.parametrize("policy", ["motion", "stc"])
+    def test_frames_of_another_shape_with_as_many_tokens(self, policy: str) -> None:
+        """The tokens stay the same; where they are does not."""
+        tower = BY_NAME["DINOv3ViTModel"].build()
+        grey = [torch.ones((1, 3, side, SIZE**2 // side)) for side in (SIZE, SIZE // 2, SIZE)]
+        with torch.no_grad():
+            stock = [tower(pixel_values=picture)[0] for picture in grey]
+            cacher = stc_video.attach_cacher(tower, policy)
+            ours = [tower(pixel_values=picture)[0] for picture in grey]
+        assert_same(ours, stock)
+        assert not torch.allclose(stock[0], stock[1])
+        assert "places" in cacher.last_frames[0].reason
+
     def test_a_mask_of_padding_that_comes_later(self) -> None:
         entry = BY_NAME["Siglip2VisionModel"]
         tower = entry.build()

@@ -126,6 +126,18 @@ def placed_rows(frames: Tensor) -> dict[str, Any]:
     return batch_of_rows(frames) | {"pixel_position_ids": places}
 
 
+def padded_places(frames: Tensor) -> dict[str, Any]:
+    """Arguments of Gemma 4: the last row of patches is padding."""
+    made = placed_rows(frames)
+    made["pixel_position_ids"][:, -SIDE:] = -1
+    return made
+
+
+def in_order(frames: Tensor) -> dict[str, Any]:
+    """Arguments of ViT-MAE: its tokens are not shuffled."""
+    return {"pixel_values": frames, "noise": torch.arange(SIDE**2.0).repeat(len(frames), 1)}
+
+
 def tiles(frames: Tensor) -> dict[str, Any]:
     """Arguments of Mllama: one tile of one picture."""
     ones = torch.ones((len(frames), 1), dtype=torch.int64)
@@ -215,6 +227,10 @@ _VJEPA2 = {
 _DEEPSTACK = {"deepstack_visual_indexes": [1]}
 _KIMI = {"pos_emb_height": 8, "pos_emb_width": 8}
 _MOLMO2 = {"image_size": [SIZE, SIZE], "head_dim": 12, "num_position_embeddings": SIDE**2}
+_GROUPED = _MOLMO2 | {"num_key_value_heads": 2}
+_GEMMA4 = {"head_dim": 12, "pooling_kernel_size": 2}
+_ERNIE = "Ernie4_5_VLMoeVisionTransformerPretrainedModel"
+_INSERTED = {"insert_layer_id": 1}
 _TIMESFORMER = {"num_frames": 2, "drop_path_rate": 0}
 _VIVIT = {"num_frames": 2, "tubelet_size": [2, PATCH, PATCH]}
 _VIDEOPRISM = {
@@ -237,9 +253,9 @@ _FLORENCE2 = {
 }  # fmt: skip
 
 _NOT_VIT = "has no list of pre-norm transformer blocks"
-_PACKED = r"hidden states of shape \(\d+, 48\)"
-_PLACES = "position_embeddings"
+_SPANS_FRAMES = "its tokens span frames"
 _ROW = "pass one picture a call"
+_VIDEO = "one video or image"
 _WEIGHT = "which no part that is known makes use of"
 
 #: every class of towers_today, and some more of the same kinds
@@ -277,15 +293,55 @@ ENTRIES = (
     Entry("qwen4_exp", "Qwen4ExpVisionModel", video_rows),
     Entry("qwen3_omni_moe", "Qwen3OmniMoeVisionEncoder", video_rows, settings=_DEEPSTACK),
     Entry("exaone4_5", "Exaone4_5_VisionModel", video_rows),
-    Entry("glm4v", "Glm4vVisionModel", rows(2, 2, "hidden_states"), several="one video or image"),
-    Entry("glm4v_moe", "Glm4vMoeVisionModel", rows(2, 2, "hidden_states"), several="one video"),
-    # positions that turn queries and keys
-    Entry("dinov3_vit", "DINOv3ViTModel", refused=_PLACES),
-    Entry("dinov3_vit", "DINOv3ViTModel", refused=_PLACES, settings={"use_gated_mlp": True}),
-    Entry("mlcd", "MLCDVisionModel", refused=_PLACES),
-    Entry("minimax_m3_vl", "MiniMaxM3VLVisionModel", rows(2, 2), refused=_PLACES),
-    Entry("vjepa2", "VJEPA2Model", clips, "its output differs", path="encoder", settings=_VJEPA2),
-    Entry("vjepa2", "VJEPA2Model", clips, r"model\.encoder or model\.predictor", settings=_VJEPA2),
+    Entry("glm4v", "Glm4vVisionModel", rows(2, 2, "hidden_states"), several=_VIDEO),
+    Entry("glm4v_moe", "Glm4vMoeVisionModel", rows(2, 2, "hidden_states"), several=_VIDEO),
+    # supported, with rotary positions from the tower
+    Entry("dinov3_vit", "DINOv3ViTModel"),
+    Entry("dinov3_vit", "DINOv3ViTModel", settings={"use_gated_mlp": True}),
+    Entry("mlcd", "MLCDVisionModel"),
+    Entry("gemma4", "Gemma4VisionModel", placed_rows, settings=_GEMMA4),
+    Entry("gemma4", "Gemma4VisionModel", padded_places, settings=_GEMMA4),
+    Entry("pixtral", "PixtralVisionModel", several="not the same for all queries"),
+    Entry("minimax_m3_vl", "MiniMaxM3VLVisionModel", rows(2, 2), several=_ROW),
+    Entry("sapiens2", "Sapiens2Model"),
+    Entry("step3p7", "Step3p7VisionModel", settings={"mlp_ratio": 2.0}),
+    # supported, with names, norms, scales or projections of their own
+    Entry("internvl", "InternVLVisionModel"),
+    Entry("internvl", "InternVLVisionModel", settings={"use_qk_norm": True}),
+    Entry("vit", "ViTModel"),
+    Entry("deit", "DeiTModel"),
+    Entry("ijepa", "IJepaModel"),
+    Entry("vit_mae", "ViTMAEModel", in_order, settings={"mask_ratio": 0.0}),
+    Entry("vit_msn", "ViTMSNModel"),
+    Entry("flava", "FlavaImageModel"),
+    Entry("pixio", "PixioModel", since="5.24"),
+    Entry("janus", "JanusVisionModel"),
+    Entry("molmo2", "Molmo2VisionModel", batch_of_rows, settings=_MOLMO2),
+    Entry("molmo2", "Molmo2VisionModel", batch_of_rows, settings=_GROUPED),
+    Entry("ovis2", "Ovis2VisionModel"),
+    Entry("aimv2", "Aimv2VisionModel"),
+    Entry("blip", "BlipVisionModel"),
+    Entry("blip_2", "Blip2VisionModel"),
+    Entry("instructblipvideo", "InstructBlipVideoVisionModel"),
+    # supported, with the rows of all frames behind one another
+    Entry("qwen2_5_omni", "Qwen2_5OmniVisionEncoder", video_rows),
+    Entry("glm_ocr", "GlmOcrVisionModel", video_rows),
+    Entry("glm5_next", "Glm5NextVisionModel", video_rows),
+    Entry("ernie4_5_vl_moe", _ERNIE, rows(2, 1, "hidden_states"), several=_VIDEO),
+    Entry("dots3_note", "Dots3NoteVisionModel", rows(2), several=_VIDEO, settings=_DOTS3),
+    Entry("video_llama_3", "VideoLlama3VisionModel", merged_rows, several=_VIDEO),
+    Entry("kimi_k25", "Kimi_K25VisionModel", whole_patches, several=_VIDEO, settings=_KIMI),
+    Entry("cosmos3_edge", "Cosmos3EdgeVisionModel", rows(2), several=_VIDEO),
+    Entry("muse_glimmer", "MuseGlimmerVisionModel", rows(2, 2), several=_VIDEO),
+    Entry("muse_spark", "MuseSparkVisionModel", rows(2, 2), several=_VIDEO),
+    Entry("paddleocr_vl", "PaddleOCRVisionModel", one_of_patches, several=_VIDEO, since="5.24"),
+    # tokens that span frames
+    Entry("vjepa2", "VJEPA2Model", clips, _SPANS_FRAMES, path="encoder", settings=_VJEPA2),
+    Entry("vjepa2", "VJEPA2Model", clips, _SPANS_FRAMES, settings=_VJEPA2),
+    Entry("videomae", "VideoMAEModel", videos, _SPANS_FRAMES, settings={"num_frames": 2}),
+    Entry("timesformer", "TimesformerModel", videos, _SPANS_FRAMES, settings=_TIMESFORMER),
+    Entry("vivit", "VivitModel", videos, _SPANS_FRAMES, settings=_VIVIT),
+    Entry("videoprism", "VideoPrismVisionModel", clips, _SPANS_FRAMES, settings=_VIDEOPRISM),
     # a causal attention, a message between frames, layers that others look at
     Entry("phi4_multimodal", "Phi4MultimodalVisionModel", refused="is_causal=True"),
     Entry("x_clip", "XCLIPVisionModel", refused=_WEIGHT, settings={"num_frames": 1}),
@@ -296,65 +352,23 @@ ENTRIES = (
         settings={"deepstack_visual_indexes": [0, 1], "scale_factor": 2},
     ),
     # a merger between two blocks
-    Entry(
-        "minicpmv4_6", "MiniCPMV4_6VisionModel", strip, "between", settings={"insert_layer_id": 1}
-    ),
-    Entry(
-        "minicpmv4_7", "MiniCPMV4_7VisionModel", strip, "between", settings={"insert_layer_id": 1}
-    ),
-    Entry(
-        "minicpm_ocr", "MiniCPMOcrVisionModel", strip, "between", settings={"insert_layer_id": 1}
-    ),
-    # rows of all pictures without a batch
-    Entry("video_llama_3", "VideoLlama3VisionModel", merged_rows, _PACKED),
-    Entry("kimi_k25", "Kimi_K25VisionModel", whole_patches, _PACKED, settings=_KIMI),
-    Entry("cosmos3_edge", "Cosmos3EdgeVisionModel", rows(2), _PACKED),
-    Entry("muse_glimmer", "MuseGlimmerVisionModel", rows(2, 2), _PACKED),
-    Entry("muse_spark", "MuseSparkVisionModel", rows(2, 2), _PACKED),
-    Entry("paddleocr_vl", "PaddleOCRVisionModel", one_of_patches, _PACKED, since="5.24"),
-    # weights that no known part has, or a part that is missing
-    Entry("sam3", "Sam3ViTModel", refused=_WEIGHT),
-    Entry("sapiens2", "Sapiens2Model", refused=_WEIGHT),
-    Entry("glm_ocr", "GlmOcrVisionModel", video_rows, _WEIGHT),
-    Entry("glm5_next", "Glm5NextVisionModel", video_rows, _WEIGHT),
-    Entry("janus", "JanusVisionModel", refused="none of out_proj"),
-    Entry("qwen2_5_omni", "Qwen2_5OmniVisionEncoder", video_rows, "none of q_proj"),
-    Entry("molmo2", "Molmo2VisionModel", batch_of_rows, "number of heads", settings=_MOLMO2),
-    # other kinds of towers
-    Entry("internvl", "InternVLVisionModel", refused=_NOT_VIT),
-    Entry("vit", "ViTModel", refused=_NOT_VIT),
-    Entry("ijepa", "IJepaModel", refused=_NOT_VIT),
-    Entry("vit_mae", "ViTMAEModel", refused=_NOT_VIT),
-    Entry("vit_msn", "ViTMSNModel", refused=_NOT_VIT),
-    Entry("deit", "DeiTModel", refused=_NOT_VIT),
-    Entry("flava", "FlavaImageModel", refused=_NOT_VIT),
-    Entry("videomae", "VideoMAEModel", videos, _NOT_VIT, settings={"num_frames": 2}),
-    Entry("timesformer", "TimesformerModel", videos, _NOT_VIT, settings=_TIMESFORMER),
-    Entry("vivit", "VivitModel", videos, _NOT_VIT, settings=_VIVIT),
-    Entry("videoprism", "VideoPrismVisionModel", clips, _NOT_VIT, settings=_VIDEOPRISM),
-    Entry("ovis2", "Ovis2VisionModel", refused=_NOT_VIT),
-    Entry("aimv2", "Aimv2VisionModel", refused=_NOT_VIT),
-    Entry("beit", "BeitModel", refused=_NOT_VIT),
-    Entry("blip", "BlipVisionModel", refused=_NOT_VIT),
-    Entry("blip_2", "Blip2VisionModel", refused=_NOT_VIT),
-    Entry("instructblipvideo", "InstructBlipVideoVisionModel", refused=_NOT_VIT),
+    Entry("minicpmv4_6", "MiniCPMV4_6VisionModel", strip, "a merger", settings=_INSERTED),
+    Entry("minicpmv4_7", "MiniCPMV4_7VisionModel", strip, "a merger", settings=_INSERTED),
+    Entry("minicpm_ocr", "MiniCPMOcrVisionModel", strip, "a merger", settings=_INSERTED),
+    # weights that no known part has, windows, or other kinds of towers
+    Entry("beit", "BeitModel", refused=_WEIGHT),
+    Entry("swin", "SwinModel", refused="attend in windows", settings=_SWIN),
+    Entry("hiera", "HieraModel", refused="attend in windows", settings=_HIERA),
+    Entry("sam3", "Sam3ViTModel", refused=_NOT_VIT),
     Entry("sam", "SamVisionModel", refused=_NOT_VIT, settings={"mlp_ratio": 2.0}),
     Entry("sam2", "Sam2VisionModel", refused=_NOT_VIT),
-    Entry("swin", "SwinModel", refused=_NOT_VIT, settings=_SWIN),
-    Entry("hiera", "HieraModel", refused=_NOT_VIT, settings=_HIERA),
     Entry("convnext", "ConvNextModel", refused=_NOT_VIT, settings={"patch_size": 4}),
     Entry("groupvit", "GroupViTVisionModel", refused="3 stacks"),
     Entry("vitdet", "VitDetModel", refused=_NOT_VIT),
     Entry("vitpose_backbone", "VitPoseBackbone", refused=_NOT_VIT),
-    Entry("pixio", "PixioModel", refused=_NOT_VIT, since="5.24"),
-    Entry("ernie4_5_vl_moe", "Ernie4_5_VLMoeVisionTransformerPretrainedModel", refused=_NOT_VIT),
     Entry("lfm3_vl", "Lfm3VlVisionModel", refused=_NOT_VIT),
-    Entry("step3p7", "Step3p7VisionModel", refused=_NOT_VIT, settings={"mlp_ratio": 2.0}),
-    Entry("pixtral", "PixtralVisionModel", refused=_NOT_VIT),
     Entry("llama4", "Llama4VisionModel", refused=_NOT_VIT),
     Entry("mllama", "MllamaVisionModel", tiles, _NOT_VIT, settings=_MLLAMA),
-    Entry("gemma4", "Gemma4VisionModel", placed_rows, _NOT_VIT),
     Entry("got_ocr2", "GotOcr2VisionEncoder", refused=_NOT_VIT),
-    Entry("dots3_note", "Dots3NoteVisionModel", refused=_WEIGHT, settings=_DOTS3),
     Entry("florence2", "Florence2VisionBackbone", refused=_NOT_VIT, settings=_FLORENCE2),
 )

@@ -18,6 +18,7 @@ from typing import Any
 import av
 import numpy as np
 from PIL import Image
+from waiting import PATIENCE
 
 MJPEG = "multipart/x-mixed-replace; boundary=frame"
 TS = "video/mp2t"
@@ -61,7 +62,7 @@ def serving(
                     head, tail = (b"%x\r\n" % len(piece), b"\r\n") if chunked else (b"", b"")
                     self.wfile.write(head + piece + tail)
                 if then is not None:
-                    then.wait(30)
+                    then.wait(PATIENCE)
                 self.wfile.write(b"0\r\n\r\n" if chunked else b"")
 
     with _Server(("127.0.0.1", 0), Handler) as server:

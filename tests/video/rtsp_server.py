@@ -8,8 +8,7 @@ import io
 import socket
 import struct
 import threading
-import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import av
@@ -22,15 +21,15 @@ _SDP = (
 
 
 @contextlib.contextmanager
-def serving_rtsp(frames: Sequence[list[bytes]], fps: float) -> Iterator[str]:
-    """Answer one reader and send it a video; yields the address."""
+def serving_rtsp(frames: Iterable[list[bytes]]) -> Iterator[str]:
+    """Answer one reader and send it the packets of frames; yields the address."""
     with socket.create_server(("127.0.0.1", 0)) as server:
-        thread = threading.Thread(target=_serve, args=(server, frames, fps), daemon=True)
+        thread = threading.Thread(target=_serve, args=(server, frames), daemon=True)
         thread.start()
         yield f"rtsp://127.0.0.1:{server.getsockname()[1]}/live"
 
 
-def _serve(server: socket.socket, frames: Sequence[list[bytes]], fps: float) -> None:
+def _serve(server: socket.socket, frames: Iterable[list[bytes]]) -> None:
     with contextlib.suppress(OSError):
         connection, _ = server.accept()
         with connection, connection.makefile("rb") as requests:
@@ -42,7 +41,7 @@ def _serve(server: socket.socket, frames: Sequence[list[bytes]], fps: float) -> 
                 fields = dict(line.split(": ", 1) for line in head[1:])
                 _answer(connection, method, fields)
                 if method == "PLAY":
-                    _send(connection, frames, fps)
+                    _send(connection, frames)
 
 
 def _answer(connection: socket.socket, method: str, fields: dict[str, str]) -> None:
@@ -58,10 +57,8 @@ def _answer(connection: socket.socket, method: str, fields: dict[str, str]) -> N
     connection.sendall(text.encode())
 
 
-def _send(connection: socket.socket, frames: Sequence[list[bytes]], fps: float) -> None:
-    begin = time.monotonic()
-    for index, packets in enumerate(frames):
-        time.sleep(max(0.0, begin + index / fps - time.monotonic()))
+def _send(connection: socket.socket, frames: Iterable[list[bytes]]) -> None:
+    for packets in frames:
         for packet in packets:
             connection.sendall(b"$\0" + struct.pack(">H", len(packet)) + packet)
 

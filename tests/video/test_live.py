@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import socket
 import threading
-import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -18,10 +17,12 @@ import numpy as np
 import pytest
 from clip_maker import write_clip
 from live_server import MJPEG, TS, jpegs, paced, serving, serving_files, ts_pieces
+from own_time import in_own_time
 from rtsp_server import rtp_packets, serving_rtsp
+from waiting import PATIENCE, wait_for
 
 from stc_video.video import VideoError, VideoSource, VideoWarning, open_video
-from stc_video.video.live import LiveVideo
+from stc_video.video.timeline import FILE_GAP
 
 FRAMES = 80
 LEVELS = [20 + 2 * i for i in range(FRAMES)]
@@ -35,16 +36,12 @@ def film(kind: str, pieces: Sequence[bytes], fps: float = 2) -> tuple[VideoSourc
         for index, piece in enumerate(pieces):
             yield piece
             if not is_open.is_set():  # FFmpeg looks at the first pictures before it opens
-                is_open.wait(0.02 if index < FRAMES // 3 else 5)
+                is_open.wait(0.02 if index < FRAMES // 3 else PATIENCE)
                 continue
             now[0] += 0.1
-            end = time.monotonic() + 3
-            while len(seen) < fps * (now[0] - 1.5):
-                time.sleep(0.001)
-                if time.monotonic() > end:
-                    break
+            wait_for(lambda: len(seen) >= fps * (now[0] - 1.5))
 
-    with serving(kind, sent()) as address, open_video(address, fps=fps, timeout=5) as video:
+    with serving(kind, sent()) as address, open_video(address, fps=fps, timeout=PATIENCE) as video:
         video.clock = lambda: now[0]
         is_open.set()
         for frame in video.frames():
@@ -105,15 +102,14 @@ def test_whoever_is_slow_gets_the_newest_frame() -> None:
 
     def pieces() -> Iterator[bytes]:
         yield from jpegs(LEVELS[:4])
-        go.wait(10)
+        go.wait(PATIENCE)
         yield from paced(jpegs(LEVELS[4:]), 400)
 
     with serving(MJPEG, pieces(), done) as address, open_video(address, fps=20) as video:
         frames = video.frames()
         first = next(frames)
         go.set()
-        while video.stats().decoded < FRAMES - 5:
-            time.sleep(0.01)
+        wait_for(lambda: video.stats().decoded >= FRAMES - 3)
         assert int(next(frames).image.mean()) >= LEVELS[-6]
         assert int(first.image.mean()) <= LEVELS[3]
         assert video.stats().skipped >= 1
@@ -122,8 +118,8 @@ def test_whoever_is_slow_gets_the_newest_frame() -> None:
 def test_a_camera_that_falls_silent() -> None:
     done = threading.Event()
     with serving(MJPEG, jpegs(LEVELS[:5]), done) as address:
-        video, seen = open_video(address, timeout=0.5), []
-        with video, pytest.raises(VideoError, match=r"live has sent nothing for 0.5 s, after \d"):
+        video, seen = open_video(address, timeout=2), []
+        with video, pytest.raises(VideoError, match=r"live has sent nothing for 2 s, after \d"):
             seen.extend(video)
     assert seen
 
@@ -157,7 +153,7 @@ def test_waiting_for_a_frame_can_be_stopped() -> None:
     done, stop = threading.Event(), threading.Event()
     with (
         serving(MJPEG, jpegs(LEVELS[:5]), done) as address,
-        open_video(address, timeout=60) as video,
+        open_video(address, timeout=PATIENCE) as video,
     ):
         video.stopped = stop.is_set
         seen = threading.Event()
@@ -168,16 +164,16 @@ def test_waiting_for_a_frame_can_be_stopped() -> None:
 
         thread = threading.Thread(target=watch, daemon=True)
         thread.start()
-        assert seen.wait(10)
+        assert seen.wait(PATIENCE)
         stop.set()
-        thread.join(10)
+        thread.join(PATIENCE)
         assert not thread.is_alive()
 
 
 def test_a_pipe_is_a_live_source(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     data = b"".join(ts_pieces(LEVELS[:30], [0.1 * i for i in range(30)]))
-    thread = threading.Thread(target=(tmp_path / "pipe").write_bytes, args=(data,))
+    thread = threading.Thread(target=(tmp_path / "pipe").write_bytes, args=(data,), daemon=True)
     thread.start()
     video = open_video(tmp_path / "pipe")
     assert video.is_live
@@ -217,33 +213,45 @@ def test_a_playlist_is_live_until_it_has_an_end(tmp_path: Path, is_live: bool) -
             assert [frame.time for frame in video] == pytest.approx([0.5 * i for i in range(8)])
 
 
-def test_a_recording_that_comes_slower_than_it_plays(tmp_path: Path) -> None:
+def test_a_recording_that_comes_slower_than_it_plays() -> None:
     pieces = ts_pieces(LEVELS[:15], [0.04 * i for i in range(15)])
-    size = sum(map(len, pieces))
-    with serving(TS, paced(pieces, 15), size=size) as address:
-        video = LiveVideo(address, 25, threading.Event(), fast=False)
+    with serving(TS, pieces, size=sum(map(len, pieces))) as address:
+        video, time = in_own_time(address, 25)
+        video.clock = lambda: time.now + video.stats().decoded / 15  # what comes in a second
         assert len(list(video)) == 15
         assert not video.is_live
     assert video.skipped == 0
+    assert time.now == 0  # nothing but the source was waited for
 
 
-def test_a_long_gap_in_a_recording_is_not_waited_for(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr("stc_video.video.live.FILE_GAP", 0.1)
+def test_a_long_gap_in_a_recording_is_not_waited_for(tmp_path: Path) -> None:
     clip = write_clip(tmp_path / "a.mkv", 4, rate=10, times=[0, 1, 36000, 36001])
-    video = LiveVideo(str(clip), 10, threading.Event(), fast=False)
+    video, time = in_own_time(clip, 10)
     assert [frame.time for frame in video] == pytest.approx([0, 0.1, 3600, 3600.1], abs=2e-3)
     assert video.stats().gaps == 1
+    assert time.now == pytest.approx(0.1 + FILE_GAP + 0.1, abs=2e-3)
 
 
 def test_a_camera_over_rtsp() -> None:
-    with serving_rtsp(rtp_packets(LEVELS[:40], 10), 100) as address:
-        video = open_video(address.replace("://", "://user:secret@"), timeout=5)
+    seen, is_open, done = [], threading.Event(), threading.Event()
+
+    def sent() -> Iterator[list[bytes]]:
+        since: list[int] = []
+        for index, packets in enumerate(rtp_packets(LEVELS, 10)):
+            yield packets
+            if is_open.wait(0.02 if index < FRAMES // 3 else PATIENCE):
+                since.append(index)  # FFmpeg holds one back
+                wait_for(lambda: done.is_set() or len(seen) >= len(since) - 2)
+
+    with serving_rtsp(sent()) as address:
+        video = open_video(address.replace("://", "://user:secret@"), timeout=PATIENCE)
         assert video.is_live
         assert "secret" not in video.shown
-        frames = []
+        is_open.set()
         for frame in video.frames():
-            frames.append(frame)
-            if int(frame.image.mean()) > LEVELS[30]:
+            seen.append(frame)
+            if int(frame.image.mean()) > LEVELS[FRAMES // 2]:
                 break
+        done.set()
         video.close()
-    assert len(frames) >= 3
+    assert len(seen) >= 3

@@ -9,8 +9,6 @@ from fractions import Fraction
 from stc_video.bench.frames import Clip, make_clip
 from stc_video.bench.towers import BenchTower
 
-__all__ = ["Case"]
-
 
 @dataclass(frozen=True)
 class Case:

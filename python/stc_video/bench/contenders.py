@@ -20,8 +20,6 @@ from stc_video.cacher.stats import Operations
 from stc_video.config import CacheConfig
 from stc_video.towers.pre_norm import PreNormTower
 
-__all__ = ["KINDS", "Contender", "Dense", "Graphed", "Kind", "Ours", "Published"]
-
 
 class Contender(ABC):
     """Encodes the next frame of each stream, in a way of its own.

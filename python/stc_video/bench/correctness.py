@@ -23,9 +23,8 @@ from stc_video.bench.cases import Case
 from stc_video.bench.contenders import Contender, Dense, Graphed, Ours, Published
 from stc_video.bench.paper import attend
 from stc_video.bench.towers import replace_forwards
-from stc_video.towers.pre_norm import PreNormBlock, PreNormTower
-
-__all__ = ["TOLERANCE", "Verdict", "check", "relative_error"]
+from stc_video.towers.block import Block
+from stc_video.towers.pre_norm import PreNormTower
 
 #: largest relative error of a token: of two versions of one sum of products, layers deep
 TOLERANCE = {torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 4e-2}
@@ -104,7 +103,7 @@ def _errors_of_rows(contender: Ours, case: Case, second: Tensor, rows: Tensor) -
     yield torch.inf if any(missed) else 0.0
     expected = plain_motion(case, clip.first, clip.turn(0), rows)
     if clip.changed.shape[1] < case.patches:
-        # What refreshed tokens teach is passed on to those left out, so these are not compared.
+        # What is learned from refreshed tokens changes those left out, so these are not compared.
         index = rows[..., None].expand(-1, -1, second.shape[2])
         second, expected = second.gather(1, index), expected.gather(1, index)
     yield relative_error(second, expected)
@@ -134,7 +133,7 @@ class ChangedRowsLayer:
         (S, K, C) int64, the rows of the next frame; None for all of them.
     """
 
-    block: PreNormBlock
+    block: Block
     index: Tensor | None = None
     key: Tensor | None = None
     value: Tensor | None = None

@@ -10,8 +10,6 @@ from torch import Tensor
 
 from stc_video.bench.towers import BenchTower
 
-__all__ = ["Clip", "make_clip"]
-
 
 @dataclass(frozen=True)
 class Clip:

@@ -14,8 +14,6 @@ from stc_video.bench.contenders import KINDS
 from stc_video.loading.geometries import GEOMETRIES, TOWERS
 from stc_video.loading.placement import find_device, find_dtype
 
-__all__ = ["Grid"]
-
 T = TypeVar("T")
 
 
@@ -45,26 +43,26 @@ class Grid:
     contenders: tuple[str, ...]
     device: torch.device
     dtype: torch.dtype
-    layers: int | None = None
-    rounds: int = 20
-    seconds: float | None = None
+    layers: int | None
+    rounds: int
+    seconds: float | None
 
     @classmethod
     def parse(
         cls,
         *,
-        geometries: Sequence[str] = ("siglip-base",),
-        streams: str = "1",
-        ratios: str = "1/4,1/8,1/16",
-        contenders: str | None = None,
-        compiled: bool = True,
-        device: str = "auto",
-        dtype: str = "auto",
-        layers: int | None = None,
-        rounds: int = 20,
-        seconds: float | None = None,
+        geometries: Sequence[str],
+        streams: str,
+        ratios: str,
+        contenders: str | None,
+        compiled: bool,
+        device: str,
+        dtype: str,
+        layers: int | None,
+        rounds: int,
+        seconds: float | None,
     ) -> Grid:
-        """Read the options as they are typed, lists with commas between.
+        """Read the options of `stc bench` as they are typed, lists with commas between.
 
         Raises
         ------

@@ -11,8 +11,6 @@ from pathlib import Path
 
 from stc_video.bench.table import Row
 
-__all__ = ["Limit", "Outcome", "judge", "read_limits"]
-
 
 @dataclass(frozen=True)
 class Limit:
@@ -89,9 +87,9 @@ def judge(limits: Sequence[Limit], rows: Sequence[Row]) -> list[Outcome]:
 
 
 def _measured(limit: Limit, rows: Sequence[Row]) -> float | None:
-    wanted = (limit.geometry, limit.dtype, limit.streams, limit.contender)
+    case = (limit.geometry, limit.dtype, limit.streams, limit.contender)
     for row in rows:
-        found = (row.geometry, row.dtype, row.streams, row.contender)
-        if found == wanted and abs(row.ratio - limit.ratio) < 1e-6 and row.correct:
+        measured = (row.geometry, row.dtype, row.streams, row.contender)
+        if measured == case and abs(row.ratio - limit.ratio) < 1e-6 and row.correct:
             return row.to(limit.baseline)
     return None

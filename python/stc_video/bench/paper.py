@@ -9,14 +9,12 @@ keys are projected once, and the second norm runs on the selected rows alone.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, scaled_dot_product_attention
 
-from stc_video.towers.pre_norm import PreNormBlock
-
-__all__ = ["PublishedLayer", "attend"]
+from stc_video.towers.block import Block
 
 
 class Reference(NamedTuple):
@@ -45,7 +43,7 @@ class PublishedLayer:
         What the dense frame left.
     """
 
-    block: PreNormBlock
+    block: Block
     rows: int
     pinned: int
     reference: Reference | None = None
@@ -65,7 +63,7 @@ class PublishedLayer:
         key, value = block.key(normed), block.value(normed)
         attention = attend(block, block.query(normed), key, value)
         middle = x + attention
-        mlp = block.feed_forward(middle)
+        mlp = _feed_forward(block, middle)
         self.reference = Reference(key, value, attention, mlp)
         return middle + mlp
 
@@ -81,12 +79,17 @@ class PublishedLayer:
         value = reference.value.scatter(1, index, block.value(rows))
         attention = attend(block, block.query(rows), key, value)
         middle = x + reference.attention.scatter(1, index, attention)
-        mlp = block.feed_forward(middle.gather(1, index))
+        mlp = _feed_forward(block, middle.gather(1, index))
         return middle + reference.mlp.scatter(1, index, mlp)
 
 
-def attend(block: PreNormBlock, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+def attend(block: Block, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """Attention branch of queries (S, K, C) over keys and values (S, N, C), by torch's SDPA."""
     q, k, v = (part.unflatten(2, (block.heads, -1)).transpose(1, 2) for part in (query, key, value))
     mixed: Tensor = scaled_dot_product_attention(q, k, v)
     return block.attention_branch(mixed.transpose(1, 2).flatten(2))
+
+
+def _feed_forward(block: Block, x: Tensor) -> Tensor:
+    branch: Tensor = block.mlp(block.norm2(x))
+    return branch if block.scale2 is None else cast(Tensor, block.scale2(branch))

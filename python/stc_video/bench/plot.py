@@ -14,8 +14,6 @@ from stc_video.bench.table import Row, shown_ratio
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["draw"]
-
 
 def draw(rows: Sequence[Row], path: Path, caption: str) -> Path:
     """Draw the times as fractions of the best dense one, a panel per tower and batch.

@@ -19,8 +19,6 @@ from stc_video.bench.table import Measured, NotMeasured, Row, ratio_column
 from stc_video.bench.timing import WARM_UP, Spread, alternate, compare, peak_memory
 from stc_video.bench.towers import BenchTower
 
-__all__ = ["Prepared", "measure", "prepare", "steps", "time_case"]
-
 _MIB = 1 << 20
 #: parts of the messages by which torch says that memory is not enough
 _NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")

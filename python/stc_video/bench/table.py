@@ -13,16 +13,6 @@ from typing import Any
 from stc_video.report.csv_table import write_csv
 from stc_video.report.page import atomic, finite
 
-__all__ = [
-    "Measured",
-    "NotMeasured",
-    "Row",
-    "as_json",
-    "ratio_column",
-    "shown_ratio",
-    "write_tables",
-]
-
 
 @dataclass(frozen=True)
 class Row:

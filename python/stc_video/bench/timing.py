@@ -12,8 +12,6 @@ from functools import partial
 import torch
 from torch import Tensor
 
-__all__ = ["WARM_UP", "Ratio", "Spread", "Stopwatch", "alternate", "compare", "peak_memory"]
-
 #: rounds that are not counted
 WARM_UP = 2
 #: rounds that are counted, however long they take

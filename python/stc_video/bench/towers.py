@@ -17,8 +17,6 @@ from stc_video.loading.geometries import build_random
 from stc_video.towers.block import Block
 from stc_video.towers.pre_norm import PreNormTower
 
-__all__ = ["BenchTower", "replace_forwards"]
-
 
 @dataclass(frozen=True)
 class BenchTower:
@@ -72,8 +70,8 @@ class BenchTower:
 
     def rows(self, ratio: Fraction) -> int:
         """Return how many tokens are encoded at a ratio, class token and registers included."""
-        wanted = math.floor(ratio * self.tokens)
-        return min(self.tokens, max(self.prefix_tokens + 1, wanted))
+        share = math.floor(ratio * self.tokens)
+        return min(self.tokens, max(self.prefix_tokens + 1, share))
 
     @property
     def config(self) -> Any:

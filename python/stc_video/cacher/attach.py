@@ -26,9 +26,9 @@ def attach_cacher(
     Parameters
     ----------
     tower
-        A SigLIP, SigLIP2, CLIP or DINOv2 vision model of transformers, LLaVA-NeXT's SigLIP, or the
-        tower of a Qwen2-VL, Qwen2.5-VL or Qwen3-VL (see :class:`VarlenCacher`), in eval mode. Its
-        instances are patched; its class and its ``state_dict`` are not touched.
+        A vision model of transformers, LLaVA-NeXT's SigLIP, or the tower of a Qwen-VL and its like
+        (see :class:`VarlenCacher`), in eval mode; ``docs/limits.md`` has the list. Its instances
+        are patched; its class and its ``state_dict`` are not touched.
     policy
         ``"motion"``, ``"stc"``, or a :class:`CacheConfig`.
     **settings

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from stc_video.cacher.dense import FrameBatch
 from stc_video.cacher.guard import Timings
 from stc_video.cacher.motion.policy import MotionPolicy
 from stc_video.cacher.policy import Outputs
@@ -22,8 +23,8 @@ from stc_video.cacher.weight_watch import Change, WeightWatch
 from stc_video.config import DEFAULT_STREAM, CacheConfig
 from stc_video.towers.attention import key_mask
 from stc_video.towers.block import Tower
-from stc_video.towers.block_calls import BatchCall
-from stc_video.towers.call_request import RequestWatcher, looked_at, mask_of
+from stc_video.towers.block_calls import BatchCall, bind
+from stc_video.towers.call_request import RequestWatcher, looked_at
 from stc_video.towers.patching import (
     CACHER_TITLE,
     InstancePatch,
@@ -31,6 +32,7 @@ from stc_video.towers.patching import (
     check_in_place,
     run_stock,
 )
+from stc_video.towers.positions import tables_in
 
 
 class Cacher:
@@ -338,10 +340,10 @@ class Cacher:
         if self._is_paused or layer is not patch.module:
             return run_stock(patch, layer, hidden_states, *args, **kw)
         self._notice_changes()
-        call = BatchCall(hidden_states, len(self._active or (DEFAULT_STREAM,)))
+        call = BatchCall(hidden_states, len(self._active or (DEFAULT_STREAM,)), rotates=True)
         check = nullcontext() if self._is_rehearsal else self._self_check.around(call, (args, kw))
         with torch.no_grad(), self._weights.active(), check:
-            self._pending = self._encode(hidden_states, mask_of(args, kw))
+            self._pending = self._encode(hidden_states, bind(layer, args, kw))
         return self._hand_out(0, hidden_states, args, kw)
 
     def _later_forward(self, number: int) -> Callable[..., Any]:
@@ -368,28 +370,28 @@ class Cacher:
         for name in self._streams.keys() & (self._active or (DEFAULT_STREAM,)):
             self._streams[name].restart(reason)
 
-    def _encode(self, frames: Tensor, mask: Any) -> Outputs:
+    def _encode(self, frames: Tensor, arguments: dict[str, Any]) -> Outputs:
         """Encode a batch, each stream's rows by that stream's state."""
+        mask = key_mask(arguments.get("attention_mask"))
+        self._tower.geometry.enter(tables_in(arguments), frames.shape[1])
         request = self._watcher.take()
         self._self_check.names_hidden_states = not isinstance(request.hidden, bool)
         output_layers = request.layers(len(self._tower.blocks)) | looked_at(self._tower.blocks)
+        batch = FrameBatch(frames, key_mask(mask), output_layers)
         names = self._active or (DEFAULT_STREAM,)
         if self._is_rehearsal:
             layout = Layout.of(frames, request.grids[:1])
-            self._policy.timings = self._policy.rehearse(
-                layout, frames, key_mask(mask), output_layers
-            )
+            self._policy.timings = self._policy.rehearse(layout, batch)
             return {}
         streams = [self._streams.setdefault(name, Stream(name)) for name in names]
         rows = frames.shape[0] // len(names)
         for number, stream in enumerate(streams):
             grids = request.grids[number * rows : (number + 1) * rows]
             stream.meet(Layout.of(frames, grids))
-            self._self_check.meet_mask(stream, key_mask(mask), slice(number * rows, None))
+            tables = self._tower.geometry.tables
+            self._self_check.meet(stream, batch.mask, tables, slice(number * rows, None))
         try:
-            outputs, self.last_frames = self._policy.encode(
-                streams, frames, key_mask(mask), output_layers
-            )
+            outputs, self.last_frames = self._policy.encode(streams, batch)
         except BaseException:
             # Some layers may have written to the states and others not.
             for stream in streams:

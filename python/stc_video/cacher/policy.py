@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from stc_video.cacher.dense import dense_layers
+from stc_video.cacher.dense import FrameBatch, dense_layers
 from stc_video.cacher.graphs import GraphCache, PlainRecorder, recorder_for
 from stc_video.cacher.guard import Timings
 from stc_video.cacher.stats import DENSE, FrameRecord, Operations
@@ -30,16 +30,11 @@ class Policy(Protocol):
     timings: Timings | None
 
     def encode(
-        self,
-        streams: Sequence[Stream],
-        frames: Tensor,
-        mask: Tensor | None,
-        output_layers: frozenset[int],
+        self, streams: Sequence[Stream], batch: FrameBatch
     ) -> tuple[Outputs, list[FrameRecord]]:
-        """Encode the next frames (S * F, N, C) of S streams, those of a stream one after another.
+        """Encode the next frames of S streams, those of a stream one after another.
 
-        ``mask`` is None or (S * F, 1, 1, N), ``output_layers`` has the numbers of the layers to
-        return. The records are in the order of the rows.
+        The records are in the order of the rows.
         """
         ...
 
@@ -47,10 +42,8 @@ class Policy(Protocol):
         """Move the state of a saved stream into the pool."""
         ...
 
-    def rehearse(
-        self, layout: Layout, frames: Tensor, mask: Tensor | None, output_layers: frozenset[int]
-    ) -> Timings:
-        """Take the time of dense and of cached frames (S, N, C), one of each of S streams."""
+    def rehearse(self, layout: Layout, batch: FrameBatch) -> Timings:
+        """Take the time of dense and of cached frames, one of each of S streams."""
         ...
 
 
@@ -107,22 +100,18 @@ class PolicyBase:
         return self.timings is not None and self.config.guard and self.timings.never_pays
 
     def encode_guarded(
-        self,
-        streams: Sequence[Stream],
-        frames: Tensor,
-        mask: Tensor | None,
-        output_layers: frozenset[int],
+        self, streams: Sequence[Stream], batch: FrameBatch
     ) -> tuple[Outputs, list[FrameRecord]]:
-        """Encode frames (S * F, N, C) densely and keep nothing, because nothing else is faster."""
+        """Encode frames densely and keep nothing, because nothing else is faster."""
         assert self.timings is not None
         reason = self.describe_guard(min(self.timings.cached))
         records = []
         for stream in streams:
             stream.drop_state()
-            for _ in range(frames.shape[0] // len(streams)):
+            for _ in range(len(batch.frames) // len(streams)):
                 stream.counters.guarded += 1
-                records.append(self.record(stream, DENSE, reason, frames.shape[1]))
-        return self.dense_uncached(frames, mask, output_layers), records
+                records.append(self.record(stream, DENSE, reason, batch.tokens))
+        return self.dense_uncached(batch), records
 
     @property
     def last(self) -> int:
@@ -133,12 +122,10 @@ class PolicyBase:
         """Operations of a dense frame."""
         return sum(operations.dense(tokens) for operations in self.operations)
 
-    def dense_uncached(
-        self, frames: Tensor, mask: Tensor | None, output_layers: frozenset[int]
-    ) -> Outputs:
+    def dense_uncached(self, batch: FrameBatch) -> Outputs:
         """Encode frames densely and keep nothing."""
-        traces = enumerate(dense_layers(self.blocks, frames, mask))
-        return {layer: trace.output for layer, trace in traces if layer in output_layers}
+        traces = enumerate(dense_layers(self.blocks, batch.frames, batch.mask))
+        return {layer: trace.output for layer, trace in traces if layer in batch.output_layers}
 
     def record(
         self,

@@ -15,15 +15,15 @@ import functools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear as product
 
-from stc_video.towers.block import Block, Tower, is_plain_linear
+from stc_video.towers.block import Block, Tower
 from stc_video.towers.patching import InstancePatch, has_own_forward
-from stc_video.towers.pre_norm import PreNormBlock, PreNormTower
+from stc_video.towers.plain import is_plain_linear
 
 #: rows that the packed layout is chosen for: an eighth to a half of a few hundred tokens
 _TYPICAL_ROWS = 192
@@ -97,13 +97,14 @@ class PrepackedWeights:
 
     def fuse(self, tower: Tower) -> Tower:
         """Return the tower with blocks whose three projections are one product where they may."""
-        if not self.enabled or not isinstance(tower, PreNormTower):
+        if not self.enabled:
             return tower
         blocks = tuple(
             replace(one, project_together=functools.partial(self._project_together, one))
             for one in tower.blocks
         )
-        return replace(tower, blocks=blocks)
+        fused: Tower = replace(cast(Any, tower), blocks=blocks)
+        return fused
 
     def install(self, blocks: Sequence[Block]) -> None:
         """Patch the linear layers; they behave as before until :meth:`active`."""
@@ -113,7 +114,7 @@ class PrepackedWeights:
             for module in block.layer.modules():
                 if type(module) is nn.Linear and has_own_forward(module):
                     self._install_on(module)
-            if isinstance(block, PreNormBlock):
+            if block.qkv is None:
                 self._fuse_on(block)
 
     def _install_on(self, linear: nn.Linear) -> None:
@@ -131,13 +132,13 @@ class PrepackedWeights:
         self._patches[linear] = patch
         self._copies.append(copy)
 
-    def _fuse_on(self, block: PreNormBlock) -> None:
+    def _fuse_on(self, block: Block) -> None:
         linears = tuple(m for m in (block.query, block.key, block.value) if type(m) is nn.Linear)
         if len(linears) == 3:
             self._fused[block.layer] = copy = WeightCopy(linears)
             self._copies.append(copy)
 
-    def _project_together(self, block: PreNormBlock, normed: Tensor) -> Sequence[Tensor] | None:
+    def _project_together(self, block: Block, normed: Tensor) -> Sequence[Tensor] | None:
         """Multiply by query, key and value in one; None where they must be called as modules."""
         copy = self._fused.get(block.layer)
         if copy is None or (_packs(normed.device) and not self.fuses_on_cpu):
@@ -203,7 +204,7 @@ def _joined_bias(linears: Sequence[nn.Linear]) -> Tensor | None:
 
 
 def _kept_in_place(before: Tensor | None, now: Tensor) -> Tensor:
-    """Write into the tensor of before if it fits: recorded passes know its address."""
+    """Reuse the earlier tensor if the shape is the same: recorded passes know its address."""
     if before is None or (before.shape, before.dtype, before.device) != (
         now.shape,
         now.dtype,

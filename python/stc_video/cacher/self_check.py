@@ -29,7 +29,7 @@ from stc_video.cacher.watched_output import (
 from stc_video.errors import UnsupportedModelError
 from stc_video.towers.attention import key_mask
 from stc_video.towers.block import Tower
-from stc_video.towers.block_calls import Arguments, Call, bind, form, kind
+from stc_video.towers.block_calls import Arguments, BatchCall, Call, bind, form, kind
 from stc_video.towers.bypassed import Bypassed
 from stc_video.towers.comparison import (
     disagreement,
@@ -42,7 +42,7 @@ from stc_video.towers.comparison import (
     try_out,
 )
 from stc_video.towers.patching import InstancePatch
-from stc_video.towers.pre_norm import PreNormBlock
+from stc_video.towers.positions import Tables
 
 #: kinds of error that tell of parts that do not fit together
 _BROKEN = (RuntimeError, TypeError, IndexError, AttributeError)
@@ -126,8 +126,8 @@ class SelfCheck:
         # Kinds of calls that passed, and forms of calls whose arguments were looked at.
         self._known: set[Hashable] = set()
         self._forms: set[Hashable] = set()
-        # By stream, which keys its last frame did not see.
-        self._masks: dict[str, Tensor | None] = {}
+        # By stream, which keys its last frame did not see, and where its tokens were.
+        self._met: dict[str, tuple[Tensor | None, ...]] = {}
         # What the last block handed out.
         self._handed: Tensor | None = None
 
@@ -232,19 +232,19 @@ class SelfCheck:
                 first = str(broken).splitlines()[0] if str(broken) else ""
                 self._refuse(f"block {number}: its parts do not fit together ({first})")
 
-    def meet_mask(self, stream: Stream, mask: Tensor | None, rows: slice) -> None:
-        """Start a stream afresh if its frames are masked in another way than those before."""
-        current = None if mask is None else mask[rows][:1] if len(mask) > 1 else mask
-        before = self._masks.get(stream.name, current)
-        if current is None or before is None:
-            is_same = current is before
-        else:
-            is_same = current.shape == before.shape and torch.equal(current, before)
-        if not is_same or stream.name not in self._masks:
-            self._masks[stream.name] = None if current is None else current.clone()
-        if stream.state is not None and not is_same:
+    def meet(self, stream: Stream, mask: Tensor | None, tables: Tables | None, rows: slice) -> None:
+        """Start a stream afresh if its frames are masked or placed otherwise than those before."""
+        mask = mask if mask is None or len(mask) == 1 else mask[rows][:1]
+        current = (mask, None, None) if tables is None else (mask, *tables[:2])
+        before = self._met.get(stream.name, current)
+        differ = [not _alike(*pair) for pair in zip(current, before, strict=True)]
+        if any(differ) or stream.name not in self._met:
+            one, cos, sin = (None if part is None else part.clone() for part in current)
+            self._met[stream.name] = one, cos, sin
+        if stream.state is not None and any(differ):
             layout = stream.layout
-            stream.restart("the attention mask changed")
+            changed = "the attention mask" if differ[0] else "the places of the tokens"
+            stream.restart(f"{changed} changed")
             stream.layout = layout
 
     # -- every block -------------------------------------------------------------------------
@@ -345,7 +345,7 @@ class SelfCheck:
         """Try one block of each kind on two small pictures."""
         block, patch = self._tower.blocks[number], self._patches[number]
         of_kind = settings_of(block.layer)
-        if not isinstance(block, PreNormBlock) or of_kind in run.tried:
+        if not isinstance(run.call, BatchCall) or of_kind in run.tried:
             return ""
         run.tried.add(of_kind)
         return try_out(block, patch.stock, run.x, arguments)
@@ -390,3 +390,9 @@ class SelfCheck:
         raise UnsupportedModelError(
             f"attach_cacher: {name} is not a supported tower, and its cacher is off again: {reason}"
         )
+
+
+def _alike(one: Tensor | None, other: Tensor | None) -> bool:
+    if one is None or other is None:
+        return one is other
+    return one.shape == other.shape and torch.equal(one, other)

@@ -221,6 +221,10 @@ class Slab:
         """Number of free slots."""
         return len(self._free)
 
+    def begins_with(self, numbers: Sequence[int], room: int) -> bool:
+        """Whether these are its first slots, in order, and there are so many that can be read."""
+        return room <= self.slots and list(numbers) == list(range(len(numbers)))
+
     def take(self) -> int:
         """Take the first free slot."""
         return heapq.heappop(self._free)
@@ -230,13 +234,23 @@ class Slab:
         heapq.heappush(self._free, number)
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Slot:
-    """One stream's place in the pool."""
+    """One stream's place in the pool.
+
+    Attributes
+    ----------
+    pool, slab, number
+        Where it is.
+    expected
+        How many patches the stream's next frame is expected to encode, for a policy that begins
+        before it knows; None if nothing is expected.
+    """
 
     pool: StreamPool
     slab: Slab
     number: int
+    expected: int | None = None
 
     def release(self) -> None:
         """Give the place back."""

@@ -11,19 +11,18 @@ import torch
 from torch import Tensor, nn
 
 from stc_video.cacher.cacher import Cacher
+from stc_video.cacher.dense import FrameBatch
 from stc_video.cacher.guard import Timings
 from stc_video.cacher.policy import Outputs
 from stc_video.cacher.stats import FrameRecord
 from stc_video.cacher.streams import Layout, Stream
 from stc_video.config import DEFAULT_STREAM, CacheConfig
 from stc_video.errors import AttachError, UnsupportedModelError
-from stc_video.towers.block_calls import VarlenCall
+from stc_video.towers.block_calls import VarlenCall, bind
 from stc_video.towers.call_request import looked_at
 from stc_video.towers.comparison import disagreement
 from stc_video.towers.patching import InstancePatch, as_function, run_stock
 from stc_video.towers.varlen import VarlenTower
-
-__all__ = ["VarlenCacher"]
 
 #: time, height, width of a video, in temporal patches and rows
 _Grid = tuple[int, int, int]
@@ -190,19 +189,14 @@ class VarlenCacher(Cacher):
         grids = self._grids(request.grids, len(rows), self._active or (DEFAULT_STREAM,))
         output_layers = request.layers(len(self._tower.blocks)) | looked_at(self._tower.blocks)
         output_layers |= {site.layer for site in self._tower.mergers}
-        positions = kw.get("position_embeddings")
+        positions = bind(self._tower.blocks[0].layer, args, kw)
         call = VarlenCall(self._tower, rows, grids, positions)
         with self._self_check.around(call, (args, kw)):
-            self._encode_videos(rows, grids, positions, output_layers)
+            self._encode_videos(call, output_layers)
 
-    def _encode_videos(
-        self,
-        rows: Tensor,
-        grids: Sequence[_Grid],
-        positions: Any,
-        output_layers: frozenset[int],
-    ) -> None:
+    def _encode_videos(self, call: VarlenCall, output_layers: frozenset[int]) -> None:
         """Encode the rows (M, C) of one video for each stream."""
+        rows, grids = call.states, call.grids
         names = self._active or (DEFAULT_STREAM,)
         parts: list[Outputs] = []
         tokens: list[list[Tensor]] = []
@@ -211,13 +205,12 @@ class VarlenCacher(Cacher):
         for name, (time, height, width) in zip(names, grids, strict=True):
             size = height * width
             frames = rows[start : start + time * size].view(time, size, -1)
-            # All temporal patches of a video have the same places.
-            cos, sin = (table[start : start + size] for table in positions)
-            self._tower.geometry.enter(cos, sin, self._tower.windows(height, width))
+            call.enter(start, height, width)  # all frames of a video have the same places
             stream = self._stream(name)
             stream.meet(Layout(size, rows.shape[1], rows.dtype, rows.device, (height, width)))
+            batch = FrameBatch(frames, None, output_layers)
             try:
-                outputs, frame_records = self._policy.encode([stream], frames, None, output_layers)
+                outputs, frame_records = self._policy.encode([stream], batch)
             except BaseException:
                 # Some of the streams of the call, and some blocks, were written to, others not.
                 for touched in names:

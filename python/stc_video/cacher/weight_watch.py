@@ -29,6 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from stc_video.towers.block import Tower
+from stc_video.towers.layouts import LISTS
 from stc_video.towers.patching import foreign_hooks
 
 #: calls until every byte of the weights has been part of a checksum
@@ -83,7 +84,7 @@ class WeightWatch:
             child
             for module in tower.ancestors
             for child in module.children()
-            if isinstance(child, nn.ModuleList)
+            if isinstance(child, LISTS)
         )
         roots = set(tower.cached_modules)
         inside = list(dict.fromkeys(m for part in tower.cached_modules for m in part.modules()))

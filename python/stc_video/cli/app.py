@@ -17,14 +17,13 @@ from stc_video.cli.demo import demo
 from stc_video.cli.doctor import doctor
 from stc_video.cli.evaluate import evaluate
 from stc_video.cli.fidelity import fidelity
+from stc_video.cli.models import models
 from stc_video.cli.options import add_command
 from stc_video.cli.prune_study import prune_study
 from stc_video.cli.run import run
 from stc_video.cli.serve import serve
 from stc_video.cli.stop import INTERRUPTED
 from stc_video.cli.world import world
-
-__all__ = ["app", "run_app"]
 
 BAD_INPUT = 2
 
@@ -36,14 +35,14 @@ app = typer.Typer(
     rich_markup_mode="rich",
     help="Encode video with a fraction of a vision tower's work, and see what happened.",
 )
-_COMMANDS = (demo, run, bench, calibrate, prune_study, fidelity, serve, chat, doctor, world)
+_COMMANDS = (demo, run, bench, calibrate, prune_study, fidelity, serve, chat, models, doctor, world)
 for _command in _COMMANDS:
     add_command(app, _command, _command.__name__.replace("_", "-"))
 add_command(app, evaluate, "eval")
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
+def _version(is_asked: bool) -> None:
+    if is_asked:
         from stc_kernels import __version__
 
         typer.echo(f"stc-kernels {__version__}")

@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from stc_video.bench.grid import Grid
     from stc_video.bench.limits import Limit
 
-__all__ = ["bench"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class BenchSettings:

@@ -24,8 +24,6 @@ from stc_video.cli.progress import bars
 from stc_video.cli.stop import Stop
 from stc_video.report.verdict import Tried, Verdict, best_verdict
 
-__all__ = ["BenchOutput"]
-
 _EVERYWHERE = ("token_cosine", "select_changed", "gather_rows", "scatter_rows_", "scatter_residual")
 #: operators of a cached frame, by the type of the device
 _OPS = {

@@ -12,8 +12,6 @@ from stc_video.bench.limits import Outcome
 from stc_video.bench.table import Measured, Row, shown_ratio
 from stc_video.report.summary import counted
 
-__all__ = ["case_name", "show_case", "show_limits"]
-
 _TICK, _CROSS = "[green]✓[/green]", "[red]✗[/red]"
 
 

@@ -24,8 +24,6 @@ from stc_video.report.verdict import Verdict, calibration_verdict
 if TYPE_CHECKING:
     from stc_video.loading.vision import LoadedModel
 
-__all__ = ["calibrate"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class CalibrationSettings(RatesSettings):
@@ -107,10 +105,10 @@ def _facts(settings: CalibrationSettings, model: LoadedModel) -> dict[str, str]:
 
 def _verdict(calibration: Calibration) -> Verdict:
     """Judge by the default quality, or by the best one if that is lower."""
-    wanted = CacheConfig().quality
-    least = min(wanted, calibration.best_quality)
+    default = CacheConfig().quality
+    least = min(default, calibration.best_quality)
     costs = [point.cost for point in calibration.points if point.worst_clip >= least]
-    return calibration_verdict(calibration.best_quality, wanted, min(costs, default=None))
+    return calibration_verdict(calibration.best_quality, default, min(costs, default=None))
 
 
 def _table(calibration: Calibration) -> Table:

@@ -31,8 +31,6 @@ if TYPE_CHECKING:
     from stc_video.session import Answer, StreamingSession
     from stc_video.video.live import LiveVideo
 
-__all__ = ["chat"]
-
 _HELP = (
     "A line is a question. /wait waits for the end of a recording, /stats shows times and memory, "
     "/reset forgets video and conversation, /quit ends."

@@ -23,8 +23,6 @@ from stc_video.report.verdict import Tried, Verdict, best_verdict
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["demo"]
-
 _COLUMNS = ("clip", "work", "tower's time", "promise")
 
 

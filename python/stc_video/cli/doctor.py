@@ -20,8 +20,6 @@ from stc_video.versions import untested
 if TYPE_CHECKING:
     from stc_video.report import FrameRecord
 
-__all__ = ["Check", "Diagnosis", "OperatorBackends", "diagnose", "doctor"]
-
 _EXTRA = "pip install 'stc-kernels[cli]'"
 _INSTALL = {
     "transformers": "pip install 'stc-kernels[models]'",

@@ -13,8 +13,6 @@ from rich.table import Table
 if TYPE_CHECKING:
     from stc_video.cli.doctor import Diagnosis, OperatorBackends
 
-__all__ = ["show", "to_dict"]
-
 SCHEMA_VERSION = "1.0"
 
 

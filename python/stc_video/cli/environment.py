@@ -13,17 +13,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from stc_video.loading.vision import LoadedModel
 
-__all__ = [
-    "chosen_backends",
-    "cpu_name",
-    "devices",
-    "environment",
-    "measured_on",
-    "model_facts",
-    "revision",
-    "versions",
-]
-
 _PACKAGES = (
     "stc-kernels",
     "torch",
@@ -147,14 +136,14 @@ def chosen_backends(device: str, asked: str | None = None) -> dict[str, str]:
     """
     import stc_kernels
 
-    wanted = asked or os.environ.get("STC_KERNELS_BACKEND") or None
+    requested = asked or os.environ.get("STC_KERNELS_BACKEND") or None
     chosen = {}
     for op in stc_kernels.OPS:
         found = stc_kernels.available_backends(op, device=device)
-        if wanted is not None and wanted not in found.available:
-            reason = found.unavailable.get(wanted, "there is no such backend")
+        if requested is not None and requested not in found.available:
+            reason = found.unavailable.get(requested, "there is no such backend")
             raise stc_kernels.BackendUnavailableError(
-                f"backend {wanted!r} cannot run `{op}` on {device}: {reason}"
+                f"backend {requested!r} cannot run `{op}` on {device}: {reason}"
             )
-        chosen[op] = wanted or found.available[0]
+        chosen[op] = requested or found.available[0]
     return chosen

@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from contextlib import closing
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -25,14 +26,10 @@ from stc_video.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from stc_video.evaluation.configurations import Configuration
     from stc_video.evaluation.queries import Query, QuerySet
     from stc_video.evaluation.runner import Sampling
-    from stc_video.loading.video_llm import ChatModel
-
-__all__ = ["evaluate"]
+    from stc_video.evaluation.worker import Assignment
 
 
 def _option(panel: str, text: str, **settings: Any) -> Any:
@@ -101,6 +98,10 @@ class EvaluationSettings:
         float | None, _option(VIDEO, "streamingbench, clip: seconds before a question.")
     ] = None
     subtitles: Annotated[Path | None, _option(VIDEO, "video-mme: folder of .srt files.")] = None
+    template: Annotated[
+        Path | None,
+        _option(QUESTIONS, "JSON file of the words around a question.", show_default="ours"),
+    ] = None
     max_new_tokens: Annotated[
         int | None, _option(LIMITS, "Longest answer, in tokens.", min=1, show_default="16")
     ] = None
@@ -108,6 +109,14 @@ class EvaluationSettings:
         int | None, _option(QUESTIONS, "So many questions, of each task its share.")
     ] = None
     shard: Annotated[str, _option(QUESTIONS, "i/n: every n-th video, from the i-th on.")] = "1/1"
+    ray: Annotated[
+        str | None,
+        _option(
+            QUESTIONS,
+            "Share the videos among the machines of a Ray cluster: auto, local or HOST:PORT.",
+            metavar="ADDRESS",
+        ),
+    ] = None
     resume: Annotated[bool, _option(REPORT, "Go on with the answers that are in --out.")] = False
     out: Annotated[Path, _option(REPORT, "Folder for answers and report.")] = Path("evaluation")
     device: DeviceOption = "auto"
@@ -160,7 +169,7 @@ def evaluate(settings: EvaluationSettings) -> int:
     Each video is decoded once, and each question is asked at its time. docs/evaluation.md says
     which figures can be compared.
 
-    Exit code: 0 done, 2 bad input, 130 interrupted; --resume goes on.
+    Exit code: 0 done, 2 bad input, 130 interrupted or not all asked; --resume goes on.
     """
     from stc_video.cli.output import prepare_folder
 
@@ -227,7 +236,7 @@ def _load(settings: EvaluationSettings, sampling: Sampling) -> QuerySet:
             raise ValueError(f"{_flag(name)} belongs to {owner[name]}")
     if "context_seconds" in given and sampling.protocol != "clip":
         raise ValueError("--context-seconds needs --protocol clip: a stream has all that was shown")
-    questions = load_queries(settings.benchmark, settings.data, **given)
+    questions = load_queries(settings.benchmark, settings.data, template=settings.template, **given)
     if not settings.videos.is_dir():
         raise ValueError(f"--videos {settings.videos} is not a folder")
     if not any(find_video(settings.videos, video) for video in questions.videos):
@@ -239,108 +248,52 @@ def _load(settings: EvaluationSettings, sampling: Sampling) -> QuerySet:
 
 
 def _run(task: EvaluationTask, settings: EvaluationSettings) -> int:
-    import torch
     from rich.console import Console
 
     from stc_video.cli.evaluate_output import progress, write_results
     from stc_video.cli.stop import INTERRUPTED, Stop
     from stc_video.evaluation.answers import AnswerFile
-    from stc_video.evaluation.runner import Runner
-    from stc_video.loading.video_llm import load_chat_model
+    from stc_video.evaluation.crew import Crew
+    from stc_video.evaluation.worker import Worker
 
     console = Console(highlight=False, soft_wrap=True)
     if task.file.exists() and not settings.resume:
         raise ValueError(
             f"{task.file} is there already: --resume goes on, another --out starts anew"
         )
-    if settings.threads is not None:
-        torch.set_num_threads(settings.threads)
     with console.status("Loading the model ..."):
-        chat = load_chat_model(settings.model, device=settings.device, dtype=settings.dtype)
-    if chat.notice:
-        console.print(f"Note: {chat.notice}", style="yellow")
-    configurations = _all_configurations(task, chat, console)
-    protocol = task.protocol | _model_facts(chat, configurations, settings.benchmark)
-    names = [one.name for one in configurations]
-    stop = Stop()
+        assignment = _assignment(task, settings)
+        worker = Worker(assignment) if settings.ray is None else Crew(assignment, settings.ray)
+    facts, stop = worker.facts, Stop()
+    for note in facts.notes:
+        console.print(f"Note: {note}", style="yellow")
+    names = [one.name for one in facts.configurations]
     with (
+        closing(worker),
         stop,
-        AnswerFile(task.file, protocol, resume=settings.resume) as answers,
+        AnswerFile(task.file, task.protocol | facts.protocol, resume=settings.resume) as answers,
         progress(console, task, answers.answered, names) as show,
     ):
-        runner = Runner(chat, configurations, task.sampling, task.videos, answers, show,
-                        lambda: stop.wanted)  # fmt: skip
-        try:
-            finished = runner.run(task.here)
-        finally:
-            runner.close()
+        finished = worker.run(task.here, answers, show, lambda: stop.wanted)
     write_results(task, console)
+    for video in worker.lost:
+        console.print(f"Three workers died on {video}; --resume tries it again.", style="bold red")
     return 0 if finished else INTERRUPTED
 
 
-def _all_configurations(
-    task: EvaluationTask, chat: ChatModel, console: Console
-) -> list[Configuration]:
-    """The configurations and their controls, checked against the model's tokens."""
-    from stc_video.acceleration import accelerate
-    from stc_video.evaluation.configurations import controls
+def _assignment(task: EvaluationTask, settings: EvaluationSettings) -> Assignment:
+    """What a worker must know; nodes of a cluster have folders of their own to start in."""
+    from stc_video.evaluation.worker import Assignment
 
-    untyped: Any = accelerate(chat.model, None, "none")
-    with untyped.stc as handle:
-        grid = handle.grid
-    tokens = None if grid is None else grid[0] * grid[1]
-    made = list(task.configurations)
-    if task.controls:
-        added = controls(made[0], tokens)
-        # What is a control by itself is run once, under the control's name.
-        made = [next((c for c in added if _is_same(c, one)), one) for one in made]
-        for control in added:
-            if not any(_is_same(control, one) for one in made):
-                made.append(control)
-        if tokens is None:
-            console.print(
-                "Note: the frames of this model have another number of tokens in each video, so "
-                "there is no control of uniform frames",
-                style="yellow",
-            )
-    names = [one.name for one in made]
-    if len(set(names)) < len(names):
-        raise ValueError(f"two configurations are the same: {', '.join(names)}")
-    for one in made:
-        pruner = one.pruner()
-        if tokens is not None and pruner.exact:
-            pruner.tokens_kept(tokens)
-    return made
-
-
-def _is_same(one: Configuration, other: Configuration) -> bool:
-    return replace(one, name="") == replace(other, name="")
-
-
-def _model_facts(
-    chat: ChatModel, configurations: list[Configuration], benchmark: str
-) -> dict[str, Any]:
-    """What of the protocol is known only with the model."""
-    from stc_video.evaluation.configurations import described
-    from stc_video.evaluation.scoring.parsers import PARSERS, rule_of
-
-    config: Any = chat.model.config
-    vision = config.vision_config
-    size = getattr(vision, "image_size", None)
-    tokenizer = getattr(chat.processor, "tokenizer", chat.processor)
-    return {
-        "model": {
-            "name": chat.name,
-            "class": type(chat.model).__name__,
-            "random": chat.random,
-            # The commit of the hub; a folder has none.
-            "revision": getattr(config, "_commit_hash", None),
-            "dtype": str(chat.model.dtype).removeprefix("torch."),
-            "device": chat.model.device.type,
-        },
-        "resolution": f"{size} x {size}" if isinstance(size, int) else "that of the video",
-        "chat_template": tokenizer.chat_template,
-        "decoding": "greedy",
-        "parsers": {parser: rule_of(benchmark, parser) for parser in PARSERS},
-        "configurations": described(configurations),
-    }
+    folder = Path(settings.model)
+    return Assignment(
+        benchmark=settings.benchmark,
+        videos=settings.videos.resolve(),
+        configurations=task.configurations,
+        controls=task.controls,
+        sampling=task.sampling,
+        model=str(folder.resolve()) if settings.ray and folder.is_dir() else settings.model,
+        device=settings.device,
+        dtype=settings.dtype,
+        threads=settings.threads,
+    )

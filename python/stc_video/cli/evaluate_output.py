@@ -26,8 +26,6 @@ from stc_video.report.page import atomic, finite
 if TYPE_CHECKING:
     from stc_video.cli.evaluate import EvaluationTask
 
-__all__ = ["progress", "write_results"]
-
 
 @contextmanager
 def progress(

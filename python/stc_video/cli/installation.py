@@ -6,8 +6,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["REMEDIES", "Finding", "findings", "remedy_of"]
-
 _AGAIN = "then install stc-kernels again"
 
 #: code of a reason -> what to do about it

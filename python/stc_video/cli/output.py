@@ -17,8 +17,6 @@ from rich.table import Table
 from stc_video.addresses import without_password
 from stc_video.report.verdict import Verdict
 
-__all__ = ["collected_warnings", "command_line", "prepare_folder", "show_verdict", "text_table"]
-
 _COLOURS = {"good": "bold green", "mixed": "bold yellow", "bad": "bold red"}
 
 

@@ -21,8 +21,6 @@ from stc_video.report import FrameRecord, PromiseFacts
 from stc_video.report.pictures import webp
 from stc_video.video import VideoError, VideoFrame, VideoSource
 
-__all__ = ["Outcome", "Pipeline"]
-
 
 @dataclass
 class Outcome:

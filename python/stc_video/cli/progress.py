@@ -12,8 +12,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 
 from stc_video.cli.stop import Stop
 
-__all__ = ["Bar", "bars"]
-
 #: adds a bar, from its title, its unit and its length, and returns the function that moves it on
 Bar: TypeAlias = Callable[[str, str, "int | None"], Callable[[], None]]
 

@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from stc_video.studies.pruning.methods import Method
     from stc_video.studies.pruning.study import PruneStudy
 
-__all__ = ["prune_study"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class PruneStudySettings(StudySettings):

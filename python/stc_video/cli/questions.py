@@ -13,8 +13,6 @@ from stc_video.loading.video_llm import ChatModel
 from stc_video.memory.config import COMMAND_MEMORY
 from stc_video.report import AnswerRecord, RetrievedFrame
 
-__all__ = ["Interview", "Question", "pair_questions", "parse_time"]
-
 _CLOCK = re.compile(r"(?:(\d+):)?(?:(\d{1,2}):)?(\d+(?:\.\d*)?)")
 
 

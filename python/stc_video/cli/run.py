@@ -36,8 +36,6 @@ if TYPE_CHECKING:
     from stc_video.loading.vision import LoadedModel
     from stc_video.video import VideoSource
 
-__all__ = ["EXIT_CODES", "encode_video", "make_record", "run", "write_report"]
-
 _LIVE = (
     "Note: a live source goes on until Ctrl-C, --duration or --max-frames; the report is written "
     "then"

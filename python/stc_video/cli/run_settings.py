@@ -31,8 +31,6 @@ if TYPE_CHECKING:
     from stc_video.cli.questions import Question
     from stc_video.pruners import Pruner
 
-__all__ = ["RunSettings"]
-
 PrunerName = Literal[
     "stc", "dtd", "streaming_assistant", "vidcom2", "visionzip", "tome", "evs", "uniform",
     "random", "none",

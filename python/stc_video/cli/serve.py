@@ -14,6 +14,7 @@ from stc_video.cli.options import (
     ACCESS,
     LIMITS,
     MEMORY,
+    MODEL,
     DeviceOption,
     DtypeOption,
     LanguageModelOption,
@@ -25,8 +26,6 @@ from stc_video.cli.options import (
 )
 from stc_video.serve.config import MEMORY as STREAM_MEMORY
 from stc_video.serve.config import ServeConfig
-
-__all__ = ["serve"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +92,24 @@ class ServeSettings:
         int, typer.Option(rich_help_panel=LIMITS, min=1, help="Of all clients together.")
     ] = ServeConfig.questions_per_minute
     max_new_tokens: MaxNewTokensOption = ServeConfig.max_new_tokens
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            rich_help_panel=MODEL,
+            metavar="ADDRESS",
+            help="Replicas on a Ray cluster: auto, local or HOST:PORT.",
+            show_default="this process",
+        ),
+    ] = None
+    replicas: Annotated[
+        int | None,
+        typer.Option(
+            rich_help_panel=MODEL,
+            min=1,
+            help="How many, with --ray.",
+            show_default="one for each GPU, or one",
+        ),
+    ] = None
     device: DeviceOption = "auto"
     dtype: DtypeOption = "auto"
     threads: ThreadsOption = None
@@ -142,6 +159,10 @@ def serve(settings: ServeSettings) -> int:
     from stc_video.loading.video_llm import load_chat_model
 
     config = settings.config()
+    if settings.ray is not None:
+        return _serve_on_ray(settings, settings.ray, config)
+    if settings.replicas is not None:
+        raise ValueError("--replicas belongs to --ray")
     try:
         from stc_video.serve.server import serve as run_server
     except ModuleNotFoundError as error:
@@ -167,4 +188,42 @@ def serve(settings: ServeSettings) -> int:
 
     run_server(chat, config, ready)
     console.print("Ended." if config.save_folder is None else "Saved and ended.")
+    return 0
+
+
+def _serve_on_ray(settings: ServeSettings, address: str, config: ServeConfig) -> int:
+    """Start replicas and wait for the end."""
+    import signal
+    import threading
+
+    from stc_video.cluster import require_ray
+
+    require_ray()
+    from stc_video.serve.replicas import ModelChoice, start_replicas, stop_replicas
+
+    console = Console(highlight=False, soft_wrap=True)
+    folder = Path(settings.model)
+    model = ModelChoice(
+        str(folder.resolve()) if folder.is_dir() else settings.model,
+        settings.device,
+        settings.dtype,
+        settings.threads,
+    )
+    if config.save_folder is not None:
+        config = replace(config, save_folder=config.save_folder.resolve())
+
+    def ready(where: str, count: int) -> None:
+        console.print(
+            f"Serving {settings.model} at [bold]{where}[/bold] by {count} replicas; Ctrl-C saves "
+            "and ends them."
+        )
+
+    end = threading.Event()
+    start_replicas(model, config, address, settings.replicas, ready)
+    # Not before: Ray has handlers of its own, which end the process at once.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: end.set())
+    end.wait()
+    stop_replicas()
+    console.print("Saved and ended.")
     return 0

@@ -8,8 +8,6 @@ import threading
 from types import FrameType
 from typing import Any
 
-__all__ = ["INTERRUPTED", "Stop"]
-
 INTERRUPTED = 130  # the exit code, as of a shell
 
 

@@ -43,16 +43,6 @@ if TYPE_CHECKING:
     from stc_video.studies.page import Details, StudyPage, StudyT
     from stc_video.video import VideoSource
 
-__all__ = [
-    "RatesSettings",
-    "Setup",
-    "StudySettings",
-    "TowerSettings",
-    "parse_numbers",
-    "report_study",
-    "set_up",
-]
-
 
 @dataclass(frozen=True, kw_only=True)
 class TowerSettings:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The file of answers: a line of JSON for each, written as it comes."""
+"""Answers as they come: a list of entries, and the file with a line of JSON for each."""
 
 from __future__ import annotations
 
@@ -13,10 +13,62 @@ from typing import Any
 from stc_video.evaluation.queries import DataError
 from stc_video.folder_lock import try_lock
 
-__all__ = ["AnswerFile", "read_answers"]
+__all__ = ["AnswerFile", "Answers", "read_answers"]
 
 
-class AnswerFile:
+class Answers:
+    """Collects what comes.
+
+    Parameters
+    ----------
+    answered
+        What needs no answer any more.
+
+    Attributes
+    ----------
+    answered
+        (configuration, question) of all answers so far.
+    entries
+        What came, in its order; a file has them itself.
+    """
+
+    def __init__(self, answered: Iterable[tuple[str, str]] = ()) -> None:
+        self.answered = set(answered)
+        self.entries: list[dict[str, Any]] = []
+
+    def add(self, entry: Mapping[str, Any]) -> None:
+        """Take an entry that another one collected.
+
+        Raises
+        ------
+        ValueError
+            If it is an answer that is there already.
+        """
+        if entry["kind"] == "answer":
+            name = (entry["configuration"], entry["key"])
+            if name in self.answered:
+                raise ValueError(f"{name[1]} has an answer by {name[0]} already")
+            self._write(entry)
+            self.answered.add(name)
+        else:
+            self._write(entry)
+
+    def answer(self, configuration: str, key: str, **facts: Any) -> None:
+        """Take an answer."""
+        self.add({"kind": "answer", "configuration": configuration, "key": key, **facts})
+
+    def video_done(self, configuration: str, video: str, **facts: Any) -> None:
+        """Take what a video cost."""
+        self.add({"kind": "pass", "configuration": configuration, "video": video, **facts})
+
+    def sync(self) -> None:
+        """Make sure that nothing is lost from here on."""
+
+    def _write(self, entry: Mapping[str, Any]) -> None:
+        self.entries.append(dict(entry))
+
+
+class AnswerFile(Answers):
     """Appends to a file of answers; one process at a time.
 
     The first line is the protocol. A line is written whole or, if the process is killed, is cut off
@@ -30,11 +82,6 @@ class AnswerFile:
         What the answers depend on.
     resume
         Go on with a file that is there.
-
-    Attributes
-    ----------
-    answered
-        (configuration, question) of all answers in it.
 
     Raises
     ------
@@ -64,25 +111,10 @@ class AnswerFile:
         except BaseException:
             self._file.close()
             raise
-        self.answered = {(entry["configuration"], entry["key"]) for entry in entries
-                         if entry["kind"] == "answer"}  # fmt: skip
-
-    def answer(self, configuration: str, key: str, **facts: Any) -> None:
-        """Write an answer.
-
-        Raises
-        ------
-        ValueError
-            If it is there already.
-        """
-        if (configuration, key) in self.answered:
-            raise ValueError(f"{self.path}: {key} has an answer by {configuration} already")
-        self._write({"kind": "answer", "configuration": configuration, "key": key, **facts})
-        self.answered.add((configuration, key))
-
-    def video_done(self, configuration: str, video: str, **facts: Any) -> None:
-        """Write what a video cost, and make sure that all lines are on the disk."""
-        self._write({"kind": "pass", "configuration": configuration, "video": video, **facts})
+        super().__init__(
+            (entry["configuration"], entry["key"]) for entry in entries
+            if entry["kind"] == "answer"
+        )  # fmt: skip
 
     def sync(self) -> None:
         """Wait until all lines are on the disk."""

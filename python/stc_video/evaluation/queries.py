@@ -5,11 +5,11 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-__all__ = ["LETTERS", "DataError", "Proactive", "Problem", "Query", "QuerySet", "write_options"]
+__all__ = ["LETTERS", "DataError", "Proactive", "Problem", "Query", "QuerySet"]
 
 LETTERS = "ABCDEFGH"
 
@@ -150,12 +150,6 @@ class QuerySet:
 def file_digest(path: Path) -> str:
     """Return the SHA-256 of a file."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def write_options(choices: Sequence[str], form: str = "{letter}. {text}") -> str:
-    """Write options below each other, each behind its letter."""
-    pairs = zip(LETTERS, choices, strict=False)
-    return "\n".join(form.format(letter=letter, text=text) for letter, text in pairs)
 
 
 def count_note(benchmark: str, counts: Iterable[tuple[str, int, int]]) -> list[str]:

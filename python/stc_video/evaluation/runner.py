@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from stc_video.errors import MemoryFullError
-from stc_video.evaluation.answers import AnswerFile
+from stc_video.evaluation.answers import Answers
 from stc_video.evaluation.configurations import Configuration
 from stc_video.evaluation.plan import find_video
 from stc_video.evaluation.queries import Query
@@ -166,7 +166,7 @@ class Runner:
         configurations: Sequence[Configuration],
         sampling: Sampling,
         videos: Path,
-        answers: AnswerFile,
+        answers: Answers,
         on_answer: Callable[[Given], None] = lambda given: None,
         stopped: Callable[[], bool] = lambda: False,
     ) -> None:

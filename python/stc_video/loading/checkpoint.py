@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 
 from stc_video.errors import UnsupportedModelError
 from stc_video.loading.placement import ModelError
+from stc_video.models.families import MODEL_FAMILIES
 from stc_video.models.preprocess import load_processor
 
 if TYPE_CHECKING:
@@ -33,13 +34,23 @@ TOWER_CLASSES = {
     "clip_vision_model": "CLIPVisionModel",
     "dinov2": "Dinov2Model",
     "dinov2_with_registers": "Dinov2WithRegistersModel",
+    "dinov3_vit": "DINOv3ViTModel",
+    "vit": "ViTModel",
+    "ijepa": "IJepaModel",
+    "mlcd": "MLCDVisionModel",
+    "mlcd_vision_model": "MLCDVisionModel",
+    "metaclip_2": "MetaClip2VisionModel",
+    "metaclip_2_vision_model": "MetaClip2VisionModel",
+    "internvl_vision": "InternVLVisionModel",
     "llava_onevision": "LlavaOnevisionForConditionalGeneration",
+    "llava_next_video": "LlavaNextVideoForConditionalGeneration",
+    "internvl": "InternVLForConditionalGeneration",
+    "smolvlm": "SmolVLMForConditionalGeneration",
+    "gemma3": "Gemma3ForConditionalGeneration",
 }
 #: the same, and those with a tower that takes packed frames
-MODEL_CLASSES = {
-    **TOWER_CLASSES,
-    "qwen2_vl": "Qwen2VLForConditionalGeneration",
-    "qwen2_5_vl": "Qwen2_5_VLForConditionalGeneration",
+MODEL_CLASSES = TOWER_CLASSES | {
+    kind: name for family in MODEL_FAMILIES for kind, name in family.classes.items()
 }
 
 
@@ -57,6 +68,11 @@ def model_class(model_type: str, classes: Mapping[str, str] = TOWER_CLASSES) -> 
         raise UnsupportedModelError(
             f"models of type {model_type!r} are not supported; supported are "
             f"{', '.join(t for t in classes if not t.endswith('_vision_model'))}"
+        )
+    if not hasattr(transformers, classes[model_type]):
+        raise UnsupportedModelError(
+            f"models of type {model_type!r} need a release of transformers with "
+            f"{classes[model_type]}, got {transformers.__version__}"
         )
     return getattr(transformers, classes[model_type])
 

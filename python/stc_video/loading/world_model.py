@@ -131,8 +131,9 @@ def build_world_model(
     from transformers import LlavaOnevisionConfig
 
     tower = small_tower()
+    untyped: Any = tower
     config = LlavaOnevisionConfig(
-        vision_config=tower.config.to_dict(),
+        vision_config=untyped.config.to_dict(),
         text_config={
             "model_type": "qwen2",
             "vocab_size": len(tokenizer),

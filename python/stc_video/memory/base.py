@@ -16,17 +16,6 @@ from stc_video.memory.stores.files import StoredFile
 if TYPE_CHECKING:
     from transformers import Cache
 
-__all__ = [
-    "Context",
-    "Frame",
-    "Memory",
-    "MemoryChangedError",
-    "Reading",
-    "Retrieved",
-    "Snapshot",
-    "VideoPlace",
-]
-
 
 @dataclass(frozen=True)
 class VideoPlace:
@@ -56,7 +45,7 @@ class Frame:
     Attributes
     ----------
     embeds
-        (n, D) its kept tokens.
+        (n, D) its kept tokens, and text around them; (n, (1 + L) * D) with what deepstack adds.
     offsets
         (n,) int64 on the CPU: the position of each, counted from the first that was free; (3, n)
         for models with positions in time, height and width.
@@ -118,12 +107,12 @@ class Context:
 
 
 class MemoryChangedError(RuntimeError):
-    """What a question was being answered from has been forgotten meanwhile."""
+    """The frames that a question was being answered from have been forgotten meanwhile."""
 
 
 @dataclass(frozen=True)
 class Reading:
-    """How a question may read a memory that goes on meanwhile.
+    """Access of a question to a memory that goes on meanwhile.
 
     Attributes
     ----------

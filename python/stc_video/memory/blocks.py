@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a memory keeps of a frame: where it lies, and how long it is among others."""
+"""Blocks: the place of a frame in the stream, and its length among others."""
 
 from __future__ import annotations
 
@@ -11,12 +11,10 @@ from torch import Tensor
 from stc_video.memory.base import Frame
 from stc_video.memory.window import Block
 
-__all__ = ["Asked", "block_of", "length_of", "start_of"]
-
 
 @dataclass(frozen=True)
 class Asked:
-    """What there was to answer a question from when it came.
+    """The blocks that there were to answer a question from when it came.
 
     Attributes
     ----------
@@ -50,7 +48,7 @@ def block_of(frame: Frame, start: int, origin: int) -> Block:
 
 
 def length_of(blocks: Sequence[Block], spans: Sequence[int]) -> int:
-    """How many positions blocks take, one behind the other; text goes on behind the largest."""
+    """Number of positions of blocks in a row; text goes on behind the largest."""
     length = sum(spans)
     if blocks and blocks[-1].side:
         length += 1 - spans[-1]  # the time of the last one, and not that of the next

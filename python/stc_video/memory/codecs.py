@@ -13,8 +13,6 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-__all__ = ["Codec", "make_codec"]
-
 _GROUP = 32
 
 

@@ -8,18 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias
 
-__all__ = [
-    "COMMAND_MEMORY",
-    "EVICTIONS",
-    "RETRIEVALS",
-    "SPREADS",
-    "STORAGES",
-    "MemoryConfig",
-    "PlainConfig",
-    "RekvConfig",
-    "Scorer",
-    "WindowConfig",
-]
+from stc_video.checks import check_between, check_choice, check_count
 
 EVICTIONS = ("oldest", "redundant", "refuse")
 RETRIEVALS = ("plain", "normalised", "mmr")
@@ -44,7 +33,7 @@ class PlainConfig:
 
     def __post_init__(self) -> None:
         """Check the value."""
-        _at_least("PlainConfig", "max_tokens", self.max_tokens, 1)
+        check_count("PlainConfig: max_tokens", self.max_tokens, 1)
 
 
 @dataclass(frozen=True)
@@ -102,14 +91,13 @@ class RekvConfig:
     def __post_init__(self) -> None:
         """Check every value."""
         for name in ("window_tokens", "retrieve_tokens", "slab_bytes"):
-            _at_least("RekvConfig", name, getattr(self, name), 1)
+            check_count(f"RekvConfig: {name}", getattr(self, name), 1)
         for name in ("device_bytes", "host_bytes", "disk_bytes", "recent_frames"):
-            _at_least("RekvConfig", name, getattr(self, name), 0)
-        _one_of("RekvConfig", "eviction", self.eviction, EVICTIONS)
-        _one_of("RekvConfig", "storage", self.storage, STORAGES)
-        _one_of("RekvConfig", "retrieval", self.retrieval, RETRIEVALS)
-        if not 0.0 <= self.diversity <= 1.0:
-            raise ValueError(f"RekvConfig: diversity must be between 0 and 1, got {self.diversity}")
+            check_count(f"RekvConfig: {name}", getattr(self, name), 0)
+        check_choice("RekvConfig: eviction", self.eviction, EVICTIONS)
+        check_choice("RekvConfig: storage", self.storage, STORAGES)
+        check_choice("RekvConfig: retrieval", self.retrieval, RETRIEVALS)
+        check_between("RekvConfig: diversity", self.diversity, 0, 1)
 
 
 @dataclass(frozen=True)
@@ -132,22 +120,12 @@ class WindowConfig:
 
     def __post_init__(self) -> None:
         """Check every value."""
-        _at_least("WindowConfig", "frames", self.frames, 1)
-        _one_of("WindowConfig", "spread", self.spread, SPREADS)
+        check_count("WindowConfig: frames", self.frames, 1)
+        check_choice("WindowConfig: spread", self.spread, SPREADS)
 
 
 #: settings of any memory
 MemoryConfig: TypeAlias = PlainConfig | RekvConfig | WindowConfig
-
-
-def _at_least(owner: str, name: str, value: int, low: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < low:
-        raise ValueError(f"{owner}: {name} must be a whole number from {low}, got {value!r}")
-
-
-def _one_of(owner: str, name: str, value: str, allowed: Sequence[str]) -> None:
-    if value not in allowed:
-        raise ValueError(f"{owner}: {name} must be one of {', '.join(allowed)}, got {value!r}")
 
 
 #: the memory of `stc run --ask`, `stc chat` and `stc serve`

@@ -20,8 +20,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from stc_video.bypassed import refuse_hooks
 from stc_video.errors import UnsupportedModelError
 from stc_video.memory.rotary import Rotary
-
-__all__ = ["Decoder", "DecoderLayer", "causal_mask", "pieces"]
+from stc_video.towers.patching import PatchedMethod
 
 # Tokens of a prompt that pass through the model together: enough to keep it busy, and on a CPU
 # done in seconds, after which a question can be stopped.
@@ -57,6 +56,11 @@ class DecoderLayer:
     @classmethod
     def of(cls, layer: nn.Module, config: Any) -> DecoderLayer:
         """Recognise a layer."""
+        if hasattr(layer, "linear_attn"):
+            raise UnsupportedModelError(
+                f"memory: {type(layer).__name__} with linear attention keeps one state of all "
+                "frames so far, of which none can be retrieved; use memory='plain' or 'window'"
+            )
         attention: Any = getattr(layer, "self_attn", None)
         complete = all(hasattr(layer, part) for part in _PARTS) and all(
             hasattr(attention, part) for part in _PROJECTIONS
@@ -100,7 +104,9 @@ class DecoderLayer:
     def finish(self, x: Tensor, attention: Tensor) -> Tensor:
         """Residual stream (n, D) behind the layer."""
         x = x + self.layer.self_attn.o_proj(attention[None])[0]
-        out: Tensor = x + self.layer.mlp(self.layer.post_attention_layernorm(x[None]))[0]
+        made = self.layer.mlp(self.layer.post_attention_layernorm(x[None]))
+        # With experts transformers 4.57 returns what chose them, too.
+        out: Tensor = x + (made[0] if isinstance(made, tuple) else made)[0]
         return out
 
     def run(
@@ -136,6 +142,15 @@ class Decoder:
     ----------
     model
         The language model without its head, such as ``Qwen2Model``.
+
+    Attributes
+    ----------
+    layers, rotary
+        Its layers and positions.
+    size
+        D, width of the residual stream.
+    device, dtype
+        Of its weights.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -144,7 +159,8 @@ class Decoder:
         self.layers: Sequence[DecoderLayer] = [
             DecoderLayer.of(layer, stack.config) for layer in stack.layers
         ]
-        self.rotary = Rotary(stack.rotary_emb, _sections(stack.config))
+        self.size = int(stack.config.hidden_size)
+        self.rotary = Rotary(stack.rotary_emb, _axes(stack.config))
         first = self.layers[0]
         if self.rotary.width != first.width:
             raise UnsupportedModelError(
@@ -157,7 +173,10 @@ class Decoder:
 
 def _check_calls(stack: Any) -> None:
     """Refuse what is hung on the parts that are taken apart here, and attention of another kind."""
-    whole = {"the language model": stack}
+    # What is ours in its place is for its own forward, which is not called here.
+    ours = ("forward",) if isinstance(vars(stack).get("forward"), PatchedMethod) else ()
+    refuse_hooks({"the language model": stack}, "memory", ours)
+    whole = {}
     for number, layer in enumerate(stack.layers):
         whole[f"layer {number}"] = layer
         whole[f"attention {number}"] = getattr(layer, "self_attn", layer)
@@ -170,18 +189,21 @@ def _check_calls(stack: Any) -> None:
         )
 
 
-def _sections(config: Any) -> Sequence[int] | None:
-    """Frequencies of time, height and width, if the model's positions have these."""
+def _axes(config: Any) -> list[int] | None:
+    """Which axis each frequency turns, if positions are time, height and width (M-RoPE)."""
     # transformers 4.x calls them rope_scaling.
     settings = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None)
     settings = settings or {}
-    if settings.get("mrope_interleaved"):
-        raise UnsupportedModelError(
-            "memory: positions in time, height and width must turn frequencies that lie side by "
-            "side, got interleaved ones (Qwen3-VL)"
-        )
-    sections: Sequence[int] | None = settings.get("mrope_section")
-    return sections
+    sections = settings.get("mrope_section")
+    if sections is None:
+        return None
+    if not settings.get("mrope_interleaved"):
+        return [axis for axis, count in enumerate(sections) for _ in range(count)]
+    # Qwen3-VL: time, height and width in turn, and time where height or width are used up.
+    turns = [number % len(sections) for number in range(sum(sections))]
+    return [
+        axis if number < len(sections) * sections[axis] else 0 for number, axis in enumerate(turns)
+    ]
 
 
 def pieces(count: int) -> Iterator[slice]:

@@ -9,8 +9,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-__all__ = ["BlockIndex"]
-
 _FIRST_CAPACITY = 64
 
 
@@ -142,8 +140,8 @@ class BlockIndex:
         if not earlier:
             return
         rows = torch.tensor([r for r, _ in earlier], device=self._keys.device)
-        own = normalize(self._keys[:, row], dim=-1)
+        block = normalize(self._keys[:, row], dim=-1)
         others = normalize(self._keys[:, rows], dim=-1)
-        likeness = torch.einsum("lbw,lw->b", others, own) / len(own)
+        likeness = torch.einsum("lbw,lw->b", others, block) / len(block)
         best = int(likeness.argmax())
         self._nearest[number] = (float(likeness[best]), earlier[best][1])

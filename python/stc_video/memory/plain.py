@@ -14,11 +14,17 @@ from stc_video.errors import MemoryFullError
 from stc_video.memory.base import Context, Frame, Memory, Reading, Snapshot
 from stc_video.memory.config import PlainConfig
 from stc_video.memory.decoder import pieces
+from stc_video.memory.deepstack import deepstack_arguments, joined
+from stc_video.memory.held_cache import (
+    copied,
+    empty_cache,
+    load_tensors,
+    tensors_of,
+    undo_point,
+)
 from stc_video.memory.restoring import check_counts, check_fields
 from stc_video.memory.rotary import Rotary
 from stc_video.rotary import apply_rotary
-
-__all__ = ["PlainMemory"]
 
 
 class PlainMemory(Memory):
@@ -33,9 +39,11 @@ class PlainMemory(Memory):
     """
 
     def __init__(self, language_model: nn.Module, config: PlainConfig) -> None:
-        self._model = language_model
+        untyped: Any = language_model
+        self._model = untyped
+        self._width = int(untyped.config.hidden_size)
         self._config = config
-        self._cache: Any = _empty()
+        self._cache: Any = empty_cache(untyped.config)
         self._position = 0
 
     @property
@@ -63,7 +71,7 @@ class PlainMemory(Memory):
             positions.append(position + frame.offsets)
             position += frame.span
         if new:
-            embeds = torch.cat([frame.embeds for frame in frames])
+            embeds = joined([frame.embeds for frame in frames])
             self._feed(self._cache, embeds, torch.cat(positions, dim=-1))
         self._position = position
 
@@ -81,26 +89,23 @@ class PlainMemory(Memory):
 
     def _copy(self) -> Any:
         """The cache with keys turned on: an answer goes on at the number of tokens."""
-        cache = _empty()
-        # Attention sees differences only.
-        shift = self.tokens - self._position
-        for number, (keys, values) in enumerate(_layers(self._cache)):
-            if shift:
-                table = Rotary(self._rotary).shift_table(torch.tensor([shift]))
-                keys = apply_rotary(keys, *table)
-            cache.update(keys.clone(), values.clone(), number)
+        cache = copied(self._cache)
+        # Attention sees differences only; a recurrent state knows no positions.
+        if shift := self.tokens - self._position:
+            table = Rotary(self._model.rotary_emb).shift_table(torch.tensor([shift]))
+            for layer in cache.layers:
+                if getattr(layer, "keys", None) is not None:
+                    layer.keys = apply_rotary(layer.keys, *table)
         return cache
 
     def nbytes(self) -> dict[str, int]:
         """Bytes of the cache."""
-        return {"cache": sum(k.nbytes + v.nbytes for k, v in _layers(self._cache))}
+        return {"cache": sum(tensor.nbytes for tensor in tensors_of(self._cache).values())}
 
     def snapshot(self) -> Snapshot:
         """Describe everything that is held."""
-        snapshot = Snapshot(values={"position": self._position, "layers": len(self._cache.layers)})
-        for number, (keys, values) in enumerate(_layers(self._cache)):
-            snapshot.tensors |= {f"keys.{number}": keys, f"values.{number}": values}
-        return snapshot
+        values = {"position": self._position, "layers": len(self._cache.layers)}
+        return Snapshot(values=values, tensors=tensors_of(self._cache))
 
     def restore(self, snapshot: Snapshot) -> None:
         """Take over everything from a snapshot."""
@@ -109,43 +114,23 @@ class PlainMemory(Memory):
         check_counts(snapshot.values, "position", "layers")
         self._position = snapshot.values["position"]
         device = next(self._model.parameters()).device
-        for number in range(snapshot.values["layers"]):
-            pair = (snapshot.tensors[f"{part}.{number}"] for part in ("keys", "values"))
-            self._cache.update(*(tensor.to(device) for tensor in pair), number)
+        held = {name: tensor.to(device) for name, tensor in snapshot.tensors.items()}
+        load_tensors(self._cache, held, snapshot.values["layers"])
 
     def clear(self) -> None:
         """Forget everything."""
-        self._cache, self._position = _empty(), 0
-
-    @property
-    def _rotary(self) -> nn.Module:
-        model: Any = self._model
-        rotary: nn.Module = model.rotary_emb
-        return rotary
+        self._cache, self._position = empty_cache(self._model.config), 0
 
     def _feed(self, cache: Any, embeds: Tensor, positions: Tensor) -> None:
         """Run tokens (n, D) at positions (n,) or (3, n); a failure leaves the cache as it was."""
-        before = list(_layers(cache))
+        before = undo_point(cache)
         try:
             self._model(
-                inputs_embeds=embeds[None],
+                **deepstack_arguments(embeds[None], self._width),
                 position_ids=positions.unsqueeze(-2).to(embeds.device),
                 use_cache=True,
                 **cache_argument(self._model, cache),
             )
         except BaseException:
-            cache.layers.clear()
-            for number, (keys, values) in enumerate(before):
-                cache.update(keys, values, number)
+            cache.layers[:] = before
             raise
-
-
-def _empty() -> Any:
-    from transformers import DynamicCache
-
-    make: Any = DynamicCache  # has no types
-    return make()
-
-
-def _layers(cache: Any) -> Sequence[tuple[Tensor, Tensor]]:
-    return [(layer.keys, layer.values) for layer in cache.layers]

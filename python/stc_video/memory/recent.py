@@ -14,8 +14,6 @@ from stc_video.memory.base import Context, Frame, Memory, Reading, Retrieved, Sn
 from stc_video.memory.config import PlainConfig, WindowConfig
 from stc_video.memory.plain import PlainMemory
 
-__all__ = ["WindowMemory"]
-
 
 class WindowMemory(Memory):
     """Keeps the tokens of frames, and lets them through the language model with each question.
@@ -44,7 +42,7 @@ class WindowMemory(Memory):
 
     @property
     def tokens(self) -> int:
-        """How many tokens are held."""
+        """Number of tokens held."""
         prefix = 0 if self._prefix is None else len(self._prefix)
         return prefix + sum(len(frame.embeds) for frame in self._frames)
 
@@ -87,12 +85,12 @@ class WindowMemory(Memory):
         return dataclasses.replace(context, retrieved=retrieved)
 
     def _chosen(self) -> list[Frame]:
-        count, wanted = len(self._frames), self._config.frames
-        if count <= wanted:
+        held, count = len(self._frames), self._config.frames
+        if held <= count:
             return self._frames
-        if wanted == 1:
+        if count == 1:
             return self._frames[-1:]
-        return [self._frames[round(i * (count - 1) / (wanted - 1))] for i in range(wanted)]
+        return [self._frames[round(i * (held - 1) / (count - 1))] for i in range(count)]
 
     def nbytes(self) -> dict[str, int]:
         """Bytes of the tokens."""
@@ -101,17 +99,17 @@ class WindowMemory(Memory):
     def snapshot(self) -> Snapshot:
         """Describe everything that is held."""
         assert self._prefix is not None
-        made = Snapshot(values={"frames": [], "evicted": self.evicted})
-        made.tensors["prefix"] = self._prefix
+        snapshot = Snapshot(values={"frames": [], "evicted": self.evicted})
+        snapshot.tensors["prefix"] = self._prefix
         for frame in self._frames:
             place = None if frame.place is None else dataclasses.asdict(frame.place)
             facts = {"number": frame.number, "span": frame.span, "time": frame.time, "place": place}
-            made.values["frames"].append(facts)
-            made.tensors |= {
+            snapshot.values["frames"].append(facts)
+            snapshot.tensors |= {
                 f"embeds.{frame.number}": frame.embeds,
                 f"offsets.{frame.number}": frame.offsets,
             }
-        return made
+        return snapshot
 
     def restore(self, snapshot: Snapshot) -> None:
         """Take over everything from a snapshot."""
@@ -161,5 +159,5 @@ def _as_video(frames: Iterable[Frame]) -> list[Frame]:
 
 
 def _end(frames: int, place: VideoPlace) -> int:
-    """How many positions so many frames of a video take."""
+    """Number of positions that so many frames of a video take."""
     return max((frames - 1) * place.step + 1, place.side) if frames else 0

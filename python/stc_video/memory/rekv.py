@@ -25,9 +25,10 @@ from stc_video.memory.blocks import Asked, block_of, length_of, start_of
 from stc_video.memory.codecs import make_codec
 from stc_video.memory.config import RekvConfig
 from stc_video.memory.decoder import Decoder, causal_mask
+from stc_video.memory.deepstack import joined, split_layers
 from stc_video.memory.index import BlockIndex
 from stc_video.memory.restoring import check_counts, check_fields, check_shape, checked_blocks
-from stc_video.memory.retrieval import best_order, choose, diverse_order, similarity
+from stc_video.memory.retrieval import block_order, choose
 from stc_video.memory.stores import (
     DiskStore,
     SlabStore,
@@ -38,8 +39,6 @@ from stc_video.memory.stores import (
 )
 from stc_video.memory.window import Block, Window
 from stc_video.rotary import apply_rotary
-
-__all__ = ["RekvMemory"]
 
 
 class RekvMemory(Memory):
@@ -107,8 +106,8 @@ class RekvMemory(Memory):
         for layer in layers if count else ():
             query, key, value = layer.project(x)
             kept.append(torch.stack([key, value]))
-            turned = apply_rotary(query, *table), apply_rotary(key, *table)
-            x = layer.run(x, *turned, value, lambda: None)
+            rotated = apply_rotary(query, *table), apply_rotary(key, *table)
+            x = layer.run(x, *rotated, value, lambda: None)
         self._window.begin(torch.stack(kept) if kept else self._window.prefix[:, :, :, :0])
 
     def append(self, frames: Sequence[Frame]) -> None:
@@ -149,7 +148,7 @@ class RekvMemory(Memory):
         pairs = zip(frames, free, strict=True)
         positions = torch.cat([start + frame.offsets for frame, start in pairs], dim=-1)
         table = decoder.rotary.table(positions)
-        x = torch.cat([frame.embeds for frame in frames])
+        x, added = split_layers(joined([frame.embeds for frame in frames]), decoder.size)
         masks: list[Any] = []
         means = []
         for number, layer in enumerate(decoder.layers):
@@ -167,6 +166,7 @@ class RekvMemory(Memory):
                 rows_query = query[:, group.rows]
                 parts.append(layer.attend(rows_query, seen_keys, seen_values, masks[at]))
             x = layer.finish(x, torch.cat(parts))
+            x = x + added[number] if number < len(added) else x
         for at, frame in enumerate(frames):
             if sizes[at]:
                 block = block_of(frame, *starts[at])
@@ -188,14 +188,14 @@ class RekvMemory(Memory):
                 f"memory: the {store.name} store of {store.budget} bytes is full and "
                 "eviction='refuse' forbids to forget a frame"
             )
-        found = None
+        pair = None
         if self.config.eviction == "redundant":
-            found = self._index.most_redundant(store.blocks())
-        if found is None:
+            pair = self._index.most_redundant(store.blocks())
+        if pair is None:
             number = store.blocks()[0]
             self._index.remove(number)
         else:
-            number, survivor = found
+            number, survivor = pair
             kept, gone = self._blocks[survivor], self._blocks[number]
             self._index.merge(number, survivor, (kept.stands_for, gone.stands_for))
             kept.stands_for += gone.stands_for
@@ -243,7 +243,7 @@ class RekvMemory(Memory):
         return Context(cache, held + count - 1, retrieved)
 
     def _asked(self, text: str) -> Asked:
-        """What there is to answer a question from, now."""
+        """Collect the blocks that there are to answer a question from."""
         numbers = self._index.numbers()
         blocks = [self._blocks[number] for number in numbers]
         held = min(sum(block.tokens for block in blocks), self.config.retrieve_tokens)
@@ -251,14 +251,16 @@ class RekvMemory(Memory):
 
     def _chosen(self, layer: int, query: Tensor, asked: Asked) -> list[tuple[Block, int]]:
         """Blocks for one layer, and how many of their tokens, in temporal order."""
-        blocks, given = asked.blocks, asked.scores
+        blocks, scores = asked.blocks, asked.scores
         if asked.forgotten != self._forgotten:  # other threads go on pushing
             left = [at for at, b in enumerate(blocks) if self._blocks.get(b.number) is b]
-            blocks, given = [blocks[at] for at in left], None if given is None else given[left]
+            blocks = [blocks[at] for at in left]
+            scores = None if scores is None else scores[left]
         sizes = [block.tokens for block in blocks]
         if sum(sizes) < asked.budget:
             raise MemoryChangedError("memory: frames of this question have been forgotten")
-        order = self._order(layer, query, sizes, given)
+        vectors = self._index.vectors(layer)[: len(sizes)]  # newer ones are behind these
+        order = block_order(query, vectors, sizes, scores, self.config)
         return [(blocks[at], take) for at, take in choose(order, sizes, asked.budget)]
 
     def _external_scores(self, text: str, numbers: list[int]) -> Tensor | None:
@@ -272,42 +274,19 @@ class RekvMemory(Memory):
             )
         return scores
 
-    def _order(
-        self, layer: int, query: Tensor, sizes: Sequence[int], given: Tensor | None
-    ) -> list[int]:
-        """Blocks of one layer, best first: as many as the budget can take."""
-        if not sizes:
-            return []
-        config = self.config
-        count = -(-config.retrieve_tokens // min(sizes))
-        recent = list(range(max(0, len(sizes) - config.recent_frames), len(sizes)))
-        if sum(sizes) <= config.retrieve_tokens:
-            return list(range(len(sizes)))
-        # Newer ones are behind these.
-        vectors = self._index.vectors(layer)[: len(sizes)]
-        normalised = config.retrieval != "plain"
-        scores = similarity(query, vectors, normalised=normalised) if given is None else given
-        if config.retrieval == "mmr":
-            scores = scores.to(vectors.device)
-            order = diverse_order(scores, vectors, count, config.diversity)
-        else:
-            order = best_order(scores, count)
-        first = set(recent)
-        # The newest first, should they alone pass the budget.
-        return recent[::-1] + [block for block in order if block not in first]
-
     def _gather(
         self, layer: int, blocks: Sequence[tuple[Block, int]], keys: Tensor, values: Tensor
     ) -> None:
         """Fill keys and values (H, P + n, d) with the prefix and blocks, without gaps.
 
         Keys are rotated on from the position they had to that behind the block before, such that
-        text goes on at the number of tokens. With positions in time, height and width, all blocks
-        become one video: their times follow each other, their rows and columns lie on each other.
+        text goes on at the number of tokens. With positions in time, height and width, blocks of a
+        video become one: their times follow each other, their rows and columns lie on each other.
         """
         # A block in part takes as many positions as tokens, unless it has gaps anyway.
+        in_a_row = self._decoder.rotary.axes == 1
         spans = [
-            take if block.span == block.tokens and not block.side else block.span
+            take if block.span == block.tokens and in_a_row else block.span
             for block, take in blocks
         ]
         start = origin = keys.shape[1] - length_of([block for block, _ in blocks], spans)
@@ -325,13 +304,15 @@ class RekvMemory(Memory):
             moves.append(start - block.start)
             shifts.append(origin - block.origin)
             at, start = at + take, start + span
+            if not block.side:  # a picture of its own
+                origin = start
         differences = rotary.axes_of(torch.tensor(moves), torch.tensor(shifts))
         if differences.any():
             takes = torch.tensor([take for _, take in blocks], device=keys.device)
             cos, sin = rotary.shift_table(differences)
-            each = (part.repeat_interleave(takes, 0) for part in (cos, sin))
+            cos, sin = (part.repeat_interleave(takes, 0) for part in (cos, sin))
             video = keys[:, prefix.shape[2] :]
-            video.copy_(apply_rotary(video, *each))
+            video.copy_(apply_rotary(video, cos, sin))
 
     def _read(self, block: Block, layer: int) -> Tensor:
         """(2, H, n, d) of a block in one layer, wherever it is."""

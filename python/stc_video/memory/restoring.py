@@ -12,8 +12,6 @@ from torch import Tensor
 from stc_video.memory.base import Snapshot
 from stc_video.memory.window import Block
 
-__all__ = ["check_counts", "check_fields", "check_shape", "checked_blocks"]
-
 _LOWEST = {"start": 0, "span": 0, "tokens": 1, "slot": -1, "stands_for": 1, "origin": 0, "side": 0}
 
 
@@ -36,8 +34,8 @@ def check_shape(name: str, tensor: Tensor, shape: Sequence[int | None]) -> None:
     if len(found) != len(shape) or any(
         size not in (None, its) for size, its in zip(shape, found, strict=True)
     ):
-        wanted = ", ".join("any" if size is None else str(size) for size in shape)
-        raise ValueError(f"tensor {name} must be ({wanted}), got {found}")
+        allowed = ", ".join("any" if size is None else str(size) for size in shape)
+        raise ValueError(f"tensor {name} must be ({allowed}), got {found}")
 
 
 def checked_blocks(snapshot: Snapshot) -> list[Block]:

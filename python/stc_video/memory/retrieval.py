@@ -9,7 +9,43 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-__all__ = ["choose", "diverse_order", "similarity"]
+from stc_video.memory.config import RekvConfig
+
+
+def block_order(
+    query: Tensor,
+    vectors: Tensor,
+    sizes: Sequence[int],
+    scores: Tensor | None,
+    config: RekvConfig,
+) -> list[int]:
+    """Order the blocks of one layer, best first: as many as the budget can take.
+
+    Parameters
+    ----------
+    query
+        (W,) float32, as for :func:`similarity`.
+    vectors
+        (B, W) float32, the mean key of each block.
+    sizes
+        Tokens of each block.
+    scores
+        (B,) of another scorer instead of the similarity, or None.
+    config
+        The budget, the newest blocks that come before all others, and how the rest is compared.
+    """
+    if sum(sizes) <= config.retrieve_tokens:
+        return list(range(len(sizes)))
+    count = -(-config.retrieve_tokens // min(sizes))
+    if scores is None:
+        scores = similarity(query, vectors, normalised=config.retrieval != "plain")
+    if config.retrieval == "mmr":
+        order = diverse_order(scores.to(vectors.device), vectors, count, config.diversity)
+    else:
+        order = best_order(scores, count)
+    recent = range(max(0, len(sizes) - config.recent_frames), len(sizes))
+    # The newest first, should they alone pass the budget.
+    return [*reversed(recent), *(block for block in order if block not in recent)]
 
 
 def similarity(query: Tensor, vectors: Tensor, *, normalised: bool) -> Tensor:
@@ -36,8 +72,8 @@ def similarity(query: Tensor, vectors: Tensor, *, normalised: bool) -> Tensor:
 
 def best_order(scores: Tensor, count: int) -> list[int]:
     """Return the best blocks, best first: as many as are asked for or there are."""
-    found: list[int] = scores.topk(min(count, len(scores))).indices.tolist()
-    return found
+    order: list[int] = scores.topk(min(count, len(scores))).indices.tolist()
+    return order
 
 
 def diverse_order(scores: Tensor, vectors: Tensor, count: int, diversity: float) -> list[int]:

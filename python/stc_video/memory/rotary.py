@@ -11,8 +11,6 @@ from torch import Tensor, nn
 
 from stc_video.errors import UnsupportedModelError
 
-__all__ = ["Rotary"]
-
 _FIXED = ("default", "linear", "llama3", "yarn")
 
 
@@ -25,9 +23,9 @@ class Rotary:
     ----------
     module
         The language model's ``rotary_emb``.
-    sections
-        For positions in time, height and width (M-RoPE, arXiv 2409.12191): how many frequencies
-        each of the three turns, one after the other. None for positions in one row.
+    axis
+        For positions in time, height and width (M-RoPE, arXiv 2409.12191): which of the three
+        turns each frequency. None for positions in one row.
 
     Attributes
     ----------
@@ -35,7 +33,7 @@ class Rotary:
         How many numbers a position has: 1 or 3.
     """
 
-    def __init__(self, module: nn.Module, sections: Sequence[int] | None = None) -> None:
+    def __init__(self, module: nn.Module, axis: Sequence[int] | None = None) -> None:
         rope: Any = module
         kind = getattr(rope, "rope_type", "default")
         if kind not in _FIXED:
@@ -45,9 +43,8 @@ class Rotary:
             )
         self._module = rope
         self._scaling = float(getattr(rope, "attention_scaling", 1.0))
-        self.axes = 1 if sections is None else len(sections)
-        # Which axis each frequency belongs to.
-        self._axis = torch.arange(self.axes).repeat_interleave(torch.tensor(sections or [1]))
+        self._axis = torch.tensor([0] if axis is None else list(axis))
+        self.axes = 1 if axis is None else 1 + int(self._axis.max())
 
     @property
     def width(self) -> int:

@@ -12,8 +12,6 @@ from torch import Tensor
 from stc_video.memory.decoder import Decoder
 from stc_video.rotary import apply_rotary
 
-__all__ = ["Block", "Group", "Window"]
-
 _SLACK = 1.25
 
 

@@ -9,8 +9,10 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from stc_video.errors import UnsupportedModelError
+from stc_video.models.families import family_of, supported_classes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -19,17 +21,6 @@ if TYPE_CHECKING:
     from stc_video.pruners import PrunedTokens
 
 __all__ = ["FrameEncoder", "ModelAdapter", "SessionAdapter", "adapter_for"]
-
-#: model type -> home of its adapter
-_FAMILIES = {
-    "llava_onevision": "stc_video.models.llava_onevision:LlavaOnevisionAdapter",
-    "qwen2_vl": "stc_video.models.qwen_vl:QwenVLAdapter",
-    "qwen2_5_vl": "stc_video.models.qwen_vl:QwenVLAdapter",
-}
-_SUPPORTED = (
-    "LlavaOnevisionForConditionalGeneration, Qwen2VLForConditionalGeneration and "
-    "Qwen2_5_VLForConditionalGeneration of transformers from 4.57 on"
-)
 
 
 class FrameEncoder(Protocol):
@@ -86,6 +77,18 @@ class SessionAdapter(ABC):
             positions the frame takes; its place if they are time, height and width.
         """
 
+    #: text behind a video's frames, in front of what the chat template writes there
+    outro = ""
+
+    def mark(self, tokenizer: Any, placeholder: int) -> str:
+        """Return the text that a chat template writes for a whole video."""
+        text: str = tokenizer.convert_ids_to_tokens(placeholder)
+        return text
+
+    def frame_text(self, time: float | None) -> tuple[list[int], list[int]]:
+        """Ids of the text before and behind the tokens of the next frame, if there is any."""
+        return [], []
+
     def ending(self) -> Tensor | None:
         """Embedding (D,) of what ends a video, if anything does."""
         return None
@@ -115,15 +118,22 @@ class ModelAdapter(ABC):
 
     Attributes
     ----------
+    language_model_name
+        Attribute of the inner model that is the language model without its head.
     tower
         The vision tower.
     tower_grid
         (H, W) of the tower's patch tokens; None if it depends on the frames.
+    deep
+        How many layers of the language model are given features of their own (deepstack): a token
+        then is (1 + deep) * D values, what enters the language model first.
     """
 
     allowed_positions: tuple[str, ...]
+    language_model_name = "language_model"
     tower: nn.Module
     tower_grid: tuple[int, int] | None = None
+    deep: int = 0
 
     def __init__(self, model: PreTrainedModel, positions: str | None) -> None:
         positions = self.allowed_positions[0] if positions is None else positions
@@ -172,8 +182,32 @@ class ModelAdapter(ABC):
     def session_adapter(self, processor: Any) -> SessionAdapter:
         """Prepare for a session with the model's processor or tokenizer."""
 
+    @property
+    def placeholder(self) -> int:
+        """Id of the placeholder of a video's token."""
+        model: Any = self.model
+        return int(model.config.video_token_id)
+
+    @property
+    def language_model(self) -> nn.Module:
+        """The language model without its head."""
+        model: Any = self.model
+        found: nn.Module = getattr(model.model, self.language_model_name)
+        return found
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Tokens (..., (1 + deep) * D) of text."""
+        model: Any = self.model
+        # A copy: the embedding may hand out what requires a gradient.
+        embeds: Tensor = model.get_input_embeddings()(ids).clone()
+        return pad(embeds, (0, self.deep * embeds.shape[-1])) if self.deep else embeds
+
     def before_answer(self, cache: Any) -> None:
         """Take note of the cache that a session's answer will be generated from."""
+        return
+
+    def attach(self) -> None:
+        """Put on the model whatever calls need."""
         return
 
     def restore(self) -> None:
@@ -192,9 +226,13 @@ def adapter_for(model: Any, positions: str | None) -> ModelAdapter:
         If the family cannot number the kept tokens like that.
     """
     kind = getattr(getattr(model, "config", None), "model_type", None)
-    if kind not in _FAMILIES or not hasattr(model, "generate"):
+    family = family_of(kind)
+    if family is None or not hasattr(model, "generate"):
         found = type(model).__name__ + ("" if kind is None else f" (model type {kind})")
-        raise UnsupportedModelError(f"accelerate: supported are {_SUPPORTED}, got {found}")
-    home, _, name = _FAMILIES[kind].partition(":")
+        raise UnsupportedModelError(
+            f"accelerate: supported are {supported_classes()} of transformers from 4.57 on, "
+            f"got {found}"
+        )
+    home, _, name = family.adapter.partition(":")
     make: type[ModelAdapter] = getattr(importlib.import_module(home), name)
     return make(model, positions)

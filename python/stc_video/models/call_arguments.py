@@ -22,7 +22,7 @@ PROMPT = (
     "pixel_values", "pixel_values_videos", "image_grid_thw", "video_grid_thw",
     "second_per_grid_ts", "image_sizes", "image_sizes_videos", "batch_num_images",
     "vision_feature_layer", "vision_feature_select_strategy", "vision_aspect_ratio",
-    "cache_position", "rope_deltas",
+    "cache_position", "rope_deltas", "pixel_attention_mask", "token_type_ids",
 )  # fmt: skip
 
 _PACKED = "several prompts packed into one row cannot be pruned; give one row for each"

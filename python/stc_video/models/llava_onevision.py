@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -17,11 +17,10 @@ from stc_video.models.pictures import to_pixels, to_times, warn_if_unprepared
 from stc_video.models.placeholders import (
     first_of_the_last,
     kept_places,
-    shortened,
     video_token,
 )
 from stc_video.models.preprocess import Preprocessor, default_processor
-from stc_video.models.prompt import Encoder, Numbered, Written
+from stc_video.models.prompt import Encoder, Written
 from stc_video.models.prompted import PromptedAdapter
 from stc_video.towers.pre_norm import PreNormTower
 from stc_video.versions import VIDEO_MODELS_FROM, require_transformers
@@ -29,7 +28,7 @@ from stc_video.versions import VIDEO_MODELS_FROM, require_transformers
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["LlavaOnevisionAdapter", "VisionEncoder", "frame_preprocessor"]
+__all__ = ["LlavaNextVideoAdapter", "LlavaOnevisionAdapter", "VisionEncoder", "frame_preprocessor"]
 
 
 class VisionEncoder:
@@ -59,7 +58,7 @@ class VisionEncoder:
         inner: Any = model.model
         self.tower: nn.Module = inner.vision_tower
         self._projector: nn.Module = inner.multi_modal_projector
-        self._pool = inner.apply_pooling
+        self._steps = self._in_order(inner)
         self._layers = _layers_of(self.tower, inner.config.vision_feature_layer)
         self._drop_cls: bool = inner.config.vision_feature_select_strategy == "default"
 
@@ -102,35 +101,68 @@ class VisionEncoder:
         """
         if self._drop_cls:
             tokens = tokens[:, 1:]
-        pooled: Tensor = self._pool(self._projector(tokens))
-        return pooled
+        for step in self._steps:
+            tokens = step(tokens)
+        return tokens
+
+    def _in_order(self, inner: Any) -> Sequence[Callable[[Tensor], Tensor]]:
+        """What the tower's tokens pass through."""
+        return inner.multi_modal_projector, inner.apply_pooling
 
     def feature_grid(self, grid: tuple[int, int]) -> tuple[int, int]:
         """Return the grid of `features` for a tower with this token grid: half, rounded up."""
         return (grid[0] + 1) // 2, (grid[1] + 1) // 2
+
+    def preprocessor(self, processor: Any | None) -> Preprocessor:
+        """Return what prepares frames for the tower, with settings of the model's processor."""
+        return frame_preprocessor(self.tower, processor)
+
+
+class NextVideoEncoder(VisionEncoder):
+    """The parts of a LLaVA-NeXT-Video, which pools in front of the projector."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__(model)
+        config: Any = model.config
+        self._stride = int(config.spatial_pool_stride)
+
+    def _in_order(self, inner: Any) -> Sequence[Callable[[Tensor], Tensor]]:
+        """What the tower's tokens pass through."""
+        return inner.vision_resampler, inner.multi_modal_projector
+
+    def feature_grid(self, grid: tuple[int, int]) -> tuple[int, int]:
+        """Return the grid of `features` for a tower with this token grid: a part, rounded down."""
+        return grid[0] // self._stride, grid[1] // self._stride
 
 
 class LlavaOnevisionAdapter(PromptedAdapter):
     """Runs a LLaVA-OneVision on prompts without the pruned tokens."""
 
     allowed_positions = ("repacked", "original")
+    encoder: type[VisionEncoder] = VisionEncoder
 
     def __init__(self, model: PreTrainedModel, positions: str | None) -> None:
         super().__init__(model, positions)
-        self._vision = VisionEncoder(model)
-        self.tower = self._vision.tower
+        self.vision = self.encoder(model)
+        self.tower = self.vision.tower
         config: Any = self.tower.config
         size = config.image_size // config.patch_size
         self.tower_grid = size, size
-        self._grid = self._vision.feature_grid(self.tower_grid)
+        self._grid = self.vision.feature_grid(self.tower_grid)
 
     def features(self, pixels: Tensor, streams: int) -> Tensor:
         """Run tower, projector and pooling on frames (F, 3, h, w)."""
-        return self._vision.features(self._vision.tokens({"pixel_values": pixels}))
+        return self.vision.features(self.vision.tokens({"pixel_values": pixels}))
 
     def grid(self, pixels: Tensor | None = None) -> tuple[int, int]:
         """(H, W) of the tokens of a frame, the same for all."""
         return self._grid
+
+    def newline(self) -> Tensor | None:
+        """Embedding (D,) of what ends a video."""
+        model: Any = self.model
+        newline: Tensor = model.model.image_newline
+        return newline
 
     def session_adapter(self, processor: Any) -> SessionAdapter:
         """Prepare for a session with the model's processor or tokenizer."""
@@ -142,13 +174,6 @@ class LlavaOnevisionAdapter(PromptedAdapter):
         """Write images, and the kept tokens and the newline of each video."""
         self._write_images(arguments, written)
         self._write_videos(arguments.get("pixel_values_videos"), written, encode)
-
-    def number(self, numbered: Numbered, history: Conversation, pictures: Any) -> Tensor:
-        """Positions (1, B, n): those of the full prompt, or consecutive ones."""
-        if self.positions == "original":
-            positions = (numbered.mask.cumsum(-1) - 1).clamp_min(0)[:, numbered.first :]
-            return shortened(positions, numbered.keep, 0)[None]
-        return (numbered.short_mask.cumsum(-1) - 1).clamp_min(0)[None, :, numbered.past :]
 
     def _write_images(self, arguments: dict[str, Any], written: Written) -> None:
         """Write the tokens of images, of which none is pruned."""
@@ -172,27 +197,39 @@ class LlavaOnevisionAdapter(PromptedAdapter):
         is_video = written.ids == video_token(model)
         videos = _videos(pixels)
         per_frame = self._grid[0] * self._grid[1]
-        counts = [len(video) * per_frame + 1 for video in videos]
+        newline = self.newline()
+        ending = [] if newline is None else [newline[None]]
+        counts = [len(video) * per_frame + len(ending) for video in videos]
         placeholders = int(is_video.sum())
         first = first_of_the_last(counts, placeholders)
         if first is None or (first and not written.past):
             frames = " or ".join(map(str, sorted({len(video) for video in videos}))) or "no"
             raise ValueError(
                 f"accelerated model: {len(videos)} videos of {frames} frames need "
-                f"{sum(counts)} placeholders ({per_frame} per frame and one per "
+                f"{sum(counts)} placeholders ({per_frame} per frame and {len(ending)} per "
                 f"video), got {placeholders}"
             )
-        newline: Tensor = model.model.image_newline
         stay, features = [], []
         for number, video in enumerate(videos[first:]):
             kept = encode(video, number)
-            stay += [kept_places(kept, per_frame).to(written.ids.device), is_video.new_ones(1)]
-            features += [kept.packed(), newline[None].to(kept.tokens)]
+            stay.append(kept_places(kept, per_frame).to(written.ids.device))
+            stay.append(is_video.new_ones(len(ending)))
+            features += [kept.packed(), *(row.to(kept.tokens) for row in ending)]
         if stay:
             written.keep[is_video] = torch.cat(stay)
             rows = torch.cat(features).to(written.embeds)
             # Each placeholder that stays has one row of features.
             written.embeds[is_video & written.keep] = rows
+
+
+class LlavaNextVideoAdapter(LlavaOnevisionAdapter):
+    """Runs a LLaVA-NeXT-Video on prompts without the pruned tokens."""
+
+    encoder = NextVideoEncoder
+
+    def newline(self) -> None:
+        """Nothing ends a video."""
+        return
 
 
 def _videos(pixels: Any) -> list[Tensor]:
@@ -215,10 +252,11 @@ class _LlavaSessionAdapter(SessionAdapter):
     """Pictures of the tower's size, positions in one row, a newline behind the video."""
 
     def __init__(self, adapter: LlavaOnevisionAdapter, images: Any) -> None:
-        self._model: Any = adapter.model
+        self._adapter = adapter
         self._is_original = adapter.positions == "original"
         self._preprocessor = frame_preprocessor(adapter.tower, images)
-        self._size = int(self._model.config.vision_config.image_size)
+        config: Any = adapter.tower.config
+        self._size = int(config.image_size)
         self._has_seen = False
 
     def prepare(
@@ -239,8 +277,7 @@ class _LlavaSessionAdapter(SessionAdapter):
 
     def ending(self) -> Tensor | None:
         """Embedding of the newline token."""
-        newline: Tensor = self._model.model.image_newline
-        return newline
+        return self._adapter.newline()
 
 
 def frame_preprocessor(tower: nn.Module, processor: Any | None) -> Preprocessor:

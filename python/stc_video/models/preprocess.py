@@ -25,6 +25,7 @@ __all__ = [
     "load_processor",
     "patch_processor",
     "processor_class",
+    "square_processor",
 ]
 
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -277,6 +278,19 @@ def default_processor(model_type: str, image_size: int, **override: Any) -> Any:
     settings.update(image_mean=list(mean), image_std=list(std), do_convert_rgb=False)
     settings.update(override)
     return make(**settings)
+
+
+def square_processor(
+    size: int, processor: Any | None, mean: Sequence[float], std: Sequence[float]
+) -> Any:
+    """Build an image processor that makes squares of whole pictures, as for frames of a video.
+
+    Mean, deviation and resampling are those of the model's own processor, if there is one.
+    """
+    keep = {k: getattr(processor, k, None) for k in ("image_mean", "image_std", "resample")}
+    settings = {"image_mean": list(mean), "image_std": list(std)}
+    settings |= {k: v for k, v in keep.items() if v is not None}
+    return default_processor("siglip", size, **settings)
 
 
 def patch_processor(patch_size: int, max_num_patches: int) -> Any:

@@ -30,7 +30,7 @@ class Prompt:
     input_ids, attention_mask
         (B, L) what is in the cache and what is new, padded on the left.
     embeds
-        (B, n, D) of what is new.
+        (B, n, W) of what is new; W is D, or more with deepstack.
     positions
         (A, B, n) of what is new; A is 3 for time, height and width, or 1.
     past
@@ -64,7 +64,7 @@ class Written:
     ids
         (B, n) its ids.
     embeds
-        (B, n, D) their embeddings.
+        (B, n, W) their embeddings.
     keep
         (B, n) bool, which of them stay.
     past
@@ -107,6 +107,9 @@ class PicturePlacer(Protocol):
     """Everything particular to a family of models when it writes a prompt."""
 
     model: Any
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Tokens (B, n, W) of text, as they are handed to the model."""
 
     def write_pictures(
         self, arguments: dict[str, Any], written: Written, history: Conversation, encode: Encoder
@@ -154,8 +157,7 @@ def make_prompt(
     mask = _whole_mask(ids, arguments.get("attention_mask"), past)
     first = _first_new(ids, past, history)
     new = ids[:, first:]
-    # A copy: the embedding may hand out what requires a gradient.
-    embeds = family.model.get_input_embeddings()(new).clone()
+    embeds = family.embed(new)
     keep = torch.ones_like(new, dtype=torch.bool)
     pictures = family.write_pictures(arguments, Written(new, embeds, keep, past), history, encode)
     # Tokens that were made since the last prompt have all stayed.

@@ -114,9 +114,23 @@ class PromptedAdapter(ModelAdapter):
     ) -> Any:
         """Write features over placeholders and choose what stays; return what to remember."""
 
-    @abstractmethod
     def number(self, numbered: Numbered, history: Conversation, pictures: Any) -> Tensor:
-        """Positions (A, B, n) of what stays of the new part; A is 3 or 1."""
+        """Positions (A, B, n) of what stays of the new part; A is 3 or 1.
+
+        Those of the full prompt, or consecutive ones.
+        """
+        if self.positions == "original":
+            places = (numbered.mask.cumsum(-1) - 1).clamp_min(0)[:, numbered.first :]
+            return shortened(places, numbered.keep, 0)[None]
+        return (numbered.short_mask.cumsum(-1) - 1).clamp_min(0)[None, :, numbered.past :]
+
+    def has_video(self, arguments: dict[str, Any]) -> bool:
+        """Whether a call has pictures that may be frames of a video."""
+        return arguments.get("pixel_values_videos") is not None
+
+    def kinds(self, ids: Tensor) -> dict[str, Any]:
+        """Arguments of the model that tell of each token of a prompt (B, L) what it is."""
+        return {}
 
     def no_pictures(self) -> Any:
         """Return the record of the pictures of a conversation that has none."""
@@ -134,6 +148,10 @@ class PromptedAdapter(ModelAdapter):
         """Arguments of the stock forward for a short prompt with some text (1, n)."""
         return {"input_ids": ids}
 
+    def call(self, stock: Callable[..., Any], arguments: dict[str, Any]) -> Any:
+        """Call the model's own forward."""
+        return stock(**arguments)
+
     def continued(self, given: dict[str, Any], ids: Tensor) -> dict[str, Any]:
         """The same with more text: ids (1, m)."""
         return given | {"input_ids": ids}
@@ -150,24 +168,25 @@ class PromptedAdapter(ModelAdapter):
         """Run the model's own forward on a prompt without the pruned tokens."""
         run: _Run | None = getattr(self._under_way, "run", None)
         if run is not None and run.takes(arguments):
-            output = stock(**self._step(run.prompt, arguments))
+            output = self.call(stock, self._step(run.prompt, arguments))
             run.filled(cache_of(output))
             self._remember(run.cache, run.prompt.conversation)
             return output
         check_pictures(arguments)
         history = conversation_of(arguments.get(CACHE))
         has_image = arguments.get("pixel_values") is not None
-        if arguments.get("pixel_values_videos") is None and not (history and has_image):
+        if not self.has_video(arguments) and not (history and has_image):
             return stock(**self._going_on(history, arguments))
         check_forward(self.model, arguments, history)
         prompt = self.pruned(frames, arguments)
-        output = stock(
-            inputs_embeds=prompt.embeds,
-            position_ids=_position_ids(prompt.positions),
-            attention_mask=prompt.attention_mask,
+        given = {
+            "inputs_embeds": prompt.embeds,
+            "position_ids": _position_ids(prompt.positions),
+            "attention_mask": prompt.attention_mask,
+            **self.kinds(prompt.input_ids),
             **({} if prompt.labels is None else {"labels": prompt.labels}),
-            **_without_prompt(arguments),
-        )
+        }
+        output = self.call(stock, given | _without_prompt(arguments))
         self._remember(cache_of(output), prompt.conversation)
         return output
 
@@ -177,7 +196,7 @@ class PromptedAdapter(ModelAdapter):
         """Run the model's own generate on a prompt without the pruned tokens."""
         check_pictures(arguments)
         history = conversation_of(arguments.get(CACHE))
-        if arguments.get("pixel_values_videos") is None and history is None:
+        if not self.has_video(arguments) and history is None:
             with self._running(None):
                 return stock(**arguments)
         config = effective_config(self.model, arguments)
@@ -203,7 +222,10 @@ class PromptedAdapter(ModelAdapter):
         with self._running(_Run(prompt)):
             self.noted(prompt.conversation)
             output = stock(
-                input_ids=prompt.input_ids, attention_mask=prompt.attention_mask, **settings
+                input_ids=prompt.input_ids,
+                attention_mask=prompt.attention_mask,
+                **self.kinds(prompt.input_ids),
+                **settings,
             )
         return with_prompt(output, given, length)
 
@@ -263,7 +285,7 @@ class PromptedAdapter(ModelAdapter):
             positions[:, :, :size] = own.to(positions.device)
             embeds = prompt.embeds[:, inside].repeat_interleave(repeats, 0)
             if size < ids.shape[1]:  # without a cache, prompt and answer come together
-                rest = self.model.get_input_embeddings()(ids[:, size:])
+                rest = self.embed(ids[:, size:])
                 embeds = torch.cat([embeds.to(rest.device), rest], dim=1)
             arguments = arguments | {"input_ids": None, "inputs_embeds": embeds}
         return arguments | {"position_ids": _position_ids(positions)}

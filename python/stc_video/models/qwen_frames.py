@@ -15,8 +15,8 @@ from stc_video.models.preprocess import processor_class
 
 __all__ = ["TemporalPatches"]
 
-#: bounds of a picture's size in pixels, those of the released processors for video
-MIN_PIXELS, MAX_PIXELS = 128 * 28 * 28, 768 * 28 * 28
+#: bounds of a picture's size in tokens, those of the released processors for video
+MIN_TOKENS, MAX_TOKENS = 128, 768
 
 
 class TemporalPatches:
@@ -28,8 +28,11 @@ class TemporalPatches:
         The vision tower.
     processor
         The model's image processor, whose mean, deviation and resampling are taken over, or None.
-    min_pixels, max_pixels
-        Bounds of a picture's size after resizing; its sides become multiples of 28.
+    min_tokens, max_tokens
+        Bounds of a picture's size after resizing; its sides become multiples of a token's, which
+        is 28 pixels in Qwen2-VL and 32 in Qwen3-VL.
+    **otherwise
+        Settings of the image processor where the model's own does not say.
 
     Attributes
     ----------
@@ -44,20 +47,22 @@ class TemporalPatches:
         tower: nn.Module,
         processor: Any | None = None,
         *,
-        min_pixels: int = MIN_PIXELS,
-        max_pixels: int = MAX_PIXELS,
+        min_tokens: int = MIN_TOKENS,
+        max_tokens: int = MAX_TOKENS,
+        **otherwise: Any,
     ) -> None:
         config: Any = tower.config
         keep = {k: getattr(processor, k, None) for k in ("image_mean", "image_std", "resample")}
         self.pictures: int = config.temporal_patch_size
+        token = (config.patch_size * config.spatial_merge_size) ** 2
         self.values = 3 * self.pictures * config.patch_size**2
         self._make = processor_class("Qwen2VLImageProcessor")(
-            size={"shortest_edge": min_pixels, "longest_edge": max_pixels},
+            size={"shortest_edge": min_tokens * token, "longest_edge": max_tokens * token},
             patch_size=config.patch_size,
             temporal_patch_size=config.temporal_patch_size,
             merge_size=config.spatial_merge_size,
             do_convert_rgb=False,
-            **{k: v for k, v in keep.items() if v is not None},
+            **otherwise | {k: v for k, v in keep.items() if v is not None},
         )
 
     def __call__(self, frames: Sequence[npt.NDArray[np.uint8]]) -> Tensor:

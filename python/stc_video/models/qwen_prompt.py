@@ -18,7 +18,7 @@ from torch import Tensor
 from stc_video.models.placeholders import first_of_the_last, kept_places
 from stc_video.models.prompt import Encoder, Written
 
-__all__ = ["QwenPictures", "positions", "write_pictures"]
+__all__ = ["QwenPictures", "positions", "token_rows", "write_pictures"]
 
 #: kind of pictures -> the argument with their rows
 _ROWS = {"image": "pixel_values", "video": "pixel_values_videos"}
@@ -92,6 +92,23 @@ def write_pictures(
     )
 
 
+def token_rows(output: Any) -> Tensor:
+    """Tokens (n, W) of what a tower or `get_image_features` returned, with those of deepstack.
+
+    They are parts of one tensor or several, in an object or, up to transformers 4.57, a tuple.
+    """
+    first, added = (
+        getattr(output, "pooler_output", output),
+        getattr(output, "deepstack_features", ()),
+    )
+    if isinstance(output, tuple) and len(output) == 2 and isinstance(output[1], list):
+        first, added = output
+    rows = [
+        torch.cat(list(p)) if isinstance(p, (list, tuple)) else p for p in (first, *(added or ()))
+    ]
+    return torch.cat(rows, dim=-1)
+
+
 def positions(model: Any, ids: Tensor, mask: Tensor, pictures: QwenPictures) -> Tensor:
     """Positions (3, B, L) of the full conversation, by the installed release's rule."""
     config, rule = model.config, model.model.get_rope_index
@@ -144,10 +161,10 @@ def _put_images(model: Any, images: _New, written: Written) -> None:
     """Write the tokens of images, of which none is pruned, into the embeddings."""
     if images.rows is None or not len(images.grids):
         return
-    output = model.model.get_image_features(images.rows, images.grids.to(written.ids.device))
-    output = getattr(output, "pooler_output", output)
+    grids = images.grids.to(written.ids.device)
+    output = model.model.get_image_features(images.rows, grids)
     is_image = written.ids == model.config.image_token_id
-    written.embeds[is_image] = torch.cat(list(output)).to(written.embeds)
+    written.embeds[is_image] = token_rows(output).to(written.embeds)
 
 
 def _put_videos(model: Any, videos: _New, written: Written, encode: Encoder) -> None:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
@@ -22,13 +22,12 @@ from stc_video.models.placeholders import shortened, video_token
 from stc_video.models.prompt import Encoder, Numbered, Written
 from stc_video.models.prompted import PromptedAdapter
 from stc_video.models.qwen_frames import TemporalPatches
-from stc_video.models.qwen_prompt import QwenPictures, positions, write_pictures
-from stc_video.towers.varlen import VarlenTower
+from stc_video.models.qwen_prompt import QwenPictures, positions, token_rows, write_pictures
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["QwenVLAdapter"]
+__all__ = ["QwenSessionAdapter", "QwenVLAdapter"]
 
 
 _GUIDANCE = "the model's own generate numbers the second prompt wrongly"
@@ -57,13 +56,8 @@ class QwenVLAdapter(PromptedAdapter):
                 f"accelerate: {type(model).__name__} of transformers {__version__} has no "
                 f"model.{missing[0]}; supported is transformers from 4.57 on"
             )
-        tower = VarlenTower.find(inner.visual)
-        if tower is None:
-            raise UnsupportedModelError(
-                f"accelerate: {type(inner.visual).__name__} is not the tower of a Qwen-VL"
-            )
         self.tower: nn.Module = inner.visual
-        self._merge = tower.merge
+        self._merge = int(inner.visual.spatial_merge_size)
         self._inner = inner
         self._deltas_before = inner.rope_deltas
         # Caches with one number per position, which is that of tokens.
@@ -78,7 +72,7 @@ class QwenVLAdapter(PromptedAdapter):
         frames, height, width = pixels.shape[:3]
         grid = torch.tensor([[frames // streams, height, width]] * streams, device=pixels.device)
         output = self.tower(pixels.flatten(0, 2).type(self.model.dtype), grid_thw=grid)
-        tokens: Tensor = getattr(output, "pooler_output", output)
+        tokens = token_rows(output)
         return tokens.view(frames, -1, tokens.shape[-1])
 
     def grid(self, pixels: Tensor | None = None) -> tuple[int, int] | None:
@@ -89,7 +83,7 @@ class QwenVLAdapter(PromptedAdapter):
 
     def session_adapter(self, processor: Any) -> SessionAdapter:
         """Prepare for a session with the model's processor or tokenizer."""
-        return _QwenSessionAdapter(self, getattr(processor, "image_processor", None))
+        return QwenSessionAdapter(self, getattr(processor, "image_processor", None))
 
     def before_answer(self, cache: Any) -> None:
         """Give what follows in a cache the position of its number of tokens."""
@@ -107,9 +101,9 @@ class QwenVLAdapter(PromptedAdapter):
     def short_prompt(self, ids: Tensor) -> dict[str, Any]:
         """Return a prompt of some text around a video of one token."""
         model: Any = self.model
-        tower: Any = self.tower
-        weight: Tensor = tower.patch_embed.proj.weight
-        rows = torch.linspace(-1, 1, self._merge**2 * weight[0].numel(), device=ids.device)
+        config: Any = self.tower.config
+        values = config.in_channels * config.temporal_patch_size * config.patch_size**2
+        rows = torch.linspace(-1, 1, self._merge**2 * values, device=ids.device)
         config = model.config
         marks = (config.vision_start_token_id, config.video_token_id, config.vision_end_token_id)
         picture = torch.tensor([marks], device=ids.device)
@@ -174,7 +168,7 @@ class QwenVLAdapter(PromptedAdapter):
         return super().generate(frames, stock, arguments)
 
 
-class _QwenSessionAdapter(SessionAdapter):
+class QwenSessionAdapter(SessionAdapter):
     """A session on a Qwen-VL: two pictures make a frame, and the stream is one video.
 
     Frame k has the time k (Qwen2.5-VL: k times the tokens per second, for a second per frame), its
@@ -189,9 +183,12 @@ class _QwenSessionAdapter(SessionAdapter):
         The model's image processor, or None.
     """
 
+    #: of pictures, where the processor does not say
+    normalisation: Mapping[str, Any] = MappingProxyType({})
+
     def __init__(self, adapter: QwenVLAdapter, images: Any) -> None:
         self._adapter = adapter
-        self._patches = TemporalPatches(adapter.tower, images)
+        self._patches = TemporalPatches(adapter.tower, images, **self.normalisation)
         config: Any = adapter.tower.config
         self._step = int(getattr(config, "tokens_per_second", None) or 1)
         self._waiting: list[tuple[Any, float | None]] = []
@@ -247,9 +244,15 @@ class _QwenSessionAdapter(SessionAdapter):
         if not waiting:
             return None, []
         frames = self._patches([picture for picture, _ in waiting])
-        return frames, [time for _, time in waiting[:: self._patches.pictures]]
+        every = self._patches.pictures
+        times = [time for _, time in waiting]
+        return frames, [self._time(times[at : at + every]) for at in range(0, len(times), every)]
 
-    def place(self, kept: Tensor, grid: tuple[int, int]) -> tuple[Tensor, int, VideoPlace]:
+    def _time(self, times: Sequence[float | None]) -> float | None:
+        """When a frame of pictures with these times was taken."""
+        return times[0]
+
+    def place(self, kept: Tensor, grid: tuple[int, int]) -> tuple[Tensor, int, VideoPlace | None]:
         """Place a frame, with (time, height, width) of the kept tokens, (3, n)."""
         if grid != self._grid:
             self._grid, self._number = grid, 0

@@ -18,7 +18,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from stc_video.cache_argument import CACHE
 from stc_video.errors import UnsupportedModelError
+from stc_video.memory.held_cache import empty_cache
+from stc_video.towers.patching import PatchedMethod
 
 if TYPE_CHECKING:
     from stc_video.acceleration import Acceleration
@@ -66,7 +69,9 @@ def check_against_stock(probe: Acceleration) -> None:
             prompt, positions=prompt.positions + _SHIFT, conversation=moved
         )
         ids, stock = given["input_ids"], probe.call_stock("generate")
-        output = adapter.generate_from(prompt, ids, stock, dict(SETTINGS), model.generation_config)
+        # One of as many layers as take part: some releases ask whether all of them are filled.
+        settings = SETTINGS | {CACHE: empty_cache(adapter.language_model.config)}
+        output = adapter.generate_from(prompt, ids, stock, settings, model.generation_config)
         whole = adapter.continued(given, output.sequences[:, : ids.shape[1] + 1])
         logits = probe.call_stock("forward")(**whole, use_cache=False).logits[0, -2:]
     compare(name, torch.cat(output.logits), logits)
@@ -104,8 +109,10 @@ def compare(name: str, ours: Tensor, stock: Tensor) -> None:
             )
 
 
-def shallow(model: Any) -> Any:
-    """Return the model with its first layers alone, which shares all of its parts.
+def shallow(model: Any, name: str) -> Any:
+    """Return the model with the first layers of its language model, which shares all of its parts.
+
+    The language model is the inner model's attribute of this name.
 
     It has no settings, and the model itself, which others may use at the same time, stays as it is.
     """
@@ -113,14 +120,24 @@ def shallow(model: Any) -> Any:
 
     make: Any = GenerationConfig
     inner = model.model
-    copied = _with(model, model=_with(inner, language_model=_with(inner.language_model)))
-    language = copied.model.language_model
-    language.layers = language.layers[:_LAYERS]
+    language = _with(getattr(inner, name))
+    if isinstance(ours := vars(language).get("forward"), PatchedMethod):
+        del language.forward  # it is bound to the whole one
+        if ours.before is not None:
+            language.forward = ours.before
+    language.layers = language.layers[: _layers(language.config)]
+    copied = _with(model, model=_with(inner, **{name: language}))
     copied.generation_config = make(pad_token_id=0)
-    for ours in ("stc", "generate", "forward"):
+    for attribute in ("stc", "generate", "forward"):
         if "stc" in vars(model):
-            vars(copied).pop(ours, None)
+            vars(copied).pop(attribute, None)
     return copied
+
+
+def _layers(config: Any) -> int:
+    """How many layers take part: of each kind that counts tokens at least one."""
+    types = list(getattr(config, "layer_types", None) or ())
+    return max(_LAYERS, types.index("full_attention") + 1 if "full_attention" in types else 0)
 
 
 def _with(module: nn.Module, **parts: nn.Module) -> Any:

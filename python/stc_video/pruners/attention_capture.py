@@ -108,6 +108,11 @@ class AttentionCapture:
         self.layer = layer
         self._tower = tower
         self._block = block = tower.blocks[layer]
+        if block.qkv is not None or block.layout.norms or block.key_heads != block.heads:
+            raise UnsupportedModelError(
+                f"capture_attention: {type(tower.root).__name__} is not supported: its queries and "
+                "keys are not what its projections give"
+            )
         first, begin = tower.blocks[0].layer, PatchedHook(self._begin)
         self._hooks: list[RemovableHandle] = [
             first.register_forward_pre_hook(begin, with_kwargs=True)

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stc_kernels import gather_rows
+from stc_kernels import compact_tokens, gather_rows
 from stc_video.config import DEFAULT_STREAM
-from stc_video.pruners.budget import Budget
+from stc_video.pruners.budget import Budget, listed
 
-#: indices, scores, trace
+#: indices or a mask, scores, trace
 Chosen = tuple[Tensor, Tensor | None, dict[str, Tensor]]
 
 
@@ -97,6 +97,22 @@ class PrunedTokens:
         # Rows of zeros are only written if somebody asks for them.
         self._tokens = tokens if tokens.dim() == 3 else None
         self._packed = tokens if tokens.dim() == 2 else None
+        # Whether there are empty rows at the end of what is packed.
+        self._has_room = False
+
+    @classmethod
+    def of_mask(
+        cls,
+        features: Tensor,
+        keep: Tensor,
+        scores: Tensor | None = None,
+        trace: dict[str, Tensor] | None = None,
+    ) -> PrunedTokens:
+        """Keep the marked tokens (F, N) of features (F, N, D); the device is not asked how many."""
+        packed, _, counts = compact_tokens(features, keep, keep.numel())
+        made = cls(packed, listed(keep), counts, scores, trace=trace)
+        made._has_room = True
+        return made
 
     def __repr__(self) -> str:
         return f"PrunedTokens(counts={self.counts.tolist()})"
@@ -107,13 +123,18 @@ class PrunedTokens:
         if self._tokens is None:
             packed = self._packed
             assert packed is not None
-            self._tokens = packed.new_zeros((*self.indices.shape, packed.shape[1]))
-            self._tokens[self.indices >= 0] = packed
+            # Row of each place in what is packed, without asking the device how many there are.
+            row = (self.indices >= 0).flatten().cumsum(0).view_as(self.indices) - 1
+            row = torch.where(self.indices >= 0, row, -1)
+            shape = (*self.indices.shape, packed.shape[1])
+            self._tokens = gather_rows(packed[None], row.view(1, -1)).view(shape)
         return self._tokens
 
     def packed(self) -> Tensor:
         """Return all kept tokens in one row, (sum of counts, D): what a language model is fed."""
-        return self.tokens[self.indices >= 0] if self._packed is None else self._packed
+        if self._packed is None:
+            return self.tokens[self.indices >= 0]
+        return self._packed[: int(self.counts.sum())] if self._has_room else self._packed
 
     def positions(self, grid: tuple[int, int], first_frame: int = 0) -> Tensor:
         """Return the place of each kept token in the video, for M-RoPE models.
@@ -145,6 +166,14 @@ class PrunedTokens:
         return torch.where((self.indices < 0)[..., None], -1, places)
 
 
+def with_rows(kept: PrunedTokens, rows: Tensor) -> PrunedTokens:
+    """Return the same with more values (F, N, E) of the tokens behind those that were looked at."""
+    places = kept.indices.long()
+    chosen = rows.gather(1, places.clamp_min(0)[..., None].expand(-1, -1, rows.shape[2]))
+    tokens = torch.cat([kept.tokens, chosen * (places >= 0)[..., None].to(rows.dtype)], dim=-1)
+    return PrunedTokens(tokens, kept.indices, kept.counts, kept.scores, kept.source_map, kept.trace)
+
+
 class Pruner(ABC):
     """Chooses the tokens of each frame that enter the language model.
 
@@ -154,10 +183,13 @@ class Pruner(ABC):
         Whether the number kept is known before the features are (vLLM and ReKV need that).
     causal
         Whether a frame's tokens are chosen without looking at later frames.
+    merges
+        Whether kept tokens are others than those of the frame.
     """
 
     exact: bool = True
     causal: bool = True
+    merges: bool = False
     #: what a pruner with memory remembers, by stream
     _streams: dict[str, Any]
 
@@ -213,6 +245,10 @@ class Pruner(ABC):
         """Gather what `_choose` chose; pruners that merge tokens replace this."""
         features = frames.features
         indices, scores, trace = self._choose(frames)
+        if indices.dtype == torch.bool:
+            if features.device.type != "cpu" and features.numel():
+                return PrunedTokens.of_mask(features, indices, scores, trace)
+            indices = listed(indices)
         if self.exact or features.device.type != "cpu":
             kept = gather_rows(features, indices)
         else:
@@ -241,11 +277,17 @@ class Pruner(ABC):
 
     @abstractmethod
     def _choose(self, frames: Frames) -> Chosen:
-        """Return indices (F, K) int32, ascending and padded with -1, scores (F, N), a trace."""
+        """Return what is kept, scores (F, N), a trace.
+
+        What is kept are indices (F, K) int32, ascending and padded with -1, or a mask (F, N) where
+        their number varies.
+        """
 
     def reset(self, stream: str | None = None) -> None:
-        """Forget the frames of one stream, or of all. Without memory there is nothing to do."""
-        return
+        """Forget the frames of one stream, or of all; without memory there is nothing to do."""
+        streams: dict[str, Any] = getattr(self, "_streams", {})
+        for name in [stream] if stream is not None else list(streams):
+            streams.pop(name, None)
 
     def stream_state(self, stream: str) -> Any:
         """Return the state of a stream, to be saved with it; None if there is none."""

@@ -80,13 +80,6 @@ class RandomPruner(Pruner):
         scores = _noise(self.seed, frame, torch.arange(tokens, device=device))
         return highest(scores, kept), scores, {}
 
-    def reset(self, stream: str | None = None) -> None:
-        """Start one stream, or all, again from its first frame."""
-        if stream is None:
-            self._streams.clear()
-        else:
-            self._streams.pop(stream, None)
-
 
 def _noise(seed: int, frame: Tensor, place: Tensor) -> Tensor:
     """Numbers in [0, 1) that look random, the same ones on every device, (F, N) float32."""

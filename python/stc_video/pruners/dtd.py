@@ -5,12 +5,15 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from typing_extensions import Unpack
 
 from stc_kernels import token_cosine
+from stc_video.checks import check_between, check_choice
 from stc_video.pruners.base import Frames
 from stc_video.pruners.budget import spread
 from stc_video.pruners.novelty import (
     NoveltyPruner,
+    NoveltySettings,
     StreamState,
     change_from_previous,
     remember,
@@ -54,26 +57,11 @@ class DtdPruner(NoveltyPruner):
         threshold: float | None = None,
         mode: str = "feature",
         anchor: str = "previous",
-        retention_ratio: float | None = None,
-        video_pruning_rate: float | None = None,
-        floor: int = 0,
-        window: int | None = None,
-        trace: bool = False,
+        **settings: Unpack[NoveltySettings],
     ) -> None:
-        super().__init__(
-            tokens_per_frame,
-            retention_ratio=retention_ratio,
-            video_pruning_rate=video_pruning_rate,
-            floor=floor,
-            window=window,
-            trace=trace,
-        )
-        if mode not in MODES:
-            raise ValueError(f"make_pruner: mode must be one of {', '.join(MODES)}, got {mode!r}")
-        if anchor not in ANCHORS:
-            raise ValueError(
-                f"make_pruner: anchor must be one of {', '.join(ANCHORS)}, got {anchor!r}"
-            )
+        super().__init__(tokens_per_frame, **settings)
+        check_choice("make_pruner: mode", mode, MODES)
+        check_choice("make_pruner: anchor", anchor, ANCHORS)
         if threshold is not None and self.budget.given:
             raise ValueError("make_pruner: give a threshold or a number of tokens, not both")
         if anchor == "last_kept" and self.budget.given:
@@ -81,10 +69,7 @@ class DtdPruner(NoveltyPruner):
         low = -1.0 if mode == "feature" else 0.0
         if threshold is None:
             threshold = 0.5 if mode == "feature" else 0.1
-        if not low <= threshold <= 1.0:
-            raise ValueError(
-                f"make_pruner: threshold must be between {low:g} and 1, got {threshold}"
-            )
+        check_between("make_pruner: threshold", threshold, low, 1)
         self.mode = mode
         self.anchor = anchor
         self.threshold = threshold

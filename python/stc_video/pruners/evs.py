@@ -5,10 +5,17 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from typing_extensions import Unpack
 
+from stc_video.checks import check_choice
 from stc_video.pruners.base import Chosen, Frames
-from stc_video.pruners.budget import listed, ranks
-from stc_video.pruners.novelty import NoveltyPruner, StreamState, change_from_previous
+from stc_video.pruners.budget import ranks
+from stc_video.pruners.novelty import (
+    NoveltyPruner,
+    NoveltySettings,
+    StreamState,
+    change_from_previous,
+)
 
 SCOPES = ("frame", "clip")
 
@@ -31,33 +38,18 @@ class EvsPruner(NoveltyPruner):
     """
 
     by_change_alone = True
+    default_ratio = 0.25
 
     def __init__(
         self,
         tokens_per_frame: int | None = None,
         *,
         scope: str = "frame",
-        retention_ratio: float | None = None,
-        video_pruning_rate: float | None = None,
-        floor: int = 0,
-        window: int | None = None,
-        trace: bool = False,
+        **settings: Unpack[NoveltySettings],
     ) -> None:
-        if tokens_per_frame is None and retention_ratio is None and video_pruning_rate is None:
-            retention_ratio = 0.25
-        super().__init__(
-            tokens_per_frame,
-            retention_ratio=retention_ratio,
-            video_pruning_rate=video_pruning_rate,
-            floor=floor,
-            window=window,
-            trace=trace,
-        )
-        if scope not in SCOPES:
-            raise ValueError(
-                f"make_pruner: scope must be one of {', '.join(SCOPES)}, got {scope!r}"
-            )
-        if scope == "clip" and (window is not None or floor):
+        super().__init__(tokens_per_frame, **settings)
+        check_choice("make_pruner: scope", scope, SCOPES)
+        if scope == "clip" and (self.window is not None or self.floor):
             raise ValueError("make_pruner: window and floor do not go with scope='clip'")
         self.scope = scope
         self.causal = scope == "frame"
@@ -82,4 +74,4 @@ class EvsPruner(NoveltyPruner):
         change = change_from_previous(frames.features, state)
         budget = self.budget.clip_count(count, tokens) if count else 0
         keep = (ranks(change.reshape(1, -1)) < budget).view(count, tokens)
-        return listed(keep), change, {"change": change} if self.trace else {}
+        return keep, change, {"change": change} if self.trace else {}

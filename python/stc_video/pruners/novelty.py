@@ -5,15 +5,14 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
+from typing import TypedDict
 
 import torch
 from torch import Tensor
 
 from stc_kernels import select_changed, token_cosine
 from stc_video.pruners.base import Chosen, Frames, Pruner
-from stc_video.pruners.budget import Budget, TokenBucket, highest, listed, ranks, spread
-
-MODES = ("count", "threshold", "budget")
+from stc_video.pruners.budget import Budget, TokenBucket, highest, ranks, spread
 
 
 @dataclass
@@ -45,6 +44,16 @@ class StreamState:
             return cls(torch.zeros((), dtype=torch.int64, device=device), tokens=tokens)
 
 
+class NoveltySettings(TypedDict, total=False):
+    """The settings that all pruners by novelty share; see :class:`NoveltyPruner`."""
+
+    retention_ratio: float | None
+    video_pruning_rate: float | None
+    floor: int
+    window: int | None
+    trace: bool
+
+
 class NoveltyPruner(Pruner):
     """Scores tokens by novelty (higher is kept) and chooses among them in one of three modes.
 
@@ -65,6 +74,12 @@ class NoveltyPruner(Pruner):
         Whether results carry what was looked at.
     """
 
+    #: ``retention_ratio`` if no number is given; None for the threshold
+    default_ratio: float | None = None
+    #: Whether the score is the change of the features since the frame before and nothing else, so
+    #: that one operator compares and chooses.
+    by_change_alone: bool = False
+
     def __init__(
         self,
         tokens_per_frame: int | None = None,
@@ -75,6 +90,8 @@ class NoveltyPruner(Pruner):
         window: int | None = None,
         trace: bool = False,
     ) -> None:
+        if tokens_per_frame is None and retention_ratio is None and video_pruning_rate is None:
+            retention_ratio = self.default_ratio
         self.budget = Budget(tokens_per_frame, retention_ratio, video_pruning_rate)
         if floor < 0:
             raise ValueError(f"make_pruner: floor must be at least 0 tokens, got {floor}")
@@ -87,10 +104,6 @@ class NoveltyPruner(Pruner):
         self.window = window
         self.trace = trace
         self._streams: dict[str, StreamState] = {}
-
-    #: Whether the score is the change of the features since the frame before and nothing else, so
-    #: that one operator compares and chooses.
-    by_change_alone: bool = False
 
     @property
     def exact(self) -> bool:  # type: ignore[override]
@@ -121,13 +134,13 @@ class NoveltyPruner(Pruner):
         shown = trace if self.trace else {}
         if not self.budget.given:
             keep = above if self.floor == 0 else above | (ranks(scores) < self.floor)
-            return listed(keep), scores, shown
+            return keep, scores, shown
         if self.window is None:
             return highest(scores, count), scores, shown
         return self._spend(scores, count, state), scores, shown
 
     def _spend(self, scores: Tensor, rate: int, state: StreamState) -> Tensor:
-        """Grant each frame its tokens from the stream's bucket."""
+        """Grant each frame its tokens from the stream's bucket: a mask (F, N)."""
         if state.bucket is None:
             state.bucket = TokenBucket(rate, int(self.window or 1), max(1, self.floor))
         order = ranks(scores)
@@ -137,7 +150,7 @@ class NoveltyPruner(Pruner):
             < state.bucket.grant(frame.nan_to_num(nan=0.0, posinf=0.0).clamp(0, 2).mean(), tokens)
             for rank, frame in zip(order, scores, strict=True)
         ]
-        return listed(torch.stack(masks)) if masks else order.int()
+        return torch.stack(masks) if masks else order.int()
 
     def _state_of(self, frames: Frames) -> StreamState:
         """State of the stream; a frame of another shape, dtype or device starts it afresh."""
@@ -156,13 +169,6 @@ class NoveltyPruner(Pruner):
     def _compared(self, frames: Frames) -> Tensor:
         """Return the features that are compared from frame to frame, (F, N, C)."""
         return frames.features
-
-    def reset(self, stream: str | None = None) -> None:
-        """Forget the frames of one stream, or of all."""
-        if stream is None:
-            self._streams.clear()
-        else:
-            self._streams.pop(stream, None)
 
     @property
     def state_bytes(self) -> int:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from stc_kernels import channel_variance, saliency_topk
+from stc_video.checks import check_between, check_choice
 from stc_video.pruners.base import Chosen, Frames, Pruner
 from stc_video.pruners.budget import Budget
 
@@ -102,18 +103,14 @@ class StcPruner(Pruner):
         channel_ratio: float | None = None,
         memory: int = 16,
     ) -> None:
-        if method not in METHODS:
-            raise ValueError(
-                f"make_pruner: method must be one of {', '.join(METHODS)}, got {method!r}"
-            )
+        check_choice("make_pruner: method", method, METHODS)
         if channel_ratio is None:
             channel_ratio = 1.0 if method == "dual_anchor" else 0.5
         if not 0.0 < channel_ratio <= 1.0:
             raise ValueError(
                 f"make_pruner: channel_ratio must be above 0 and at most 1, got {channel_ratio}"
             )
-        if not 0.0 <= alpha <= 1.0:
-            raise ValueError(f"make_pruner: alpha must be between 0 and 1, got {alpha}")
+        check_between("make_pruner: alpha", alpha, 0, 1)
         if memory < 1:
             raise ValueError(f"make_pruner: memory must be at least 1 frame, got {memory}")
         self.budget = Budget(tokens_per_frame, retention_ratio, video_pruning_rate, otherwise=64)
@@ -170,13 +167,6 @@ class StcPruner(Pruner):
         return torch.zeros(width, dtype=torch.bool, device=features.device).index_fill_(
             0, order, True
         )
-
-    def reset(self, stream: str | None = None) -> None:
-        """Forget the frames of one stream, or of all."""
-        if stream is None:
-            self._streams.clear()
-        else:
-            self._streams.pop(stream, None)
 
     @property
     def state_bytes(self) -> int:

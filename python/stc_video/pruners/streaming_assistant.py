@@ -5,10 +5,17 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from typing_extensions import Unpack
 
 from stc_kernels import spatial_redundancy
+from stc_video.checks import check_between, check_choice
 from stc_video.pruners.base import Frames
-from stc_video.pruners.novelty import NoveltyPruner, StreamState, change_from_previous
+from stc_video.pruners.novelty import (
+    NoveltyPruner,
+    NoveltySettings,
+    StreamState,
+    change_from_previous,
+)
 
 NEIGHBOURS = ("alive", "all")
 PATTERNS = ("checkerboard", "stripes", "random")
@@ -59,35 +66,14 @@ class StreamingAssistantPruner(NoveltyPruner):
         pattern: str = "checkerboard",
         parity: str = "fixed",
         passes: int = 1,
-        retention_ratio: float | None = None,
-        video_pruning_rate: float | None = None,
-        floor: int = 0,
-        window: int | None = None,
-        trace: bool = False,
+        **settings: Unpack[NoveltySettings],
     ) -> None:
-        super().__init__(
-            tokens_per_frame,
-            retention_ratio=retention_ratio,
-            video_pruning_rate=video_pruning_rate,
-            floor=floor,
-            window=window,
-            trace=trace,
-        )
-        for name, value, allowed in (
-            ("neighbours", neighbours, NEIGHBOURS),
-            ("pattern", pattern, PATTERNS),
-            ("parity", parity, PARITIES),
-        ):
-            if value not in allowed:
-                raise ValueError(
-                    f"make_pruner: {name} must be one of {', '.join(allowed)}, got {value!r}"
-                )
-        for name, threshold in (
-            ("temporal_threshold", temporal_threshold),
-            ("spatial_threshold", spatial_threshold),
-        ):
-            if not -1.0 <= threshold <= 1.0:
-                raise ValueError(f"make_pruner: {name} must be between -1 and 1, got {threshold}")
+        super().__init__(tokens_per_frame, **settings)
+        check_choice("make_pruner: neighbours", neighbours, NEIGHBOURS)
+        check_choice("make_pruner: pattern", pattern, PATTERNS)
+        check_choice("make_pruner: parity", parity, PARITIES)
+        check_between("make_pruner: temporal_threshold", temporal_threshold, -1, 1)
+        check_between("make_pruner: spatial_threshold", spatial_threshold, -1, 1)
         if passes < 1:
             raise ValueError(f"make_pruner: passes must be at least 1, got {passes}")
         self.temporal_threshold = temporal_threshold

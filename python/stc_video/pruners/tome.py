@@ -138,6 +138,8 @@ class TomePruner(Pruner):
         Whether results carry the sizes of the merged tokens.
     """
 
+    merges = True
+
     def __init__(
         self,
         tokens_per_frame: int | None = None,

@@ -15,12 +15,13 @@ from stc_video.errors import UnsupportedModelError
 from stc_video.pruners.base import PrunedTokens
 from stc_video.pruners.merge_schedule import MergeSchedule
 from stc_video.towers.attention import key_mask
+from stc_video.towers.block import Block
 from stc_video.towers.block_calls import Arguments, BatchCall, bind, kind
 from stc_video.towers.bypassed import Bypassed
 from stc_video.towers.call_request import RequestWatcher, mask_of
 from stc_video.towers.comparison import disagreement, from_parts, hint, states_of, try_out
 from stc_video.towers.patching import InstancePatch, check_in_place
-from stc_video.towers.pre_norm import PreNormBlock, PreNormTower, find_tower
+from stc_video.towers.pre_norm import PreNormTower, find_tower
 
 OUTPUTS = ("merged", "full")
 
@@ -327,16 +328,16 @@ class TowerMerger:
         self._note(self._pass)
         return self._pass
 
-    def _block(self, block: PreNormBlock, run: _Pass, number: int, given: Tensor) -> Tensor:
+    def _block(self, block: Block, run: _Pass, number: int, given: Tensor) -> Tensor:
         """Run one block with its merge; returns what the tower hands to the next one."""
         # With the full output what the tower passes around is longer than what we work on.
         x = run.hidden if self._full and run.has_merged else given
         normed = block.norm1(x)
-        key = block.key(normed)
+        query, key, value = block.project(normed)
         bias = None
         if self._proportional and run.has_merged:
             bias = run.sizes.log().to(x.dtype)[:, None, None]
-        x = x + block.attention(block.query(normed), key, block.value(normed), bias)
+        x = x + block.attention(query, key, value, bias)
         if run.steps[number]:
             metric = key.unflatten(-1, (block.heads, -1)).mean(2, dtype=torch.float32)
             x = run.merge(x, metric, run.steps[number], self._tower.prefix_tokens)

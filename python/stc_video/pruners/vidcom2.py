@@ -5,11 +5,13 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from typing_extensions import Unpack
 
 from stc_kernels import channel_variance
+from stc_video.checks import check_choice
 from stc_video.pruners.base import Chosen, Frames
-from stc_video.pruners.budget import listed, ranks
-from stc_video.pruners.novelty import NoveltyPruner, StreamState, remember
+from stc_video.pruners.budget import ranks
+from stc_video.pruners.novelty import NoveltyPruner, NoveltySettings, StreamState, remember
 
 SCOPES = ("stream", "clip")
 EPSILON = 1e-12
@@ -60,35 +62,21 @@ class VidCom2Pruner(NoveltyPruner):
         See :class:`NoveltyPruner`; ``retention_ratio`` is 0.25 if nothing is given.
     """
 
+    default_ratio = 0.25
+
     def __init__(
         self,
         tokens_per_frame: int | None = None,
         *,
         scope: str = "stream",
         temperature: float = 0.01,
-        retention_ratio: float | None = None,
-        video_pruning_rate: float | None = None,
-        floor: int = 0,
-        window: int | None = None,
-        trace: bool = False,
+        **settings: Unpack[NoveltySettings],
     ) -> None:
-        if tokens_per_frame is None and retention_ratio is None and video_pruning_rate is None:
-            retention_ratio = 0.25
-        super().__init__(
-            tokens_per_frame,
-            retention_ratio=retention_ratio,
-            video_pruning_rate=video_pruning_rate,
-            floor=floor,
-            window=window,
-            trace=trace,
-        )
-        if scope not in SCOPES:
-            raise ValueError(
-                f"make_pruner: scope must be one of {', '.join(SCOPES)}, got {scope!r}"
-            )
+        super().__init__(tokens_per_frame, **settings)
+        check_choice("make_pruner: scope", scope, SCOPES)
         if not temperature > 0.0:
             raise ValueError(f"make_pruner: temperature must be above 0, got {temperature}")
-        if scope == "clip" and (window is not None or floor):
+        if scope == "clip" and (self.window is not None or self.floor):
             raise ValueError("make_pruner: window and floor do not go with scope='clip'")
         self.scope = scope
         self.temperature = temperature
@@ -125,7 +113,7 @@ class VidCom2Pruner(NoveltyPruner):
         features = frames.features
         count, tokens, width = features.shape
         if count * tokens == 0:
-            return listed(features.new_zeros((count, tokens), dtype=torch.bool)), None, {}
+            return features.new_zeros((count, tokens), dtype=torch.bool), None, {}
         order = torch.sort(channel_variance(features), stable=True).indices
         used = features.float().index_select(2, order[: max(1, width // 2)])
         norm = torch.linalg.vector_norm(used, dim=-1)
@@ -142,4 +130,4 @@ class VidCom2Pruner(NoveltyPruner):
         ratios = (ratio * (1.0 + share - 1.0 / count)).clamp_max(1.0)
         granted = (ratios * tokens).round().clamp_min(1.0)
         keep = ranks(scores) < granted[:, None]
-        return listed(keep), scores, {"share": share} if self.trace else {}
+        return keep, scores, {"share": share} if self.trace else {}

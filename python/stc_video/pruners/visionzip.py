@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from stc_kernels import attention_column_mean, merge_tokens
+from stc_video.checks import check_choice
 from stc_video.pruners.base import Attention, Chosen, Frames, PrunedTokens, Pruner
 from stc_video.pruners.budget import Budget, highest, listed
 
@@ -37,6 +38,8 @@ class VisionZipPruner(Pruner):
         ``"sum"`` or ``"mean"``.
     """
 
+    merges = True
+
     def __init__(
         self,
         tokens_per_frame: int | None = None,
@@ -51,8 +54,7 @@ class VisionZipPruner(Pruner):
             raise ValueError(
                 f"make_pruner: contextual must be at least 0 and below 1, got {contextual}"
             )
-        if merge not in ("sum", "mean"):
-            raise ValueError(f"make_pruner: merge must be one of sum, mean, got {merge!r}")
+        check_choice("make_pruner: merge", merge, ("sum", "mean"))
         self.contextual = contextual
         self.merge = merge
 

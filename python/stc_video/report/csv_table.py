@@ -11,29 +11,12 @@ from pathlib import Path
 
 from stc_video.report.page import atomic
 
-__all__ = ["write_csv"]
-
 
 def write_csv(rows: Sequence[Mapping[str, object]], path: str | os.PathLike[str]) -> Path:
-    """Write rows as CSV, whole or not at all.
+    """Write rows as CSV, whole or not at all: see :func:`atomic`; returns the path.
 
-    Parameters
-    ----------
-    rows
-        At least one, all with the same columns. NaN and None become empty cells, and other
-        floats get six digits.
-    path
-        The file; one that is there is replaced in one step.
-
-    Returns
-    -------
-    Path
-        The file.
-
-    Raises
-    ------
-    OSError
-        If the file cannot be written; an earlier one is then as it was.
+    There must be at least one row, and all must have the same columns. NaN and None become empty
+    cells, and other floats get six digits.
     """
     with atomic(Path(path)) as file:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]), lineterminator="\n")

@@ -12,8 +12,6 @@ from importlib import import_module, resources
 from pathlib import Path
 from typing import IO, Any
 
-__all__ = ["atomic", "finite", "write_page"]
-
 
 def write_page(
     path: Path,
@@ -24,23 +22,18 @@ def write_page(
     data: dict[str, Any],
     **values: Any,
 ) -> None:
-    """Write a page, whole or not at all.
+    """Write a page, whole or not at all: see :func:`atomic`.
 
     Parameters
     ----------
     path
-        The file; one that is there is replaced in one step.
+        The file.
     template, styles, scripts
         Names of files in `assets`. Plotly and the scripts come after `data`, in this order.
     data
         What the scripts find as JSON; non-finite numbers become null.
     **values
         For the template.
-
-    Raises
-    ------
-    OSError
-        If the file cannot be written; an earlier one is then as it was.
     """
     import jinja2
 
@@ -74,7 +67,10 @@ def finite(value: Any) -> Any:
 
 @contextmanager
 def atomic(path: Path) -> Iterator[IO[str]]:
-    """Open a file beside `path` that takes its place only when everything was written."""
+    """Open a file beside `path` that takes its place, in one step, when everything was written.
+
+    After an OSError an earlier file is as it was.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("w", encoding="utf-8") as file:

@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["data_url", "webp"]
-
 
 def webp(picture: Image, side: int = 448, quality: int = 80) -> bytes:
     """Encode a picture as WebP, at most `side` pixels wide and high."""

@@ -11,18 +11,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-__all__ = [
-    "SCHEMA_VERSION",
-    "STAGES",
-    "AnswerRecord",
-    "FrameRecord",
-    "ModelFacts",
-    "PromiseFacts",
-    "RetrievedFrame",
-    "RunRecord",
-    "VideoFacts",
-]
-
 #: Of report.json. The first number changes when a field is renamed, removed or means something
 #: else; the second when one is added.
 SCHEMA_VERSION = "1.2"

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 
 from stc_video.report.record import STAGES, FrameRecord, RunRecord
 
-__all__ = ["Totals", "counted", "headline", "percent", "summarise"]
-
 
 @dataclass(frozen=True)
 class Totals:
@@ -66,18 +64,7 @@ class Totals:
 
 
 def summarise(record: RunRecord) -> Totals:
-    """Add a run up.
-
-    Parameters
-    ----------
-    record : RunRecord
-        With any number of frames, none included.
-
-    Returns
-    -------
-    Totals
-        The sums.
-    """
+    """Add up a run of any number of frames, none included."""
     frames, count = record.frames, len(record.frames)
     similar = [f.similarity for f in frames if f.similarity is not None]
     features = record.model.features
@@ -109,19 +96,9 @@ def summarise(record: RunRecord) -> Totals:
 
 
 def headline(record: RunRecord, totals: Totals | None = None) -> str:
-    """Say in one sentence what the run did.
+    """Say in one sentence what a run spent, how similar its features are, and what is left.
 
-    Parameters
-    ----------
-    record : RunRecord
-        The run.
-    totals : Totals, optional
-        Its totals, if they are at hand.
-
-    Returns
-    -------
-    str
-        What was spent, how close the features are, how many tokens are left.
+    ``totals`` are those of the run, if they are at hand.
     """
     t = totals or summarise(record)
     if not t.frames:

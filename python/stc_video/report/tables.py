@@ -8,16 +8,6 @@ from typing import NamedTuple
 from stc_video.report.record import AnswerRecord, PromiseFacts, RunRecord
 from stc_video.report.summary import Totals, counted, percent
 
-__all__ = [
-    "Tile",
-    "answer_cards",
-    "clock",
-    "detail_tables",
-    "milliseconds",
-    "tiles",
-    "totals_table",
-]
-
 #: retrieved frames shown with an answer
 MOST_THUMBNAILS = 12
 
@@ -88,17 +78,7 @@ def tiles(record: RunRecord, totals: Totals) -> list[Tile]:
 def totals_table(record: RunRecord, totals: Totals) -> list[Row]:
     """Return the comparison with encoding every frame densely.
 
-    Parameters
-    ----------
-    record : RunRecord
-        The run.
-    totals : Totals
-        Its totals.
-
-    Returns
-    -------
-    list of Row
-        Times of the dense side are the median of the reference times the number of frames.
+    Times of the dense side are the median of the reference times the number of frames.
     """
     t = totals
     rows = [

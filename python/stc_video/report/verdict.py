@@ -10,19 +10,6 @@ from typing import Literal
 from stc_video.report.record import RunRecord
 from stc_video.report.summary import Totals, counted, percent, summarise
 
-__all__ = [
-    "PAYS",
-    "SIMILAR",
-    "Compared",
-    "Tried",
-    "Verdict",
-    "best_verdict",
-    "cache_verdict",
-    "calibration_verdict",
-    "prune_verdict",
-    "run_verdict",
-]
-
 #: a fraction of dense below which something is saved; the times of two runs differ by more than
 #: the rest
 PAYS = 0.95
@@ -278,26 +265,26 @@ def _named(names: Sequence[str]) -> str:
 # -- calibrations and pruners ----------------------------------------------------------------
 
 
-def calibration_verdict(best_quality: float, wanted: float, work: float | None) -> Verdict:
+def calibration_verdict(best_quality: float, default: float, work: float | None) -> Verdict:
     """Judge a calibration.
 
     Parameters
     ----------
     best_quality
         The highest mean cosine that every clip had without a dense frame for the promise.
-    wanted
+    default
         The quality that is asked for by default.
     work
         Fraction of the dense work at that one, or at the best if no setting reached it.
     """
-    quality = min(best_quality, wanted)
+    quality = min(best_quality, default)
     cost = "" if work is None else f" for {percent(work)} of the dense work"
     if work is not None and work >= PAYS:
         text = f"it {'does not pay' if work >= 1 else 'hardly pays'}: quality {quality:.3g}{cost}"
         return Verdict("bad" if work >= 1 else "mixed", f"{text}; {_LITTLE_REPEATS}.")
-    if best_quality < wanted:
+    if best_quality < default:
         text = f"cached frames alone reach {quality:.3f}{cost}"
-        advice = f"quality {wanted:g}, the default, will take dense frames to hold on such videos"
+        advice = f"quality {default:g}, the default, will take dense frames to hold on such videos"
         return Verdict("mixed", f"{text}; {advice}.")
     return Verdict("good", f"cached frames alone reach quality {quality:g}, the default{cost}.")
 

@@ -18,8 +18,6 @@ from stc_video.report.summary import headline, summarise
 from stc_video.report.tables import answer_cards, detail_tables, tiles, totals_table
 from stc_video.report.verdict import run_verdict
 
-__all__ = ["MOST_PICTURES", "to_dict", "write_html", "write_json"]
-
 #: A report embeds at most this many pictures; of longer runs, those of every n-th frame.
 MOST_PICTURES = 800
 
@@ -27,16 +25,8 @@ MOST_PICTURES = 800
 def to_dict(record: RunRecord) -> dict[str, Any]:
     """Return what `write_json` writes.
 
-    Parameters
-    ----------
-    record : RunRecord
-        The run.
-
-    Returns
-    -------
-    dict
-        The fields of `RunRecord` without pictures, `schema_version`, `headline`, `verdict` and
-        `totals`.
+    These are the fields of `RunRecord` without pictures, `schema_version`, `headline`, `verdict`
+    and `totals`.
     """
     bare = replace(record, frames=tuple(replace(f, picture=b"") for f in record.frames))
     totals = summarise(record)
@@ -56,25 +46,7 @@ def to_dict(record: RunRecord) -> dict[str, Any]:
 
 
 def write_json(record: RunRecord, path: str | os.PathLike[str]) -> Path:
-    """Write report.json, whole or not at all.
-
-    Parameters
-    ----------
-    record : RunRecord
-        The run.
-    path : path
-        The file; one that is there is replaced in one step.
-
-    Returns
-    -------
-    Path
-        The file.
-
-    Raises
-    ------
-    OSError
-        If the file cannot be written; an earlier one is then as it was.
-    """
+    """Write report.json, whole or not at all: see :func:`atomic`; returns the path."""
     text = json.dumps(to_dict(record), indent=1, allow_nan=False)
     with atomic(Path(path)) as file:
         file.write(text + "\n")
@@ -82,25 +54,7 @@ def write_json(record: RunRecord, path: str | os.PathLike[str]) -> Path:
 
 
 def write_html(record: RunRecord, path: str | os.PathLike[str]) -> Path:
-    """Write report.html, whole or not at all: one file that loads nothing.
-
-    Parameters
-    ----------
-    record : RunRecord
-        The run, with pictures.
-    path : path
-        The file; one that is there is replaced in one step.
-
-    Returns
-    -------
-    Path
-        The file.
-
-    Raises
-    ------
-    OSError
-        If the file cannot be written; an earlier one is then as it was.
-    """
+    """Write report.html of a run with pictures; otherwise as :func:`write_json`."""
     totals = summarise(record)
     record, thinned = _thin(record)
     answers = answer_cards(record)

@@ -21,8 +21,6 @@ from stc_video.serve.streams import LiveStream
 from stc_video.session import Answer
 from stc_video.session.streaming import AnswerStream
 
-__all__ = ["AnswerDesk", "LiveAnswer"]
-
 _LOG = logging.getLogger(__name__)
 
 

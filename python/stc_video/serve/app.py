@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from importlib import resources
 from pathlib import Path
@@ -26,8 +26,6 @@ from stc_video.serve.limits import BodyLimit
 from stc_video.serve.metrics import Metrics
 from stc_video.serve.service import Service
 
-__all__ = ["make_app"]
-
 _ASSETS = {
     "page.html": "text/html",
     "page.css": "text/css",
@@ -44,13 +42,15 @@ _PAGE_HEADERS = {
 }
 
 
-def make_app(service: Service) -> ASGIApp:
+def make_app(service: Service, behind: Callable[[ASGIApp], ASGIApp] = lambda app: app) -> ASGIApp:
     """Make the app.
 
     Parameters
     ----------
     service
         A started one; it is closed when the app ends.
+    behind
+        Puts something in front of the routes, behind what protects them.
 
     Returns
     -------
@@ -72,7 +72,7 @@ def make_app(service: Service) -> ASGIApp:
     app.include_router(camera_routes(service.hub, service.config))
     _add_streams(app, service.hub)
     _add_status(app, service.chat, metrics, model)
-    limited = BodyLimit(Admission(app, is_public), service.config.max_body_bytes)
+    limited = BodyLimit(Admission(behind(app), is_public), service.config.max_body_bytes)
     refused = metrics.refused
     return Guard(limited, service.config.token, lambda reason: refused.labels(reason).inc())
 
@@ -80,8 +80,7 @@ def make_app(service: Service) -> ASGIApp:
 def _add_streams(app: FastAPI, hub: StreamHub) -> None:
     @app.get("/v1/streams")
     async def list_streams() -> dict[str, Any]:
-        entries = [{"id": stream.name, **stream.counts()} for stream in hub.streams()]
-        return {"object": "list", "data": entries}
+        return {"object": "list", "data": hub.entries()}
 
     @app.delete("/v1/streams/{name}")
     async def remove_stream(name: str) -> dict[str, Any]:

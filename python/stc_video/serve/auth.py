@@ -13,8 +13,6 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from stc_video.serve.config import is_loopback
 from stc_video.serve.errors import refusal
 
-__all__ = ["SUBPROTOCOL", "Guard", "is_public"]
-
 #: The WebSocket subprotocol. Browsers can set no header of a WebSocket, so the token may come as
 #: a second subprotocol, "bearer." and the token.
 SUBPROTOCOL = "stc"

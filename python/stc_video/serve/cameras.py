@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import math
 import sys
 import time
@@ -24,8 +25,7 @@ from stc_video.serve.hub import StreamHub
 from stc_video.serve.queue import QueuedFrame
 from stc_video.serve.streams import LiveStream, SeenFrame
 
-__all__ = ["camera_routes"]
-
+_LOG = logging.getLogger(__name__)
 _TRY_AGAIN, _GOING_AWAY = 1013, 1001
 _MOST_TEXT = 1024
 _REPLIES, _PICTURES = 256, 2
@@ -125,8 +125,11 @@ class Outbox:
             yield
         finally:
             sender.cancel()
+            [error] = await asyncio.gather(sender, return_exceptions=True)
             # A client that is gone shows in what is received, too.
-            await asyncio.gather(sender, return_exceptions=True)
+            expected = (asyncio.CancelledError, WebSocketDisconnect, RuntimeError)
+            if error is not None and not isinstance(error, expected):
+                _LOG.error("messages to a client ended", exc_info=error)
 
     async def _send(self) -> None:
         """Send facts as text, a picture as binary after its facts."""

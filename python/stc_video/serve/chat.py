@@ -21,8 +21,6 @@ from stc_video.serve.service import Service
 from stc_video.serve.streams import LiveStream
 from stc_video.session import Answer
 
-__all__ = ["chat_routes"]
-
 _DISCONNECT_SECONDS = 0.2
 _KEEP_ALIVE_SECONDS = 1.0
 _CLIENT_GONE = 499
@@ -109,7 +107,7 @@ def _check_length(
     """Refuse a question that is too long, or cannot be asked, before anything is computed."""
     limit = f"messages: a question must have at most {most} tokens with its earlier turns"
     # Even to count the tokens takes time.
-    characters = len(question) + sum(len(asked) + len(said) for asked, said in history)
+    characters = len(question) + sum(len(turn) + len(answer) for turn, answer in history)
     if characters > _MOST_TOKEN * most:
         raise _too_long(f"{limit}, got {characters} characters")
     try:
@@ -197,7 +195,7 @@ def _event(value: dict[str, Any]) -> str:
 
 
 def _facts(answer: Answer, live: LiveAnswer) -> dict[str, Any]:
-    """What the answer was given from."""
+    """Frames and times behind an answer."""
     frames = None
     if answer.retrieved is not None:
         frames = [

@@ -10,8 +10,7 @@ from pathlib import Path
 
 from stc_video.memory import PlainConfig, RekvConfig
 from stc_video.memory.config import COMMAND_MEMORY
-
-__all__ = ["MEMORY", "ServeConfig", "is_loopback"]
+from stc_video.serve.parts import Part
 
 #: of each stream by default, which does not have the machine for itself
 MEMORY = replace(COMMAND_MEMORY, host_bytes=1 << 30)
@@ -20,7 +19,7 @@ _TOKEN = re.compile(r"[A-Za-z0-9._~-]{16,256}")
 
 @dataclass(frozen=True)
 class ServeConfig:
-    """How the service can be reached, what it may hold, and what it refuses.
+    """Settings of the service: its address, what it may hold, and what it refuses.
 
     Attributes
     ----------
@@ -65,6 +64,8 @@ class ServeConfig:
         How long requests under way may go on when the service ends, and after them frames.
     memory
         Of each stream.
+    part
+        Which part of all streams is here, of several replicas on one folder of saves; None for all.
     cache, prune, tokens_per_frame, prefill_chunk
         As for :class:`StreamingSession`.
     """
@@ -91,6 +92,7 @@ class ServeConfig:
     save_folder: Path | None = None
     autosave_seconds: float = 60.0
     shutdown_seconds: float = 3.0
+    part: Part | None = None
     memory: PlainConfig | RekvConfig = MEMORY
     cache: str | None = "motion"
     prune: str = "stc"

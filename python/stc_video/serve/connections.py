@@ -21,8 +21,6 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 from stc_video.serve.config import ServeConfig
 from stc_video.serve.errors import refusal
 
-__all__ = ["Admission", "Connections", "allow_messages", "protocols"]
-
 _STATE = "stc_connection"
 _SMALL_MESSAGE, _MOST_FRAGMENTS = 4096, 1024
 _LOG = logging.getLogger(__name__)

@@ -13,8 +13,6 @@ from starlette.responses import JSONResponse
 
 from stc_video.serve.fields import UNSUPPORTED, shown
 
-__all__ = ["Refused", "install_handlers", "refusal"]
-
 
 class Refused(HTTPException):
     """A request that is not served: status, one sentence, a word for programs, and the field."""

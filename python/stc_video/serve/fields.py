@@ -9,8 +9,6 @@ from typing import Any
 from pydantic import AfterValidator
 from pydantic_core import PydanticCustomError
 
-__all__ = ["UNSUPPORTED", "content_text", "only", "shown", "stop_strings"]
-
 #: the word for programs when a field is known and its value is not offered
 UNSUPPORTED = "unsupported_value"
 _MOST_STOPS = 4

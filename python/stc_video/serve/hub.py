@@ -23,8 +23,6 @@ from stc_video.serve.streams import LiveStream
 from stc_video.session import StreamingSession
 from stc_video.session.storage import INDEX, delete_save, remove_left_behind
 
-__all__ = ["StreamHub"]
-
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}")
 _LOG = logging.getLogger(__name__)
 
@@ -38,7 +36,6 @@ class StreamHub:
         The model, which all streams share.
     config
         Limits, and where to save.
-
     on_seconds
         Called with the time that each frame took until it was seen.
 
@@ -81,8 +78,12 @@ class StreamHub:
         folder = self._config.save_folder
         if folder is None:
             return
-        self._folder_lock = FolderLock(folder)
+        part = self._config.part
+        if part is None:  # else whoever took the part has it
+            self._folder_lock = FolderLock(folder)
         for path in sorted(folder.iterdir()):
+            if part is not None and not part.has(path.name):
+                continue
             if path.is_dir() and _NAME.fullmatch(path.name):
                 try:
                     remove_left_behind(path)
@@ -125,6 +126,10 @@ class StreamHub:
         """All streams, in the order of their names."""
         with self._lock:
             return [self._streams[name] for name in sorted(self._streams)]
+
+    def entries(self) -> list[dict[str, Any]]:
+        """All streams with their counts, for lists."""
+        return [{"id": stream.name, **stream.counts()} for stream in self.streams()]
 
     def get(self, name: str) -> LiveStream:
         """Find a stream.

@@ -10,8 +10,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from stc_video.serve.errors import refusal
 
-__all__ = ["BodyLimit", "TokenBucket"]
-
 
 class TokenBucket:
     """Lets so many events a second through, and as many at once after a pause.

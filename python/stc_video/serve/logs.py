@@ -7,8 +7,6 @@ import logging
 import time
 from typing import Any
 
-__all__ = ["FewOfAKind", "log_settings"]
-
 _BURST, _SECONDS = 5, 10.0
 _MOST_LENGTH = 8192
 

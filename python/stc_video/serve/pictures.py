@@ -13,8 +13,6 @@ from PIL import Image
 from stc_video.models.pictures import rgb_picture
 from stc_video.serve.plain_files import PictureError, plain_file
 
-__all__ = ["PictureError", "decode_picture"]
-
 
 def decode_picture(data: bytes, max_pixels: int) -> npt.NDArray[np.uint8]:
     """Decode a JPEG or PNG.

@@ -14,8 +14,6 @@ import struct
 import zlib
 from collections.abc import Iterator
 
-__all__ = ["PictureError", "plain_file"]
-
 _JPEG, _PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
 _MOST_CHUNKS, _MOST_SEGMENTS, _MOST_ENTRIES = 10_000, 1_000, 200
 # Each scan of a progressive JPEG is a pass over the whole picture; encoders make about ten.
@@ -153,7 +151,7 @@ def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
 
 
 def _orientation(tiff: bytes) -> int:
-    """How a picture is turned, 1 to 8; 1 if that is not said."""
+    """Orientation of a picture, 1 to 8; 1 if that is not said."""
     order = {b"II*\0": "<", b"MM\0*": ">"}.get(tiff[:4])
     if order is None or len(tiff) < 8:
         return 1

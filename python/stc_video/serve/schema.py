@@ -23,8 +23,6 @@ from stc_video.serve.fields import content_text, only, stop_strings
 from stc_video.session import Answer
 from stc_video.session.sampling import SeededSampler
 
-__all__ = ["ChatRequest", "Completion", "Message"]
-
 # A field that is not known is refused: it would have changed the answer elsewhere.
 _STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 _MOST_SEED = 2**63
@@ -46,7 +44,7 @@ class Message(BaseModel):
 
 
 class StreamOptions(BaseModel):
-    """What a streamed answer has besides."""
+    """Options of a streamed answer."""
 
     model_config = _STRICT
 

@@ -19,8 +19,6 @@ from stc_video.serve.connections import Connections, protocols
 from stc_video.serve.logs import log_settings
 from stc_video.serve.service import Service
 
-__all__ = ["serve"]
-
 # Connections that wait to be accepted; the loop accepts as many at once before it looks at any.
 _BACKLOG = 512
 # Open files besides connections: saves, stores, libraries.

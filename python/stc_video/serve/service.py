@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a service consists of."""
+"""The parts of a service."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ from stc_video.serve.answers import AnswerDesk
 from stc_video.serve.config import ServeConfig
 from stc_video.serve.hub import StreamHub
 from stc_video.serve.metrics import Metrics
-
-__all__ = ["Service"]
 
 
 class Service:

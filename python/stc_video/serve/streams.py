@@ -15,11 +15,10 @@ from typing import Any
 from stc_video.errors import MemoryFullError
 from stc_video.serve.config import ServeConfig
 from stc_video.serve.limits import TokenBucket
-from stc_video.serve.pictures import PictureError, decode_picture
+from stc_video.serve.pictures import decode_picture
+from stc_video.serve.plain_files import PictureError
 from stc_video.serve.queue import FrameQueue, QueuedFrame
 from stc_video.session import PushedFrame, StreamingSession
-
-__all__ = ["REASONS", "LiveStream", "SeenFrame"]
 
 #: why a frame is not taken
 REASONS = ("malformed", "too_large", "rate", "memory_full", "failed")
@@ -105,7 +104,7 @@ class LiveStream:
         return len(self._queue)
 
     def counts(self) -> dict[str, Any]:
-        """What became of all frames so far."""
+        """Totals of all frames so far."""
         with self._counting:
             return {
                 "received": self.received,
@@ -124,7 +123,7 @@ class LiveStream:
 
     @property
     def watchers(self) -> int:
-        """How many watch."""
+        """Number of clients that watch."""
         return len(self._watchers)
 
     def watch(self, watcher: Callable[[SeenFrame], None]) -> Callable[[], None]:
@@ -203,7 +202,7 @@ class LiveStream:
         frame.reply(facts)
 
     def _tokens(self, pushed: PushedFrame) -> dict[str, Any]:
-        """Which tokens were encoded anew (one byte each, as base64) and which were kept."""
+        """Tokens that were encoded anew (one byte each, as base64), and those that were kept."""
         made: dict[str, Any] = {"kept": pushed.kept, "feature_grid": pushed.grid}
         record = pushed.record
         if record is not None and self._grid is not None:

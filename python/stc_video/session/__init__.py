@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
+from stc_video.session.answer import Answer
 from stc_video.session.pushed import PushedFrame
-from stc_video.session.session import Answer, StreamingSession
+from stc_video.session.session import StreamingSession
 from stc_video.session.stats import SessionStats, StageStats
 
 __all__ = ["Answer", "PushedFrame", "SessionStats", "StageStats", "StreamingSession"]

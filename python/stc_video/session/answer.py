@@ -15,8 +15,6 @@ from stc_video.memory import Context, Retrieved
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["Answer", "check_settings", "generate_answer", "generate_behind", "next_logits"]
-
 
 @dataclass(frozen=True)
 class Answer:
@@ -92,16 +90,10 @@ def generate_answer(
     streamer: Any,
     settings: dict[str, Any],
 ) -> Tensor:
-    """Generate from a context.
+    """Generate from a context, which has all but the last token of the prompt.
 
     Parameters
     ----------
-    model
-        The model.
-    context
-        Everything but the last token of the prompt.
-    prompt
-        Tokens of the prompt.
     placeholder
         Token that stands for those of the video.
     streamer

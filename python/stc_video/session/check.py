@@ -24,8 +24,6 @@ from stc_video.session.answer import generate_behind
 if TYPE_CHECKING:
     from stc_video.acceleration import Acceleration
 
-__all__ = ["check_memory"]
-
 #: tokens in front of the video, of the question, and in all with the video's one
 _PREFIX, _QUESTION = 2, 3
 _TOKENS = _PREFIX + 1 + _QUESTION
@@ -52,7 +50,7 @@ def check_memory(handle: Acceleration, config: MemoryConfig) -> None:
     model = probe.model
     with failures(name), torch.no_grad():
         ids = short_ids(model, _TOKENS)
-        memory = make_memory(model.model.language_model, _small(config))
+        memory = make_memory(probe.adapter.language_model, _small(config))
         try:
             prompt = ids[0, -_QUESTION:].tolist()
             context = _filled(memory, model.get_input_embeddings()(ids[0]))

@@ -17,8 +17,6 @@ from stc_video.pruners.budget import Budget
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["describe_settings", "model_fingerprint", "with_defaults"]
-
 _GEOMETRY = (
     "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
     "num_key_value_heads", "vocab_size", "image_size", "patch_size",

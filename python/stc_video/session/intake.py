@@ -5,23 +5,19 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from stc_video.acceleration import Acceleration
 from stc_video.errors import StreamWarning
-from stc_video.memory import Frame, Memory
+from stc_video.memory import Frame
 from stc_video.pruners import PrunedTokens
+from stc_video.session.parts import SessionParts
 from stc_video.session.pushed import PushedFrame, pushed_frames
-from stc_video.session.stats import StageTimer
 
 if TYPE_CHECKING:
     from stc_video.session.saving import SavedSession
-
-__all__ = ["Intake"]
 
 
 class Intake:
@@ -29,21 +25,6 @@ class Intake:
 
     One thread at a time may call :meth:`encode` and :meth:`take`; the lock guards what questions
     look at as well.
-
-    Parameters
-    ----------
-    handle
-        The accelerated model.
-    adapter
-        What the model's family adds: how frames are placed in the stream.
-    memory, lock
-        Where kept tokens go, and the lock to hold meanwhile.
-    timer
-        Notes the stages "encode", "prune" and "prefill".
-    stream
-        Name of the stream in cacher and pruner.
-    chunk
-        How many frames go through the language model together.
 
     Attributes
     ----------
@@ -55,23 +36,8 @@ class Intake:
         Frames that wait for their chunk.
     """
 
-    def __init__(
-        self,
-        handle: Acceleration,
-        adapter: Any,
-        memory: Memory,
-        lock: AbstractContextManager[Any],
-        timer: StageTimer,
-        stream: str,
-        chunk: int,
-    ) -> None:
-        self._handle = handle
-        self._adapter = adapter
-        self._memory = memory
-        self._lock = lock
-        self._timer = timer
-        self._stream = stream
-        self._chunk = chunk
+    def __init__(self, parts: SessionParts) -> None:
+        self._parts = parts
         self.clear()
 
     def clear(self) -> None:
@@ -90,10 +56,11 @@ class Intake:
     def encode(self, pixels: Tensor, times: Sequence[float | None]) -> list[PushedFrame]:
         """Encode and prune prepared frames, and let whole chunks into the memory."""
         pushed = []
-        for first in range(0, len(pixels), self._chunk):
-            part = slice(first, first + self._chunk)
+        chunk = self._parts.prefill_chunk
+        for first in range(0, len(pixels), chunk):
+            part = slice(first, first + chunk)
             kept, grid = self._kept(pixels[part])
-            records = self._handle.records(self._stream)
+            records = self._parts.handle.records(self._parts.stream)
             pushed += pushed_frames(self.frames, times[part], grid, kept, records)
             self.take(kept, grid, times[part])
         return pushed
@@ -102,10 +69,11 @@ class Intake:
         self, kept: PrunedTokens, grid: tuple[int, int], times: Sequence[float | None]
     ) -> None:
         """Let pruned frames wait for their chunk, and whole chunks into the memory."""
-        with self._lock:
+        chunk = self._parts.prefill_chunk
+        with self._parts.lock:
             self.waiting += self._as_frames(kept, grid, times)
-            while len(self.waiting) >= self._chunk:
-                self._prefill(self._chunk)
+            while len(self.waiting) >= chunk:
+                self._prefill(chunk)
 
     def flush(self) -> None:
         """Let all waiting frames into the memory; the caller holds the lock."""
@@ -114,15 +82,15 @@ class Intake:
 
     def _kept(self, pixels: Tensor) -> tuple[PrunedTokens, tuple[int, int]]:
         """Kept tokens of frames, and the grid (H, W) they are chosen from."""
-        model = self._handle.model
-        pixels = pixels.to(model.device, model.dtype)
-        grid = self._handle.adapter.grid(pixels)
+        handle, stream, timer = self._parts.handle, self._parts.stream, self._parts.timer
+        pixels = pixels.to(handle.model.device, handle.model.dtype)
+        grid = handle.adapter.grid(pixels)
         assert grid is not None
         with torch.no_grad():
-            with self._timer("encode"):
-                features = self._handle.encode(pixels, self._stream)
-            with self._timer("prune"):
-                return self._handle.prune(features, self._stream, grid), grid
+            with timer("encode"):
+                features = handle.encode(pixels, stream)
+            with timer("prune"):
+                return handle.prune(features, stream, grid), grid
 
     def _as_frames(
         self, kept: PrunedTokens, grid: tuple[int, int], times: Sequence[float | None]
@@ -130,13 +98,32 @@ class Intake:
         frames = []
         for row, (count, time) in enumerate(zip(kept.counts.tolist(), times, strict=True)):
             tokens, indices = kept.tokens[row, :count], kept.indices[row, :count].long().cpu()
-            offsets, span, place = self._adapter.place(indices, grid)
+            text = self._parts.adapter.frame_text(time)
+            offsets, span, place = self._parts.adapter.place(indices, grid)
+            tokens, offsets, span = self._with_text(text, tokens, offsets, span)
             self._compare_time(time)
             frames.append(Frame(tokens, offsets, span, self.frames, time, place))
             self.frames += 1
             self.tokens_kept += count
             self.tokens_seen += grid[0] * grid[1]
         return frames
+
+    def _with_text(
+        self, text: tuple[list[int], list[int]], tokens: Tensor, offsets: Tensor, span: int
+    ) -> tuple[Tensor, Tensor, int]:
+        """Put the embeddings and positions of text around those of a frame's tokens."""
+        if not any(text):
+            return tokens, offsets, span
+        parts = [torch.tensor(ids, dtype=torch.long, device=tokens.device) for ids in text]
+        with torch.no_grad():
+            before, after = (self._parts.handle.adapter.embed(ids) for ids in parts)
+        start, end = len(before), len(before) + span
+        places = [
+            numbers.expand(*offsets.shape[:-1], -1)
+            for numbers in (torch.arange(start), torch.arange(end, end + len(after)))
+        ]
+        offsets = torch.cat([places[0], offsets + start, places[1]], dim=-1)
+        return torch.cat([before.to(tokens), tokens, after.to(tokens)]), offsets, end + len(after)
 
     def _compare_time(self, time: float | None) -> None:
         """Count a time that goes back, and warn of the first one: the order is that of pushing."""
@@ -154,11 +141,12 @@ class Intake:
 
     def _prefill(self, count: int) -> None:
         """Let the first waiting frames into the memory."""
+        memory = self._parts.memory
         chunk, self.waiting = self.waiting[:count], self.waiting[count:]
         try:
-            with torch.no_grad(), self._timer("prefill"):
-                self._memory.append(chunk)
+            with torch.no_grad(), self._parts.timer("prefill"):
+                memory.append(chunk)
         except BaseException:
             # Whatever failed, these frames will not come again.
-            self.refused += sum(not self._memory.holds(frame.number) for frame in chunk)
+            self.refused += sum(not memory.holds(frame.number) for frame in chunk)
             raise

@@ -4,13 +4,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Prompt", "PromptTemplate"]
-
 _PROBE = "?"
+
+
+def _placeholder(tokenizer: Any, video_token: int) -> str:
+    text: str = tokenizer.convert_ids_to_tokens(video_token)
+    return text
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,10 @@ class PromptTemplate:
         The model's processor, or its tokenizer alone.
     video_token
         Id of the placeholder that stands for the tokens of a video.
+    mark
+        Given tokenizer and placeholder, returns the text that the template writes for a video.
+    outro
+        Text behind the video that the template does not write.
 
     Raises
     ------
@@ -45,14 +52,22 @@ class PromptTemplate:
         If there is no chat template, or it does not put the video before the question.
     """
 
-    def __init__(self, processor: Any, video_token: int) -> None:
+    def __init__(
+        self,
+        processor: Any,
+        video_token: int,
+        mark: Callable[[Any, int], str] = _placeholder,
+        outro: str = "",
+    ) -> None:
         self.video_token = video_token
         self.tokenizer: Any = getattr(processor, "tokenizer", processor)
         has_template = getattr(processor, "chat_template", None) is not None
         self._writer = processor if has_template else self.tokenizer
         if getattr(self._writer, "chat_template", None) is None:
             raise ValueError("StreamingSession: the processor must have a chat template, got none")
-        self._placeholder: str = self.tokenizer.convert_ids_to_tokens(video_token)
+        self._placeholder = _placeholder(self.tokenizer, video_token)
+        self._mark = mark(self.tokenizer, video_token)
+        self._outro = outro
         self._special = set(self.tokenizer.all_special_ids) | {
             number
             for number, token in getattr(self.tokenizer, "added_tokens_decoder", {}).items()
@@ -93,8 +108,8 @@ class PromptTemplate:
     def _check_special(self, ids: Sequence[int], turns: Sequence[tuple[str, str]]) -> None:
         """Refuse special tokens that the template has not written."""
         _, plain = self._parts([(_PROBE, _PROBE)] * len(turns), _PROBE)
-        own = self.tokenizer(plain, add_special_tokens=False).input_ids
-        added = self._special_among(ids) - self._special_among(own)
+        template = self.tokenizer(plain, add_special_tokens=False).input_ids
+        added = self._special_among(ids) - self._special_among(template)
         if added:
             names = ", ".join(map(str, self.tokenizer.convert_ids_to_tokens(sorted(added))))
             raise ValueError(
@@ -114,13 +129,12 @@ class PromptTemplate:
         text = self._writer.apply_chat_template(
             messages, tokenize=False, add_generation_prompt=True
         )
-        before, placeholder, after = text.partition(self._placeholder)
+        before, placeholder, after = text.partition(self._mark)
         if not placeholder or question not in after:
             raise ValueError(
-                f"StreamingSession: the chat template must write {self._placeholder} and then the "
-                "question"
+                f"StreamingSession: the chat template must write {self._mark} and then the question"
             )
-        return before, after
+        return before, self._outro + after
 
 
 def _message(role: str, text: str) -> dict[str, Any]:

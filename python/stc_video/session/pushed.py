@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from stc_video.cacher import FrameRecord
 from stc_video.pruners import PrunedTokens
 
-__all__ = ["PushedFrame", "pushed_frames"]
-
 
 @dataclass(frozen=True, eq=False)
 class PushedFrame:

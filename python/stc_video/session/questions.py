@@ -4,24 +4,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from transformers import StoppingCriteriaList
 
-from stc_video.memory import Context, Memory, MemoryChangedError, Reading
+from stc_video.memory import Context, MemoryChangedError, Reading
 from stc_video.session.answer import Answer, check_settings, generate_answer, next_logits
 from stc_video.session.intake import Intake
-from stc_video.session.prompt import Prompt, PromptTemplate
-from stc_video.session.stats import StageTimer
+from stc_video.session.parts import SessionParts
+from stc_video.session.prompt import Prompt
 from stc_video.session.stopping import StopStrings, first_stop
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
-__all__ = ["Evidence", "Questions"]
 
 _MAX_NEW_TOKENS = 256
 
@@ -47,44 +41,20 @@ class Evidence(NamedTuple):
 class Questions:
     """Answers the questions of a session from its memory, which stays as it is.
 
-    Parameters
-    ----------
-    model
-        The model.
-    template
-        Writes what comes before and after the video.
-    adapter
-        What the model's family adds: how the video ends.
-    memory, lock
-        What was seen, and the lock to hold while it is read.
-    intake
-        Frames that wait for their chunk go into the memory before a question.
-    timer
-        Notes the stages "retrieve" and "generate".
+    Frames that wait for their chunk go into the memory before a question.
     """
 
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        template: PromptTemplate,
-        adapter: Any,
-        memory: Memory,
-        lock: AbstractContextManager[Any],
-        intake: Intake,
-        timer: StageTimer,
-    ) -> None:
-        self._model = model
-        self._template = template
-        self._adapter = adapter
-        self._memory = memory
-        self._lock = lock
+    def __init__(self, parts: SessionParts, intake: Intake) -> None:
+        self._parts = parts
+        self._model = parts.handle.model
+        self._template = parts.template
+        self._adapter = parts.adapter
         self._intake = intake
-        self._timer = timer
 
     def begin(self) -> None:
         """Put what comes before the video into the memory."""
         with torch.no_grad():
-            self._memory.begin(self._embed(self._template.prefix))
+            self._parts.memory.begin(self._embed(self._template.prefix))
 
     def prompt(self, turns: Sequence[tuple[str, str]], question: str) -> Prompt:
         """Write a question behind earlier turns; raises ValueError if it is empty."""
@@ -115,12 +85,12 @@ class Questions:
         try:
             return self._context(prompt, question, check)
         except MemoryChangedError:  # it has forgotten almost all that there was meanwhile
-            with self._lock:
+            with self._parts.lock:
                 return self._context(prompt, question, check)
 
     def _context(self, prompt: Prompt, question: str, check: Callable[[], None]) -> Evidence:
         with torch.no_grad():
-            with self._lock:
+            with self._parts.lock:
                 check()
                 if not (frames := self._intake.frames):
                     raise ValueError(
@@ -128,14 +98,14 @@ class Questions:
                     )
                 self._intake.flush()
                 ending = self._adapter.ending()
-            with self._timer("retrieve"):
+            with self._parts.timer("retrieve"):
                 embeds = self._embed(prompt.ids)
                 if ending is not None:
                     embeds[0] = ending
-                reading = Reading(self._lock, check)
-                context = self._memory.context(embeds, prompt.question, question, reading)
+                reading = Reading(self._parts.lock, check)
+                context = self._parts.memory.context(embeds, prompt.question, question, reading)
         self._adapter.before_answer(context.cache)
-        return Evidence(context, frames, self._timer.last("retrieve"))
+        return Evidence(context, frames, self._parts.timer.last("retrieve"))
 
     def answer(
         self,
@@ -153,7 +123,7 @@ class Questions:
             stopping = StopStrings(tokenizer, stop, context.tokens + 1)
             criteria = settings.get("stopping_criteria") or ()
             settings["stopping_criteria"] = StoppingCriteriaList([*criteria, stopping])
-        with self._timer("generate"):
+        with self._parts.timer("generate"):
             ids = generate_answer(
                 self._model, context, prompt.ids, self._template.video_token, streamer, settings
             )
@@ -166,7 +136,7 @@ class Questions:
             frame=evidence.frames,
             retrieved=context.retrieved,
             context_tokens=context.tokens + 1,
-            seconds={"retrieve": evidence.seconds, "generate": self._timer.last("generate")},
+            seconds={"retrieve": evidence.seconds, "generate": self._parts.timer.last("generate")},
             finish_reason="stop" if ended else "length",
         )
 

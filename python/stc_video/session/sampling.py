@@ -7,8 +7,6 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor
 
-__all__ = ["SeededSampler"]
-
 _LEAST = torch.finfo(torch.float32).tiny
 
 

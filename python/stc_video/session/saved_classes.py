@@ -9,8 +9,6 @@ from typing import Any
 
 from torch import Tensor
 
-__all__ = ["SAVED_CLASSES", "make_instance", "name_of"]
-
 #: name in a save -> home of the dataclass
 SAVED_CLASSES = {
     "counters": "stc_video.cacher.stats:Counters",

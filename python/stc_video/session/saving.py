@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from stc_video.acceleration import Acceleration
 from stc_video.errors import DamagedSaveError
 from stc_video.folder_lock import FolderLock
-from stc_video.memory import Frame, Memory, Snapshot
+from stc_video.memory import Frame, Snapshot
 from stc_video.session.fingerprint import describe_settings, model_fingerprint, with_defaults
 from stc_video.session.state_tree import pack, unpack
 from stc_video.session.storage import INDEX, read_save, write_save
@@ -21,17 +20,15 @@ from stc_video.session.storage import INDEX, read_save, write_save
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from stc_video.models.adapter import SessionAdapter
     from stc_video.session.intake import Intake
-
-__all__ = ["SavedSession", "Saver", "read_save_of"]
+    from stc_video.session.parts import SessionParts
 
 _PARTS = frozenset({"memory", "state", "model", "settings"})
 
 
 @dataclass
 class SavedSession:
-    """What a session holds itself, beside its memory.
+    """State of a session itself, beside its memory.
 
     Attributes
     ----------
@@ -74,33 +71,10 @@ def read_save_of(folder: Path, model: PreTrainedModel) -> Snapshot:
 
 
 class Saver:
-    """Saves a session, from its first save into a folder on as the only one that may.
+    """Saves a session, from its first save into a folder on as the only one that may."""
 
-    Parameters
-    ----------
-    handle
-        The accelerated model.
-    stream
-        Name of the stream in cacher and pruner.
-    config, chunk
-        The session's settings.
-    memory, intake, adapter
-        The session's parts.
-    """
-
-    def __init__(
-        self,
-        handle: Acceleration,
-        stream: str,
-        config: Any,
-        chunk: int,
-        memory: Memory,
-        intake: Intake,
-        adapter: SessionAdapter,
-    ) -> None:
-        self._handle, self._stream = handle, stream
-        self._config, self._chunk = config, chunk
-        self._memory, self._intake, self._adapter = memory, intake, adapter
+    def __init__(self, parts: SessionParts, intake: Intake) -> None:
+        self._parts, self._intake = parts, intake
         self._lock: FolderLock | None = None
         self.begin()
 
@@ -111,7 +85,7 @@ class Saver:
     def save(self, folder: Path, turns: list[tuple[str, str]]) -> None:
         """Save the state with the turns of the dialogue."""
         self._take(folder.resolve())
-        intake, handle = self._intake, self._handle
+        intake, handle = self._intake, self._parts.handle
         saved = SavedSession(
             frames=intake.frames,
             tokens_seen=intake.tokens_seen,
@@ -119,14 +93,14 @@ class Saver:
             refused=intake.refused,
             turns=turns,
             waiting=intake.waiting,
-            side=self._adapter.state(),
+            side=self._parts.adapter.state(),
         )
-        snapshot = self._memory.snapshot()
+        stream, snapshot = self._parts.stream, self._parts.memory.snapshot()
         tensors: dict[str, Tensor] = {}
         state = {
             "session": saved,
-            "cacher": None if handle.cacher is None else handle.cacher.stream_state(self._stream),
-            "pruner": handle.pruner.stream_state(self._stream),
+            "cacher": None if handle.cacher is None else handle.cacher.stream_state(stream),
+            "pruner": handle.pruner.stream_state(stream),
         }
         snapshot.values = {
             "memory": snapshot.values,
@@ -139,19 +113,19 @@ class Saver:
 
     def restore(self, folder: Path, snapshot: Snapshot) -> list[tuple[str, str]]:
         """Put a new session into a saved state; returns the turns of the dialogue."""
-        known = with_defaults(snapshot.values["settings"], self._config)
+        known = with_defaults(snapshot.values["settings"], self._parts.config)
         _check_same("settings", known, self._settings())
-        device = self._handle.model.device
+        device = self._parts.handle.model.device
         try:
             state = unpack(snapshot.values["state"], snapshot.tensors, device)
             saved: SavedSession = state["session"]
             _check_session(saved)
             held = Snapshot(snapshot.values["memory"], snapshot.tensors, snapshot.records)
-            self._memory.restore(held)
+            self._parts.memory.restore(held)
         except (LookupError, TypeError, ValueError) as error:
-            said = f"has no {error}" if isinstance(error, KeyError) else error
+            reason = f"has no {error}" if isinstance(error, KeyError) else error
             raise DamagedSaveError(
-                f"load: the save in {folder} is damaged: {INDEX}: {said}"
+                f"load: the save in {folder} is damaged: {INDEX}: {reason}"
             ) from error
         self._take_over(saved, state["cacher"], state["pruner"])
         return saved.turns
@@ -169,7 +143,7 @@ class Saver:
 
     def _take_over(self, saved: SavedSession, cacher: Any, pruner: Any) -> None:
         """Put cacher, pruner, side and intake into the state."""
-        handle, stream = self._handle, self._stream
+        handle, stream = self._parts.handle, self._parts.stream
         if handle.cacher is not None and cacher is not None:
             cacher.name = stream
             handle.cacher.restore_stream(stream, cacher)
@@ -179,10 +153,11 @@ class Saver:
             # Positions are used on the CPU.
             object.__setattr__(frame, "offsets", frame.offsets.cpu())
         self._intake.restore(saved)
-        self._adapter.restore(saved.side)
+        self._parts.adapter.restore(saved.side)
 
     def _settings(self) -> dict[str, Any]:
-        return describe_settings(self._handle, self._config, self._chunk)
+        parts = self._parts
+        return describe_settings(parts.handle, parts.config, parts.prefill_chunk)
 
 
 def _check_session(saved: Any) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from stc_video.acceleration import Acceleration, accelerate
+from stc_video.checks import check_count
 from stc_video.config import CacheConfig
 from stc_video.errors import AnswerStoppedError, UnsupportedModelError
 from stc_video.memory import MemoryConfig, make_memory, memory_config
@@ -20,6 +21,7 @@ from stc_video.pruners import PrunedTokens, Pruner
 from stc_video.session.answer import Answer
 from stc_video.session.check import check_memory
 from stc_video.session.intake import Intake
+from stc_video.session.parts import SessionParts
 from stc_video.session.prompt import Prompt, PromptTemplate
 from stc_video.session.pushed import PushedFrame
 from stc_video.session.questions import Evidence, Questions
@@ -29,8 +31,6 @@ from stc_video.session.stopping import checked_stop
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-__all__ = ["Answer", "StreamingSession"]
 
 _NUMBERS = itertools.count()
 
@@ -44,9 +44,9 @@ class StreamingSession:
     Parameters
     ----------
     model
-        A ``LlavaOnevisionForConditionalGeneration``, ``Qwen2VLForConditionalGeneration`` or
-        ``Qwen2_5_VLForConditionalGeneration`` in eval mode. If it is not accelerated yet, it is
-        until the last session on it is closed. For Qwen-VL two pictures are a frame.
+        A whole model of a family with sessions, of those that ``stc models`` lists, in eval mode.
+        If it is not accelerated yet, it is until the last session on it is closed. For Qwen-VL two
+        pictures are a frame.
     processor
         The model's processor, or its tokenizer; it must have a chat template.
     memory
@@ -58,6 +58,11 @@ class StreamingSession:
     prefill_chunk
         How many frames go through the language model together. A frame waits until there are so
         many, or until a question or a save; the answers do not depend on it, up to rounding.
+
+    Attributes
+    ----------
+    tokenizer
+        The model's tokenizer.
 
     Raises
     ------
@@ -85,10 +90,7 @@ class StreamingSession:
         positions: str | None = None,
         prefill_chunk: int = 8,
     ) -> None:
-        if isinstance(prefill_chunk, bool) or prefill_chunk < 1:
-            raise ValueError(
-                f"StreamingSession: prefill_chunk must be at least 1 frame, got {prefill_chunk}"
-            )
+        check_count("StreamingSession: prefill_chunk", prefill_chunk, 1)
         config = memory_config(memory)
         untyped: Any = model
         if not isinstance(getattr(model, "stc", None), Acceleration):
@@ -101,31 +103,24 @@ class StreamingSession:
         self._push_lock = threading.Lock()
         self._memory_lock = threading.RLock()
         try:
-            self._template = PromptTemplate(processor, int(untyped.config.video_token_id))
-            self._adapter = self._handle.adapter.session_adapter(processor)
+            family = self._handle.adapter
+            self._adapter = family.session_adapter(processor)
+            template = PromptTemplate(
+                processor, family.placeholder, self._adapter.mark, self._adapter.outro
+            )
             check_memory(self._handle, config)
-            self._memory = make_memory(untyped.model.language_model, config)
+            self._memory = make_memory(family.language_model, config)
         except BaseException:
             self.close()
             raise
-        self._timer = StageTimer(model.device)
-        self._intake = Intake(
-            self._handle, self._adapter, self._memory, self._memory_lock, self._timer, self._name,
-            prefill_chunk,
+        self._parts = parts = SessionParts(
+            self._name, self._handle, self._adapter, template, self._memory, config,
+            self._memory_lock, prefill_chunk, StageTimer(model.device),
         )  # fmt: skip
-        self._saver = Saver(
-            self._handle, self._name, config, prefill_chunk, self._memory, self._intake,
-            self._adapter,
-        )  # fmt: skip
-        self._questions = Questions(
-            model,
-            self._template,
-            self._adapter,
-            self._memory,
-            self._memory_lock,
-            self._intake,
-            self._timer,
-        )
+        self.tokenizer: Any = template.tokenizer
+        self._intake = Intake(parts)
+        self._saver = Saver(parts, self._intake)
+        self._questions = Questions(parts, self._intake)
         self._start_over()
 
     def __repr__(self) -> str:
@@ -137,11 +132,6 @@ class StreamingSession:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    @property
-    def tokenizer(self) -> Any:
-        """The model's tokenizer."""
-        return self._template.tokenizer
 
     @property
     def is_empty(self) -> bool:
@@ -179,7 +169,7 @@ class StreamingSession:
         self._check_open()
         with self._push_lock:
             self._check_open()
-            with self._timer("decode"):
+            with self._parts.timer("decode"):
                 pixels, times = self._adapter.prepare(frames, timestamps)
             return [] if pixels is None else self._intake.encode(pixels, times)
 
@@ -285,7 +275,7 @@ class StreamingSession:
         return answer
 
     def question_tokens(self, question: str, *, history: Sequence[tuple[str, str]] = ()) -> int:
-        """How many tokens a question adds, with its earlier turns; nothing is computed.
+        """Number of tokens that a question adds, with its earlier turns; nothing is computed.
 
         Raises
         ------
@@ -323,12 +313,8 @@ class StreamingSession:
 
     def stats(self) -> SessionStats:
         """Return totals, times per stage, and bytes of every store."""
-        cacher = self._handle.cacher
-        cache = None if cacher is None else cacher.stats().streams.get(self._name)
         with self._memory_lock:
-            return SessionStats.of(
-                self._intake, self._memory, cache, self._handle.pruner.state_bytes, self._timer
-            )
+            return SessionStats.of(self._parts, self._intake)
 
     def save(self, path: str | Path) -> None:
         """Save the whole state of the stream into a folder.

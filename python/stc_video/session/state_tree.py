@@ -12,8 +12,6 @@ from torch import Tensor
 
 from stc_video.session.saved_classes import make_instance, name_of
 
-__all__ = ["pack", "unpack"]
-
 _PLAIN = (bool, int, float, str, type(None))
 _SEQUENCES: dict[str, type] = {"list": list, "tuple": tuple, "deque": deque, "set": set}
 

@@ -16,10 +16,8 @@ import torch
 from stc_video.cacher import CacheStats
 
 if TYPE_CHECKING:
-    from stc_video.memory import Memory
     from stc_video.session.intake import Intake
-
-__all__ = ["STAGES", "SessionStats", "StageStats", "StageTimer"]
+    from stc_video.session.parts import SessionParts
 
 STAGES = ("decode", "encode", "prune", "prefill", "retrieve", "generate")
 _REMEMBERED = 1024
@@ -87,16 +85,14 @@ class SessionStats:
     cache: CacheStats | None
 
     @classmethod
-    def of(
-        cls,
-        intake: Intake,
-        memory: Memory,
-        cache: CacheStats | None,
-        pruner_bytes: int,
-        timer: StageTimer,
-    ) -> SessionStats:
+    def of(cls, parts: SessionParts, intake: Intake) -> SessionStats:
         """Collect the totals of a session's parts; the caller holds the memory's lock."""
-        state = {"cacher": 0 if cache is None else cache.state_bytes, "pruner": pruner_bytes}
+        memory, cacher = parts.memory, parts.handle.cacher
+        cache = None if cacher is None else cacher.stats().streams.get(parts.stream)
+        state = {
+            "cacher": 0 if cache is None else cache.state_bytes,
+            "pruner": parts.handle.pruner.state_bytes,
+        }
         return cls(
             frames=intake.frames,
             waiting=len(intake.waiting),
@@ -107,7 +103,7 @@ class SessionStats:
             tokens_kept=intake.tokens_kept,
             memory_tokens=memory.tokens,
             bytes=memory.nbytes() | state,
-            stages=timer.stats(),
+            stages=parts.timer.stats(),
             cache=cache,
         )
 

@@ -10,8 +10,6 @@ import torch
 from torch import Tensor
 from transformers import StoppingCriteria
 
-__all__ = ["StopStrings", "checked_stop", "first_stop", "settled"]
-
 # What a decoder writes for bytes that are no character, or not yet a whole one.
 _INCOMPLETE = "\ufffd"
 

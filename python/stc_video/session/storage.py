@@ -27,8 +27,6 @@ from stc_video.errors import DamagedSaveError
 from stc_video.memory.base import Snapshot
 from stc_video.memory.stores import StoredFile, sync, write_new, write_record
 
-__all__ = ["INDEX", "delete_save", "read_save", "remove_left_behind", "write_save"]
-
 FORMAT = 3
 INDEX = "session.json"
 _TENSORS, _DATA = "tensors.safetensors", "data-"

@@ -15,8 +15,6 @@ from transformers.generation.streamers import BaseStreamer
 
 from stc_video.session.stopping import checked_stop, first_stop, settled
 
-__all__ = ["AnswerStream"]
-
 
 class AnswerStream(BaseStreamer):
     """A streamer for :meth:`StreamingSession.ask` that hands on text, and can stop the answer.

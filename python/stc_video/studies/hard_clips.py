@@ -17,8 +17,6 @@ import av
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["HARD_CLIPS", "Scene", "hard_clip"]
-
 Picture = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
 

@@ -9,8 +9,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-__all__ = ["explained", "iou", "keep_mask", "overlap", "pareto_front", "share"]
-
 #: Dropped tokens that are compared at once, which bounds memory for large frames.
 _ROWS = 2048
 
@@ -43,8 +41,8 @@ def explained(features: Tensor, keep: Tensor, kept: Sequence[Tensor]) -> Tensor:
     """
     best = torch.full(keep.shape, torch.nan, device=features.device)
     seen = features.new_zeros((0, features.shape[2]), dtype=torch.float32)
-    for frame, (mask, own) in enumerate(zip(keep, kept, strict=True)):
-        seen = torch.cat([seen, normalize(own.float(), dim=-1, eps=1e-12)])
+    for frame, (mask, tokens) in enumerate(zip(keep, kept, strict=True)):
+        seen = torch.cat([seen, normalize(tokens.float(), dim=-1, eps=1e-12)])
         dropped = normalize(features[frame][~mask].float(), dim=-1, eps=1e-12)
         if len(seen) == 0:
             best[frame, ~mask] = -1.0

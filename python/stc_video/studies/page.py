@@ -12,8 +12,6 @@ from typing import Any, Generic, Protocol, TypeVar
 from stc_video.report.page import write_page
 from stc_video.report.verdict import Verdict
 
-__all__ = ["Details", "Study", "StudyPage", "StudyT", "TextTable", "shown_number"]
-
 #: how a study was run: title -> (name, value) pairs
 Details = Mapping[str, Sequence[tuple[str, str]]]
 #: title, header and rows
@@ -82,27 +80,7 @@ class StudyPage(Generic[StudyT]):
         created: str,
         details: Details,
     ) -> Path:
-        """Write the page, whole or not at all: one file that loads nothing.
-
-        Parameters
-        ----------
-        study
-            The measurements.
-        path
-            The file; one that is there is replaced in one step.
-        command, created, details
-            How and when the study was run.
-
-        Returns
-        -------
-        Path
-            The file.
-
-        Raises
-        ------
-        OSError
-            If the file cannot be written; an earlier one is then as it was.
-        """
+        """Write the page, whole or not at all, with how and when the study was run."""
         write_page(
             Path(path),
             f"{self.name}.html.j2",

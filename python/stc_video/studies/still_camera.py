@@ -10,8 +10,6 @@ import numpy as np
 
 from stc_video.video import open_video
 
-__all__ = ["write_street"]
-
 _FRAME = 239  # of bikes.mp4: a bicycle at a wall, a pavement, and a bollard with a ball on top
 _BALL, _RADIUS = (125, 201), 26  # row and column of its middle
 _NOISE = 2.0  # standard deviation of the sensor's noise, of 255

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, Protocol
@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from stc_video.towers.positions import Tables, tables_in
 from stc_video.towers.varlen import VarlenTower
 
 #: arguments of a block: those by position and those by name
@@ -19,6 +20,9 @@ Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
 #: arguments of varlen blocks that their parts take into account, or that follow from the others
 _VARLEN_ARGUMENTS = ("cu_seqlens", "max_seqlen", "position_embeddings", "rotary_pos_emb")
+
+#: arguments of other blocks that tell places: cosines and sines, and what these were made of
+PLACES = ("position_embeddings", "position_ids", "rope")
 
 
 def bind(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -86,10 +90,14 @@ class Call(Protocol):
 
 @dataclass(frozen=True)
 class BatchCall:
-    """Frames (B, N, C) of a number of streams, one stream after another."""
+    """Frames (B, N, C) of a number of streams, one stream after another.
+
+    ``rotates`` is whether queries and keys are rotated as ``position_embeddings`` say.
+    """
 
     states: Tensor
     streams: int = 1
+    rotates: bool = False
 
     @property
     def layout(self) -> Hashable:
@@ -114,6 +122,8 @@ class BatchCall:
                 reason = _no_key_mask(value, self.states)
             elif name == "cu_seqlens" and isinstance(value, Tensor):
                 reason = self._several_in_a_row(value)
+            elif self.rotates and name in PLACES:
+                reason = _no_places(arguments, self.states.shape[1])
             else:
                 reason = f"it gets {name} {_shapes(tensors)}, which it would not see"
             if reason:
@@ -150,12 +160,15 @@ class BatchCall:
 
 @dataclass(frozen=True)
 class VarlenCall:
-    """Rows (M, C) of some videos, each of (time, height, width) places."""
+    """Rows (M, C) of some videos, each of (time, height, width) places.
+
+    ``positions`` are the arguments of the first block that :func:`tables_in` looks at.
+    """
 
     tower: VarlenTower
     states: Tensor
     grids: Sequence[tuple[int, int, int]]
-    positions: Any
+    positions: Mapping[str, Any]
 
     @property
     def layout(self) -> Hashable:
@@ -190,12 +203,14 @@ class VarlenCall:
         return self._places_that_move()
 
     def _places_that_move(self) -> str:
-        if not isinstance(self.positions, (tuple, list)) or len(self.positions) != 2:
-            return "it gets no position_embeddings of cosines and sines"
+        try:
+            tables = tables_in(self.positions)
+        except ValueError as error:
+            return str(error)
         start = 0
         for time, height, width in self.grids:
             end = start + time * height * width
-            for table in self.positions:
+            for table in () if tables is None else (tables.cos, tables.sin):
                 places = table[start:end].view(time, height * width, -1)
                 if not torch.equal(places, places[:1].expand_as(places)):
                     return "its position_embeddings are not the same in each frame of a video"
@@ -217,8 +232,15 @@ class VarlenCall:
     def prepare(self) -> None:
         """Tell the blocks the places of that frame."""
         _, height, width = self.grids[0]
-        cos, sin = (table[: self._size] for table in self.positions)
-        self.tower.geometry.enter(cos, sin, self.tower.windows(height, width))
+        self.enter(0, height, width)
+
+    def enter(self, start: int, height: int, width: int) -> None:
+        """Tell the blocks the places of a frame whose rows begin at ``start``."""
+        rows, windows = slice(start, start + height * width), self.tower.windows(height, width)
+        tables = tables_in(self.positions)
+        if tables is not None:
+            tables = Tables(tables.cos[rows], tables.sin[rows])
+        self.tower.geometry.enter(tables, height * width, windows)
 
 
 def _rows_of(value: Any, rows: int, some: slice) -> Any:
@@ -241,6 +263,19 @@ def _no_key_mask(mask: Tensor, frames: Tensor) -> str:
         return f"it gets an attention_mask of shape {shape}, not ({batch}, 1, {tokens}, {tokens})"
     if not bool((mask == mask[:, :, :1]).all()):
         return "it gets an attention_mask that is not the same for all queries (a causal one?)"
+    return ""
+
+
+def _no_places(arguments: dict[str, Any], tokens: int) -> str:
+    """Say why arguments do not tell the places of the last of a frame's tokens."""
+    try:
+        tables = tables_in(arguments)
+    except ValueError as error:
+        return str(error)
+    if tables is None:
+        return "it gets position_ids without cosines and sines, which it would not see"
+    if tables.cos.shape[0] > tokens:
+        return f"it gets position_embeddings of {tables.cos.shape[0]} places for {tokens} tokens"
     return ""
 
 

@@ -59,7 +59,7 @@ class Bypassed:
         for number, block in enumerate(blocks):
             ours = {inner for part in block.parts for inner in part.modules()}
             uncalled = [(n, m) for n, m in block.layer.named_modules() if m not in ours]
-            _refuse_weights(number, block.layer, uncalled, caller)
+            _refuse_weights(number, block, uncalled, caller)
             modules += [(f"{number}.{name}", module) for name, module in uncalled if name]
         with_config = [module for _, module in modules if hasattr(module, "config")]
         bypassed = cls(tuple(modules), tuple(with_config), caller)
@@ -110,13 +110,16 @@ def _put_on(module: nn.Module) -> str:
 
 
 def _refuse_weights(
-    number: int, layer: nn.Module, uncalled: Sequence[tuple[str, nn.Module]], caller: str
+    number: int, block: Block, uncalled: Sequence[tuple[str, nn.Module]], caller: str
 ) -> None:
+    ours = {id(weight) for weight in block.weights}
     for name, module in uncalled:
-        for weight, _ in _tensors_of(module):
+        for weight, tensor in _tensors_of(module):
+            if id(tensor) in ours:
+                continue
             path = f"{name}.{weight}" if name else weight
             raise UnsupportedModelError(
-                f"{caller}: {type(layer).__name__} (block {number}) is not a supported "
+                f"{caller}: {type(block.layer).__name__} (block {number}) is not a supported "
                 f"block: it has {path}, which no part that is known makes use of"
             )
 

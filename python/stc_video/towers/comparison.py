@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from stc_video.towers.block import Block
-from stc_video.towers.block_calls import Arguments, bind
+from stc_video.towers.block_calls import PLACES, Arguments, bind
 from stc_video.towers.observers import unobserved
-from stc_video.towers.pre_norm import PreNormBlock
+from stc_video.towers.positions import tables_in
 
 #: tokens of each of the two pictures of :func:`try_out`
 _FEW = 8
@@ -93,10 +93,8 @@ def mlp_for(block: Block, rows: Tensor) -> Iterator[None]:
         spread.index_copy_(-2, rows, output)
         return spread
 
-    hooks = [
-        block.mlp.register_forward_pre_hook(take),
-        block.mlp.register_forward_hook(give),
-    ]
+    last = block.mlp if block.mlp_output is None else block.mlp_output
+    hooks = [block.mlp.register_forward_pre_hook(take), last.register_forward_hook(give)]
     try:
         yield
     finally:
@@ -128,7 +126,7 @@ def _rounding(x: Tensor) -> tuple[float, float]:
     return 2.0**-24, 2e-4
 
 
-def try_out(block: PreNormBlock, stock: Callable[..., Any], x: Tensor, arguments: Arguments) -> str:
+def try_out(block: Block, stock: Callable[..., Any], x: Tensor, arguments: Arguments) -> str:
     """Compare a block with its parts on two small pictures; say how they differ.
 
     This shows what one frame of a tower hides: whether pictures of a call see each other, and
@@ -145,13 +143,20 @@ def try_out(block: PreNormBlock, stock: Callable[..., Any], x: Tensor, arguments
     x
         (1, N, C) a frame's input of the block.
     arguments
-        What else the block gets; tensors are left out.
+        What else the block gets; tensors are left out, but for those that tell places.
     """
-    if isinstance(bind(block.layer, *arguments).get("cu_seqlens"), Tensor):
+    bound = bind(block.layer, *arguments)
+    if isinstance(bound.get("cu_seqlens"), Tensor):
         return ""  # all pictures are in one row
-    args, kwargs = _without_tensors(arguments)
-    few = _two_pictures(x[0])
-    with _sharpened(block):
+    tables = tables_in(bound)
+    prefix = 0 if tables is None else x.shape[1] - tables.cos.shape[0]
+    few = _two_pictures(x[0], _FEW + prefix)
+    placed = [id(bound.get(name)) for name in PLACES]
+    args, kwargs = _for_two(arguments, placed, few.shape[1] - prefix)
+    if tables is not None:
+        rows = slice(few.shape[1] - prefix)
+        tables = tables._replace(cos=tables.cos[rows], sin=tables.sin[rows])
+    with _sharpened(block), block.geometry.replaced(tables, few.shape[1]):
         try:
             stock_states = states_of(stock(few, *args, **kwargs))
         except (RuntimeError, TypeError, ValueError, IndexError) as error:
@@ -181,18 +186,24 @@ def hint(layer: nn.Module) -> str:
     return ""
 
 
-def _without_tensors(value: Any) -> Any:
-    """Arguments with None in place of each tensor."""
-    if isinstance(value, Tensor):
-        return None
+def _for_two(value: Any, placed: Sequence[int], rows: int) -> Any:
+    """Arguments with None in place of each tensor, but for places: those of the first rows."""
     if isinstance(value, dict):
-        return {name: _without_tensors(part) for name, part in value.items()}
-    return tuple(map(_without_tensors, value)) if isinstance(value, tuple) else value
+        return {name: _for_two(part, placed, rows) for name, part in value.items()}
+    if id(value) in placed and isinstance(value, Tensor):
+        if value.dim() < 2 or value.shape[-2] < rows:  # numbers of places, (1, N)
+            return value[..., :rows]
+        few = value.narrow(-2, 0, rows)
+        return few[:1].expand(2, -1, -1) if few.dim() == 3 else few
+    if isinstance(value, (tuple, list)):
+        inside = [*placed, *map(id, value)] if id(value) in placed else placed
+        return type(value)(_for_two(part, inside, rows) for part in value)
+    return None if isinstance(value, Tensor) else value
 
 
-def _two_pictures(tokens: Tensor) -> Tensor:
+def _two_pictures(tokens: Tensor, number: int) -> Tensor:
     """(2, n, C) of tokens (N, C) from all over a frame, with noise of their own size."""
-    number = min(_FEW, tokens.shape[0])
+    number = min(number, tokens.shape[0])
     places = torch.linspace(0, tokens.shape[0] - 1, 2 * number, device=tokens.device).long()
     noise = torch.randn((2, number, tokens.shape[1]), generator=torch.Generator().manual_seed(0))
     chosen = tokens[places].view(2, number, -1)
@@ -203,15 +214,26 @@ def _two_pictures(tokens: Tensor) -> Tensor:
 
 
 @contextmanager
-def _sharpened(block: PreNormBlock) -> Iterator[None]:
+def _sharpened(block: Block) -> Iterator[None]:
     """Inside, queries and keys are scaled so that the attention is far from uniform."""
 
-    def scale(_: nn.Module, __: Any, output: Tensor) -> Tensor:
+    def scaled(output: Tensor) -> Tensor:
         size = output.float().square().mean().sqrt().clamp_min(1e-12)
-        scaled: Tensor = output * (_SHARPNESS**0.5 / size)
-        return scaled.to(output.dtype)
+        sharp: Tensor = output * (_SHARPNESS**0.5 / size)
+        return sharp.to(output.dtype)
 
-    hooks = [part.register_forward_hook(scale) for part in (block.query, block.key)]
+    def scale(_: nn.Module, __: Any, output: Tensor) -> Tensor:
+        return scaled(output)
+
+    def scale_two(_: nn.Module, __: Any, output: Tensor) -> Tensor:
+        query, key = output[..., : block.channels], output[..., block.channels :]
+        narrow = key.shape[-1] // 2
+        return torch.cat([scaled(query), scaled(key[..., :narrow]), key[..., narrow:]], dim=-1)
+
+    if block.qkv is not None:
+        hooks = [block.qkv.register_forward_hook(scale_two)]
+    else:
+        hooks = [part.register_forward_hook(scale) for part in (block.query, block.key)]
     try:
         yield
     finally:

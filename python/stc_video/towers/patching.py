@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from stc_video.errors import AttachError
-from stc_video.towers.block import PATCH_MARK
 from stc_video.towers.bypassed import is_foreign
+from stc_video.towers.plain import PATCH_MARK
 
 CACHER_TITLE = "a cacher; detach that one first"
 

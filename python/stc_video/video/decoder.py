@@ -20,8 +20,6 @@ from av.video.stream import VideoStream
 from stc_video.video.errors import VideoError
 from stc_video.video.location import Location
 
-__all__ = ["Decoder"]
-
 # A source that stops this much before its announced end was cut off. A few frames, or one percent,
 # are the difference between what containers announce and what they hold.
 _MISSING_FRAMES = 3.5

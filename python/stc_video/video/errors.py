@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-__all__ = ["VideoError", "VideoWarning"]
-
 
 class VideoError(ValueError):
     """A video that cannot be read, or not to its end; the message names source and frame.

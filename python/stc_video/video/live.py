@@ -6,14 +6,12 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from stc_video.video.location import is_camera
 from stc_video.video.source import VideoFrame, VideoSource, open_video
 from stc_video.video.timeline import FILE_GAP, SourceStats
-
-__all__ = ["LiveVideo"]
 
 
 class LiveVideo:
@@ -33,6 +31,11 @@ class LiveVideo:
     fast
         A recording's frames as fast as they are asked for, none skipped.
 
+    Attributes
+    ----------
+    clock : callable
+        Seconds by which frames of a recording have their time; `time.monotonic`.
+
     Raises
     ------
     VideoError
@@ -47,6 +50,7 @@ class LiveVideo:
             raise ValueError(f"--fps must be a positive number, got {fps:g}")
         self._source, self._fps = source, fps
         self._stop, self._fast = stop, fast
+        self.clock: Callable[[], float] = time.monotonic
         self._late = 0
         self._video: VideoSource | None = None
         if is_camera(source):
@@ -91,11 +95,11 @@ class LiveVideo:
     def _paced(self, frames: Iterator[VideoFrame]) -> Iterator[VideoFrame]:
         start, interval = None, 1.0 / self._fps
         while True:
-            asked = time.monotonic()
+            asked = self.clock()
             frame = next(frames, None)
             if frame is None:
                 return
-            here = time.monotonic()
+            here = self.clock()
             start = here - frame.time if start is None else start
             due = start + frame.time
             if asked - due > interval:  # whoever iterates was busy

@@ -12,8 +12,6 @@ from urllib.parse import unquote, urlsplit
 from stc_video.addresses import without_password
 from stc_video.video.errors import VideoError
 
-__all__ = ["Location", "is_camera", "locate"]
-
 # Two letters or more: C:\clips is a folder.
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
 _CAMERA = re.compile(r"/dev/video\d+")

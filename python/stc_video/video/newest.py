@@ -7,8 +7,6 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar
 
-__all__ = ["Newest"]
-
 FrameT = TypeVar("FrameT")
 _LOOK = 0.2  # seconds between looks at whether to stop, which can be set in a signal handler
 

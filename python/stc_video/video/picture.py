@@ -11,8 +11,6 @@ import numpy as np
 import numpy.typing as npt
 from av.video.frame import VideoFrame as DecodedFrame
 
-__all__ = ["rgb_of"]
-
 # FFmpeg reads some as if their bytes were the other way round, and others end the process in older
 # releases (32 bits per channel).
 _UNREADABLE = re.compile(r"(rgb|bgr)(565|555)be|(gray|gbrap?)32[bl]e|rgb96[bl]e|rgba128[bl]e")

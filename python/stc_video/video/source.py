@@ -24,8 +24,6 @@ from stc_video.video.newest import Newest
 from stc_video.video.picture import rgb_of
 from stc_video.video.timeline import SourceStats, Timeline
 
-__all__ = ["VideoFrame", "VideoSource", "open_video"]
-
 # A frame counts as due when it is early by less than this part of the source's frame interval, or
 # so many seconds: containers round their timestamps (Matroska to a millisecond).
 _EARLY, _MOST_EARLY = 0.1, 0.02
@@ -100,14 +98,12 @@ class VideoSource:
     def __init__(
         self,
         source: str | os.PathLike[str],
-        *,
-        fps: float | None = None,
-        start: float = 0.0,
-        duration: float | None = None,
-        max_frames: int | None = None,
-        timeout: float = _TIMEOUT,
+        fps: float | None,
+        start: float,
+        duration: float | None,
+        max_frames: int | None,
+        timeout: float,
     ) -> None:
-        _check_arguments(fps, start, duration, max_frames)
         where = locate(source)
         self.path: Path | None = where.path
         self.shown, self.name = where.shown, where.name
@@ -319,14 +315,6 @@ def open_video(
     >>> with open_video("street.mp4", fps=2) as video:      # doctest: +SKIP
     ...     times = [frame.time for frame in video]
     """
-    return VideoSource(
-        source, fps=fps, start=start, duration=duration, max_frames=max_frames, timeout=timeout
-    )
-
-
-def _check_arguments(
-    fps: float | None, start: float, duration: float | None, max_frames: int | None
-) -> None:
     if fps is not None and not (fps > 0 and math.isfinite(fps)):
         raise ValueError(f"`open_video`: fps must be a positive number, got {fps:g}")
     if not (start >= 0 and math.isfinite(start)):
@@ -335,3 +323,4 @@ def _check_arguments(
         raise ValueError(f"`open_video`: duration must be more than 0 seconds, got {duration:g}")
     if max_frames is not None and max_frames < 0:
         raise ValueError(f"`open_video`: max_frames must be 0 or more, got {max_frames}")
+    return VideoSource(source, fps, start, duration, max_frames, timeout)

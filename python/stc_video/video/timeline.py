@@ -5,8 +5,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["SourceStats", "Timeline"]
-
 #: a silence, or a step of the timestamps, that is counted as a gap: of a file, of a live source
 FILE_GAP, LIVE_GAP = 10.0, 2.0
 # A live frame cannot come before its time, up to what its predecessors were delayed; it can be

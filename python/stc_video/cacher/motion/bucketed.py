@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,7 @@ from stc_video.cacher.motion.segments import Segment
 from stc_video.cacher.motion.state import MotionState
 from stc_video.cacher.streams import Slab
 from stc_video.towers.block import Block
-from stc_video.towers.fused import add_and_normalise
+from stc_video.towers.fused import add_and_normalise, take_and_normalise
 
 
 @dataclass(frozen=True)
@@ -38,11 +38,15 @@ class Rows:
         (B, K) int32, indices of the rows in their frames; -1 for rows that are written nowhere.
     covers_all
         Whether they are all tokens, in order.
+    in_order
+        Whether the slots are the first ones of the slab, in order.
     """
 
     slots: Tensor
     indices: Tensor
     covers_all: bool
+    in_order: bool = False
+    _in_frames: dict[int, Tensor] = field(default_factory=dict)
 
     def flat(self, planes: int, tokens: int) -> Tensor:
         """Indices (planes, 1, B * K) in a tensor of (slots, planes, N) rows, in each plane."""
@@ -59,9 +63,14 @@ class Rows:
     def put(self, whole: Tensor, rows: Tensor) -> None:
         """Write rows (B, K, C) into a slab's plane (S, N, C)."""
         tokens, channels = whole.shape[1:]
-        scatter_rows_(
-            whole.view(1, -1, channels), self.flat(1, tokens)[0], rows.reshape(1, -1, channels)
-        )
+        if tokens not in self._in_frames:
+            self._in_frames[tokens] = self.flat(1, tokens)[0]
+        at = self._in_frames[tokens]
+        scatter_rows_(whole.view(1, -1, channels), at, rows.reshape(1, -1, channels))
+
+    def take(self, plane: Tensor) -> Tensor:
+        """The slots' part (B, N, C) of a slab's plane (S, N, C); no copy if they are in order."""
+        return plane[: len(self.slots)] if self.in_order else plane.index_select(0, self.slots)
 
 
 @dataclass(frozen=True)
@@ -94,27 +103,34 @@ class BucketedEncoder:
     def _encode_group(
         self, slab: Slab, group: Sequence[Segment], with_tail: bool, covers_all: bool
     ) -> None:
-        state, inputs = slab.state, _inputs(group)
+        state, inputs = slab.state, _inputs(slab, group)
         assert isinstance(state, MotionState)
         shapes = tuple(tensor.shape for tensor in inputs)
-        key: Hashable = (shapes, with_tail, covers_all)
+        numbers = [one.slot.number for one in group]
+        # A frame of which all rows are encoded does not read what was there before.
+        in_order = not covers_all and slab.begins_with(numbers, len(inputs[1]))
+        key: Hashable = (shapes, with_tail, covers_all, in_order)
 
-        def encode(x: Tensor, slots: Tensor, indices: Tensor, *mask: Tensor) -> None:
-            rows = Rows(slots, indices, covers_all)
-            self._run(state, x, rows, mask[0] if mask else None, with_tail)
+        def encode(frames: Tensor, slots: Tensor, indices: Tensor, *mask: Tensor) -> None:
+            rows = Rows(slots, indices, covers_all, in_order)
+            self._run(state, frames, rows, mask[0] if mask else None, with_tail)
 
         self.graphs.run(slab, key, encode, inputs)
 
     def _run(
-        self, state: MotionState, x: Tensor, rows: Rows, mask: Tensor | None, with_tail: bool
+        self, state: MotionState, frames: Tensor, rows: Rows, mask: Tensor | None, with_tail: bool
     ) -> None:
-        at, normed = rows.flat(*state.keys.shape[1:3]), None
+        at = rows.flat(*state.keys.shape[1:3])
+        indices = None if rows.covers_all else rows.indices
+        normed: Tensor | None
+        x, normed = take_and_normalise(frames, indices, self.blocks[0].norm1)
+        rows.put(state.reference, normed)
         for layer, block in enumerate(self.blocks):
             if layer == self.head:
                 assert state.tail_input is not None
                 rows.put(state.tail_input, x)
                 if with_tail:
-                    x = state.tail_input.index_select(0, rows.slots)
+                    x = rows.take(state.tail_input)
                     rows = _all_tokens(rows, x.shape[1])
                     at, normed = rows.flat(*state.keys.shape[1:3]), None
             normed = block.norm1(x) if normed is None else normed
@@ -146,8 +162,7 @@ class BucketedEncoder:
         query, key, value = block.project(normed, indices)
         _store_rows(state.keys, state.values, at, key, value)
         if not rows.covers_all:
-            key = state.keys[:, layer].index_select(0, rows.slots)
-            value = state.values[:, layer].index_select(0, rows.slots)
+            key, value = rows.take(state.keys[:, layer]), rows.take(state.values[:, layer])
         return block.attention_branch(block.attend(query, key, value, mask, indices))
 
 
@@ -163,29 +178,35 @@ def _store_rows(keys: Tensor, values: Tensor, at: Tensor, key: Tensor, value: Te
             scatter_rows_(cache, at, new)
 
 
-def _inputs(group: Sequence[Segment]) -> tuple[Tensor, ...]:
-    """Rows, slots, indices and perhaps masks of a group, filled up to a power of two of streams."""
+def _inputs(slab: Slab, group: Sequence[Segment]) -> tuple[Tensor, ...]:
+    """Frames, slots, rows and perhaps masks of a group, filled up to a power of two of streams."""
     first = group[0]
     spare = (1 << (len(group) - 1).bit_length()) - len(group)
-    device, rows = first.x.device, first.rows
+    device, rows = first.frame.device, first.rows
     every = torch.arange(rows, dtype=torch.int32, device=device)[None]
-    # What fills up repeats the first segment's rows and writes them nowhere.
+    # What fills up repeats the first segment's frame and writes it nowhere; in which slot it reads
+    # does not matter.
     nowhere = torch.full((spare, rows), -1, dtype=torch.int32, device=device)
     indices = [every if one.indices is None else one.indices for one in group]
-    numbers = [one.slot.number for one in group] + [first.slot.number] * spare
+    numbers = [one.slot.number for one in group]
+    numbers += [min(at, slab.slots - 1) for at in range(len(group), len(group) + spare)]
     inputs = [
-        torch.cat([one.x for one in group] + [first.x] * spare),
+        _together([one.frame for one in group] + [first.frame] * spare),
         torch.tensor(numbers, dtype=torch.int64).to(device, non_blocking=True),
-        torch.cat([*indices, nowhere]),
+        _together([*indices, *([nowhere] if spare else [])]),
     ]
     if first.mask is not None:
         masks = [one.mask for one in group if one.mask is not None]
-        inputs.append(torch.cat(masks + [first.mask] * spare))
+        inputs.append(_together(masks + [first.mask] * spare))
     return tuple(inputs)
+
+
+def _together(parts: Sequence[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
 
 
 def _all_tokens(rows: Rows, tokens: int) -> Rows:
     """All tokens of the same streams, except those that write nowhere."""
     every = torch.arange(tokens, dtype=torch.int32, device=rows.indices.device)
     indices = torch.where(rows.indices[:, :1] < 0, -1, every)
-    return Rows(rows.slots, indices, covers_all=True)
+    return Rows(rows.slots, indices, covers_all=True, in_order=rows.in_order)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -12,6 +13,9 @@ from torch import Tensor
 from stc_kernels import token_cosine
 from stc_video.cacher.motion.state import MotionState, motion_state
 from stc_video.cacher.streams import Stream
+
+if TYPE_CHECKING:
+    from stc_video.cacher.motion.ahead import Ahead
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,8 @@ class FrameChange:
         (N,) bool, which tokens changed; None likewise.
     conditions
         How the patches changed as a whole; all 0 if nobody asked.
+    ahead
+        What was encoded before all of this was known; None if nothing was.
     """
 
     is_finite: bool
@@ -62,6 +68,60 @@ class FrameChange:
     similarity: Tensor | None = None
     is_changed: Tensor | None = None
     conditions: Conditions = NOTHING_SEEN
+    ahead: Ahead | None = None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What the device found out about the next frame of each of S streams; nobody has waited yet.
+
+    Attributes
+    ----------
+    finite
+        (S,) bool.
+    known
+        Numbers of the T streams that have a state to compare with.
+    counts, repeated
+        (T,) how many tokens changed, and whether it is the last frame once more.
+    similarity, is_changed
+        (T, N) as in :class:`FrameChange`.
+    conditions
+        The two of :class:`Conditions`, (T,) each; empty if nobody asked.
+    """
+
+    finite: Tensor
+    known: Sequence[int] = ()
+    counts: Tensor | None = None
+    repeated: Tensor | None = None
+    similarity: Tensor | None = None
+    is_changed: Tensor | None = None
+    conditions: Sequence[Tensor] = ()
+
+    def fetch(self, *others: Tensor) -> tuple[list[FrameChange], list[Tensor]]:
+        """Wait for the device, once: what is known of each frame, and other float32 numbers."""
+        facts = [self.finite]
+        if self.counts is not None and self.repeated is not None:
+            facts += [self.counts, self.repeated, *self.conditions]
+        # float32 holds any number of tokens.
+        flat = torch.cat([fact.float() for fact in (*facts, *others)]).cpu()
+        parts = list(flat.split([len(fact) for fact in (*facts, *others)]))
+        finite, *columns = (part.tolist() for part in parts[: len(facts)])
+        changes = [FrameChange(bool(is_finite)) for is_finite in finite]
+        found = parts[len(facts) :]
+        if self.similarity is None or self.is_changed is None:
+            return changes, found
+        for row, (number, (count, is_repeated, *seen)) in enumerate(
+            zip(self.known, zip(*columns, strict=True), strict=True)
+        ):
+            changes[number] = FrameChange(
+                changes[number].is_finite,
+                int(count),
+                bool(is_repeated),
+                self.similarity[row],
+                self.is_changed[row],
+                Conditions(*seen),
+            )
+        return changes, found
 
 
 def compare(
@@ -71,8 +131,8 @@ def compare(
     thresholds: Sequence[float],
     prefix_tokens: int,
     with_conditions: bool = False,
-) -> list[FrameChange]:
-    """Compare the next frame of each stream with its state, with one transfer for all of them.
+) -> Comparison:
+    """Compare the next frame of each stream with its state.
 
     Parameters
     ----------
@@ -88,17 +148,12 @@ def compare(
         How many tokens at the start are no patches, and never count as changed.
     with_conditions
         Whether to look at how the patches changed as a whole.
-
-    Returns
-    -------
-    list of FrameChange
-        One for each stream.
     """
     # A sum shows any NaN or Inf, at the price of one pass.
     finite = torch.isfinite(frames.sum(dim=(1, 2), dtype=torch.float32))
     known = [number for number, stream in enumerate(streams) if stream.state is not None]
     if not known:
-        return [FrameChange(bool(is_finite)) for is_finite in finite.tolist()]
+        return Comparison(finite)
     states = [motion_state(streams[number]) for number in known]
     limits = torch.tensor([thresholds[number] for number in known])
     limits = limits.to(frames.device, non_blocking=True)
@@ -106,32 +161,15 @@ def compare(
     counts, repeated, similarity, changed = _compare_states(
         states, _rows(frames, known), compared, limits, prefix_tokens
     )
-    facts = [counts, repeated]
-    if with_conditions:
-        facts += _conditions(states, compared, similarity, prefix_tokens)
-    # float32 holds any number of tokens.
-    each = torch.cat([finite.float(), *(fact.float() for fact in facts)]).tolist()
-    changes = [FrameChange(bool(is_finite)) for is_finite in each[: len(streams)]]
-    columns = [each[at : at + len(known)] for at in range(len(streams), len(each), len(known))]
-    for row, (number, (count, is_repeated, *seen)) in enumerate(
-        zip(known, zip(*columns, strict=True), strict=True)
-    ):
-        changes[number] = FrameChange(
-            changes[number].is_finite,
-            int(count),
-            bool(is_repeated),
-            similarity[row],
-            changed[row],
-            Conditions(*seen),
-        )
-    return changes
+    conditions = _conditions(states, compared, similarity, prefix_tokens) if with_conditions else []
+    return Comparison(finite, known, counts, repeated, similarity, changed, conditions)
 
 
 def _conditions(
     states: Sequence[MotionState], compared: Tensor, similarity: Tensor, prefix_tokens: int
 ) -> list[Tensor]:
     """See how the patches of frames (S, N, C) changed as a whole: two tensors (S,)."""
-    moves = (compared - _stacked([state.reference for state in states]))[:, prefix_tokens:]
+    moves = (compared - stacked([state.reference for state in states]))[:, prefix_tokens:]
     squares = torch.linalg.vector_norm(moves, dim=(1, 2), dtype=torch.float32).square()
     means = moves.mean(dim=1, dtype=torch.float32)
     common = moves.shape[1] * means.square().sum(dim=1) / squares.clamp(min=1e-12)
@@ -150,7 +188,7 @@ def _compare_states(
     Returns how many tokens changed and whether the frame is a repeated one, (S,) each, then
     similarity (S, N) and which tokens changed, (S, N).
     """
-    similarity = token_cosine(compared, _stacked([state.reference for state in states]))
+    similarity = token_cosine(compared, stacked([state.reference for state in states]))
     changed = ~(similarity > limits[:, None])
     changed[:, :prefix_tokens] = False
     counts = changed.sum(dim=1)
@@ -158,7 +196,7 @@ def _compare_states(
     if frames.device.type == "cpu" and bool(counts.all()):
         repeated = torch.zeros_like(counts)
     else:
-        last = _stacked([state.last_input for state in states])
+        last = stacked([state.last_input for state in states])
         repeated = (frames == last).flatten(1).all(dim=1)
     return counts, repeated, similarity, changed
 
@@ -168,6 +206,6 @@ def _rows(x: Tensor, numbers: list[int]) -> Tensor:
     return x if len(numbers) == len(x) else torch.stack([x[number] for number in numbers])
 
 
-def _stacked(planes: Sequence[Tensor]) -> Tensor:
+def stacked(planes: Sequence[Tensor]) -> Tensor:
     """Planes (N, C) behind one another; a view of a single one."""
     return planes[0][None] if len(planes) == 1 else torch.stack(list(planes))

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from stc_video.cacher.motion.control import EffortControl
 from stc_video.cacher.motion.plan import Plan
@@ -47,6 +47,8 @@ class Learner:
         """Keep the outputs of the tokens that are about to be refreshed, if there are any."""
         if plan.refreshed is None or plan.left_out is None or not len(plan.refreshed):
             return None
+        if plan.ahead is not None:
+            return plan.ahead.refreshed(plan.ahead.rows - len(plan.refreshed))
         return Refreshed.before(motion_state(stream).output, plan.refreshed, plan.left_out)
 
     def after(
@@ -56,7 +58,7 @@ class Learner:
         refreshed: dict[int, Refreshed | None],
     ) -> list[Plan]:
         """Learn from the refreshed tokens; frames that must be encoded densely get a new plan."""
-        drifts = self._drifts(streams, refreshed)
+        drifts = self._drifts(streams, plans, refreshed)
         return [
             self._learn_from(streams[number], plan, refreshed[number], drifts.get(number))
             if plan.kind == CACHED
@@ -125,11 +127,23 @@ class Learner:
         return plan.redone(reason, spent, error, is_audit=self.keeper is not None)
 
     def _drifts(
-        self, streams: Sequence[Stream], refreshed: dict[int, Refreshed | None]
+        self,
+        streams: Sequence[Stream],
+        plans: Sequence[Plan],
+        refreshed: dict[int, Refreshed | None],
     ) -> dict[int, float]:
-        """Measure how far refreshed tokens moved, with one transfer for all streams."""
-        seen = {number: tokens for number, tokens in refreshed.items() if tokens is not None}
-        if not seen:
-            return {}
-        moved = [t.drift(motion_state(streams[n]).output) for n, t in seen.items()]
-        return dict(zip(seen, torch.stack(moved).tolist(), strict=True))
+        """Measure how far refreshed tokens moved, with one transfer for all streams, if any."""
+        drifts: dict[int, float] = {}
+        moved: dict[int, Tensor] = {}
+        for number, tokens in refreshed.items():
+            ahead = plans[number].ahead
+            if tokens is None:
+                continue
+            if ahead is None:
+                moved[number] = tokens.drift(motion_state(streams[number]).output)
+            else:
+                drifts[number] = ahead.drift(ahead.rows - len(tokens.indices))
+        if moved:
+            found = torch.stack(list(moved.values())).tolist()
+            drifts |= dict(zip(moved, found, strict=True))
+        return drifts

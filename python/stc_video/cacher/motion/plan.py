@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from stc_video.cacher.motion.ahead import Ahead, ranked
 from stc_video.cacher.motion.changes import NOTHING_SEEN, Conditions, FrameChange
 from stc_video.cacher.motion.control import EffortControl
 from stc_video.cacher.motion.promise import PromiseKeeper, Way
@@ -70,6 +71,8 @@ class Plan:
         Whether it is dense because too many cached frames were encoded densely after all.
     weighed
         What it tells about cached frames, if it is dense for the promise alone.
+    ahead
+        Of a cached frame that was encoded before all of this was known, what was kept for it.
     conditions
         How the patches changed as a whole.
     audit
@@ -98,6 +101,7 @@ class Plan:
     is_guarded: bool = False
     is_skipped: bool = False
     weighed: Weighed | None = None
+    ahead: Ahead | None = None
     conditions: Conditions = NOTHING_SEEN
     audit: str = ""
     is_redone: bool = False
@@ -173,6 +177,7 @@ class Planner:
                 f"got {tail}"
             )
         self.head = layers - tail
+        self._rows_for: dict[tuple[int, torch.device], Tensor] = {}
 
     @property
     def has_tail(self) -> bool:
@@ -215,6 +220,34 @@ class Planner:
             self.control.skip(motion_history(stream).effort)
         if plan.staleness is not None:
             motion_state(stream).staleness.copy_(plan.staleness)
+        if stream.slot is not None:
+            is_cached = plan.indices is not None and plan.indices.shape[1]
+            stream.slot.expected = is_cached - self.prefix_tokens if is_cached else None
+
+    def expected(self, stream: Stream, tokens: int) -> int | None:
+        """Number of patches that the next frame encodes if it changes about as the last one did.
+
+        None if that is not known, or the frame may be a dense one whatever changes in it.
+        """
+        rows = None if stream.slot is None else stream.slot.expected
+        if rows is None:
+            return None
+        history = motion_history(stream)
+        if self._dense_for_cost(history.effort, FrameChange(True), rows, tokens) is not None:
+            return None
+        if self.keeper is not None:
+            way, _ = self.keeper.decide(history.ledger, NOTHING_SEEN)
+            return None if way is Way.DENSE else rows
+        return rows
+
+    def rows_for(self, patches: int, device: torch.device) -> Tensor:
+        """Numbers of patches to encode, by number of those that changed; -1 for a dense frame."""
+        key = patches, device
+        if key not in self._rows_for:
+            rows = [self._bucket(count, patches) for count in range(patches + 1)]
+            table = torch.tensor([-1 if count is None else count for count in rows])
+            self._rows_for[key] = table.to(device)
+        return self._rows_for[key]
 
     def bucket_sizes(self, patches: int) -> list[int]:
         """Numbers of patches that a cached frame may encode, ascending."""
@@ -256,23 +289,24 @@ class Planner:
         assert change.is_changed is not None
         count, prefix = change.changed, self.prefix_tokens
         patches = len(change.similarity) - prefix
-        staleness = motion_state(stream).staleness + (
-            (1.0 - change.similarity) + self.config.age_rate
-        )
-        rank = torch.where(change.is_changed, torch.inf, staleness)
-        rank[:prefix] = torch.inf
-        order = torch.sort(rank, descending=True, stable=True).indices
+        ahead = change.ahead
+        if ahead is None:
+            seen = change.similarity[None], change.is_changed[None]
+            (order,), (staleness,) = ranked([stream], *seen, prefix, self.config.age_rate)
+        else:
+            order, staleness = ahead.order, ahead.staleness
+            ahead = ahead if ahead.rows == rows + prefix else None
         encoded, left_out = order.split([rows + prefix, patches - rows])
-        staleness[encoded] = 0.0
         return Plan(
             f"{count} tokens changed, {rows - count} refreshed",
             count,
-            encoded.sort().values.int()[None],
+            encoded.sort().values.int()[None] if ahead is None else ahead.indices,
             change.similarity,
             refreshed=encoded[count + prefix :],
             left_out=left_out,
-            staleness=staleness,
+            staleness=staleness.index_fill(0, encoded, 0.0),
             with_tail=self.runs_tail(rows, patches, motion_history(stream).effort),
+            ahead=ahead,
             conditions=change.conditions,
             audit=audit,
         )

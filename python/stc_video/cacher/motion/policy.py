@@ -3,20 +3,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from stc_video.cacher.dense import FrameBatch
 from stc_video.cacher.guard import Timings, fastest
+from stc_video.cacher.motion.ahead import Ahead, go_ahead
 from stc_video.cacher.motion.bucketed import BucketedEncoder
-from stc_video.cacher.motion.changes import FrameChange, compare
+from stc_video.cacher.motion.changes import Comparison, FrameChange, compare
 from stc_video.cacher.motion.control import EffortControl
 from stc_video.cacher.motion.learning import Learner
 from stc_video.cacher.motion.plan import Plan, Planner
 from stc_video.cacher.motion.promise import PromiseKeeper, final_norms
 from stc_video.cacher.motion.ragged import RaggedEncoder
-from stc_video.cacher.motion.segments import Segment, SegmentEncoder, take_rows
+from stc_video.cacher.motion.segments import Segment, SegmentEncoder
 from stc_video.cacher.motion.state import (
     MotionHistory,
     MotionState,
@@ -44,6 +47,9 @@ class MotionPolicy(PolicyBase):
     tokens (``control.py``), and where it is large, the frame is encoded densely after all.
     """
 
+    #: types of devices on which it costs time to wait for them
+    AHEAD_ON = frozenset({"cuda"})
+
     def __init__(self, tower: Tower, config: CacheConfig, pool: StreamPool) -> None:
         super().__init__(tower, config, pool)
         redo_from = config.redo_from
@@ -63,24 +69,16 @@ class MotionPolicy(PolicyBase):
         self._encoders: dict[torch.device, SegmentEncoder] = {}
 
     def encode(
-        self,
-        streams: Sequence[Stream],
-        frames: Tensor,
-        mask: Tensor | None,
-        output_layers: frozenset[int],
+        self, streams: Sequence[Stream], batch: FrameBatch
     ) -> tuple[Outputs, list[FrameRecord]]:
         """Encode consecutive frames of each stream, each against the state the last one left."""
         if self.is_never_cached:
-            return self.encode_guarded(streams, frames, mask, output_layers)
-        steps = frames.shape[0] // len(streams)
+            return self.encode_guarded(streams, batch)
+        steps = len(batch.frames) // len(streams)
         parts: list[Outputs] = []
         records: list[list[FrameRecord]] = []
         for step in range(steps):
-            rows = slice(step, None, steps)
-            step_mask = None if mask is None else mask[rows]
-            outputs, frame_records = self._encode_next(
-                streams, frames[rows], step_mask, output_layers
-            )
+            outputs, frame_records = self._encode_next(streams, batch[step::steps])
             parts.append(outputs)
             records.append(frame_records)
         by_stream = [record for ours in zip(*records, strict=True) for record in ours]
@@ -88,29 +86,25 @@ class MotionPolicy(PolicyBase):
             return parts[0], by_stream
         outputs = {
             layer: torch.stack([part[layer] for part in parts], dim=1).flatten(0, 1)
-            for layer in output_layers
+            for layer in batch.output_layers
         }
         return outputs, by_stream
 
     def _encode_next(
-        self,
-        streams: Sequence[Stream],
-        frames: Tensor,
-        mask: Tensor | None,
-        output_layers: frozenset[int],
+        self, streams: Sequence[Stream], batch: FrameBatch
     ) -> tuple[Outputs, list[FrameRecord]]:
-        """Encode the next frame of each stream, (S, N, C), all of them together."""
+        """Encode the next frame of each stream, all of them together."""
         for stream in streams:
-            self._restart_without_hidden(stream, output_layers)
-        compared, changes = self._compare(streams, frames)
-        tokens = frames.shape[1]
+            self._restart_without_hidden(stream, batch.output_layers)
+        compared, changes = self._compare(streams, batch)
+        tokens = batch.tokens
         plans = [
             self.planner.plan(stream, change, tokens)
             for stream, change in zip(streams, changes, strict=True)
         ]
         for stream, plan in zip(streams, plans, strict=True):
             self.planner.commit(stream, plan)
-        outputs, plans = self._carry_out(streams, plans, frames, compared, mask, output_layers)
+        outputs, plans = self._carry_out(streams, plans, batch, compared)
         return outputs, [
             self._record(stream, plan, tokens) for stream, plan in zip(streams, plans, strict=True)
         ]
@@ -121,43 +115,81 @@ class MotionPolicy(PolicyBase):
         return normed
 
     def _compare(
-        self, streams: Sequence[Stream], frames: Tensor
+        self, streams: Sequence[Stream], batch: FrameBatch
     ) -> tuple[Tensor, list[FrameChange]]:
-        """Compare frames (S, N, C) with the streams' states; also returns what was compared."""
+        """Compare a frame of each stream with its state; also returns what was compared.
+
+        While the device works, what is likely to be encoded is encoded ahead, on a GPU.
+        """
+        frames = batch.frames
         compared = self._compared(frames)
         thresholds = [self.control.threshold(self._history(stream).effort) for stream in streams]
         with_conditions = self.keeper is not None
-        return compared, compare(
-            streams, frames, compared, thresholds, self.prefix_tokens, with_conditions
-        )
+        seen = compare(streams, frames, compared, thresholds, self.prefix_tokens, with_conditions)
+        ahead = self._go_ahead(streams, seen, batch, compared)
+        changes, moves = seen.fetch(*(one.moves for one in ahead.values()))
+        for (number, one), moved in zip(ahead.items(), moves, strict=True):
+            changes[number] = replace(changes[number], ahead=replace(one, moves=moved))
+        return compared, changes
+
+    def _go_ahead(
+        self,
+        streams: Sequence[Stream],
+        seen: Comparison,
+        batch: FrameBatch,
+        compared: Tensor,
+    ) -> dict[int, Ahead]:
+        """Encode those frames ahead of which it is likely how many rows they need."""
+        device, tokens = batch.frames.device, batch.tokens
+        if device.type not in self.AHEAD_ON or not self.config.is_bucketed(device.type):
+            return {}
+        likely = {number: self.planner.expected(streams[number], tokens) for number in seen.known}
+        expected = {number: rows for number, rows in likely.items() if rows is not None}
+        patches = tokens - self.prefix_tokens
+
+        def encode(indices: Mapping[int, Tensor]) -> None:
+            self._encode_segments(
+                [
+                    self._segment(
+                        streams[number],
+                        rows,
+                        batch[number],
+                        compared[number, None],
+                        self.planner.runs_tail(
+                            expected[number], patches, self._history(streams[number]).effort
+                        ),
+                    )
+                    for number, rows in indices.items()
+                ]
+            )
+
+        rows_for = self.planner.rows_for(patches, device)
+        age = self.config.age_rate
+        return go_ahead(streams, seen, expected, rows_for, self.prefix_tokens, age, encode)
 
     def _history(self, stream: Stream) -> MotionHistory:
         """Return what was learned of a stream, or what a new one starts with."""
-        return (
-            MotionHistory(self.control.start())
-            if stream.history is None
-            else motion_history(stream)
-        )
+        if stream.history is None:
+            return MotionHistory(self.control.start())
+        return motion_history(stream)
 
     def _carry_out(
         self,
         streams: Sequence[Stream],
         plans: Sequence[Plan],
-        frames: Tensor,
+        batch: FrameBatch,
         compared: Tensor,
-        mask: Tensor | None,
-        output_layers: frozenset[int],
     ) -> tuple[Outputs, list[Plan]]:
-        """Encode frames (S, N, C) as planned; the plans that are returned tell what came of it."""
+        """Encode a frame of each stream as planned; the plans returned tell what came of it."""
+        output_layers = batch.output_layers
         chosen = list(zip(streams, plans, strict=True))
         self.place([s for s, plan in chosen if plan.is_kept and s.state is None], output_layers)
 
-        def masks(number: int) -> Tensor | None:
-            return None if mask is None else mask[number, None]
-
         def segment(number: int, plan: Plan) -> Segment:
-            one = slice(number, number + 1)
-            return self._begin(streams[number], plan, frames[one], compared[one], masks(number))
+            tail = plan.with_tail
+            return self._segment(
+                streams[number], plan.indices, batch[number], compared[number, None], tail
+            )
 
         kept = [number for number, plan in enumerate(plans) if plan.is_kept]
         refreshed = {number: self.learner.before(*chosen[number]) for number in kept}
@@ -166,7 +198,10 @@ class MotionPolicy(PolicyBase):
             for number in kept
             if plans[number].weighed
         }
-        self._encode_segments([segment(number, plans[number]) for number in kept])
+        self._note_inputs(streams, plans, batch.frames)
+        self._encode_segments(
+            [segment(number, plans[number]) for number in kept if plans[number].ahead is None]
+        )
         plans = self.learner.after(streams, plans, refreshed)
         redone = [number for number, plan in enumerate(plans) if plan.is_redone]
         cached = {
@@ -174,6 +209,8 @@ class MotionPolicy(PolicyBase):
             for number in redone
             if plans[number].audit
         }
+        for number in redone:
+            motion_state(streams[number]).staleness.zero_()
         self._encode_segments([segment(number, plans[number]) for number in redone])
         before = cached | stale
         now = {
@@ -184,7 +221,7 @@ class MotionPolicy(PolicyBase):
         outputs = [
             self._cached_outputs(motion_state(stream), output_layers)
             if plan.is_kept
-            else self.dense_uncached(frames[number, None], masks(number), output_layers)
+            else self.dense_uncached(batch[number])
             for number, (stream, plan) in enumerate(zip(streams, plans, strict=True))
         ]
         if len(outputs) == 1:
@@ -193,23 +230,22 @@ class MotionPolicy(PolicyBase):
 
     def _encode_segments(self, segments: Sequence[Segment]) -> None:
         if filled := [segment for segment in segments if segment.rows]:
-            self._encoder(filled[0].x.device).encode(filled)
+            self._encoder(filled[0].frame.device).encode(filled)
 
-    def rehearse(
-        self, layout: Layout, frames: Tensor, mask: Tensor | None, output_layers: frozenset[int]
-    ) -> Timings:
-        """Run frames (S, N, C) of made-up streams densely and at each bucket, and take the time.
+    def rehearse(self, layout: Layout, batch: FrameBatch) -> Timings:
+        """Run a frame of each of S made-up streams densely and at each bucket, and take the time.
 
         Room for so many streams is kept from then on, and what can be recorded is.
         """
-        key, allocate = self._layout_of_state(layout, output_layers)
-        self.pool.reserve(frames.shape[0], key, allocate)
-        streams = [Stream(f"warm-up {number}", layout) for number in range(frames.shape[0])]
-        patches = frames.shape[1] - self.prefix_tokens
+        frames = batch.frames
+        key, allocate = self._layout_of_state(layout, batch.output_layers)
+        self.pool.reserve(len(frames), key, allocate)
+        streams = [Stream(f"warm-up {number}", layout) for number in range(len(frames))]
+        patches = batch.tokens - self.prefix_tokens
 
         def run(plan: Plan) -> None:
-            compared, _ = self._compare(streams, frames)
-            self._carry_out(streams, [plan] * len(streams), frames, compared, mask, output_layers)
+            compared, _ = self._compare(streams, batch)
+            self._carry_out(streams, [plan] * len(streams), batch, compared)
 
         def seconds(call: Callable[[], object]) -> float:
             return fastest(call, frames.device, self.REHEARSALS)
@@ -224,9 +260,7 @@ class MotionPolicy(PolicyBase):
                 with_tail = self.planner.runs_tail(rows, patches, self.control.start())
                 plan = Plan("warm-up", rows, every[None], with_tail=with_tail)
                 cached[rows + self.prefix_tokens] = seconds(lambda: run(plan))  # noqa: B023
-            return Timings(
-                seconds(lambda: self.dense_uncached(frames, mask, output_layers)), cached
-            )
+            return Timings(seconds(lambda: self.dense_uncached(batch)), cached)
         finally:
             for stream in streams:
                 stream.drop_state()
@@ -263,20 +297,30 @@ class MotionPolicy(PolicyBase):
 
         return (layout, hidden), allocate
 
-    def _begin(
-        self, stream: Stream, plan: Plan, frame: Tensor, compared: Tensor, mask: Tensor | None
+    def _note_inputs(
+        self, streams: Sequence[Stream], plans: Sequence[Plan], frames: Tensor
+    ) -> None:
+        """Enter frames (S, N, C) into the states that they belong to."""
+        kept = [number for number, plan in enumerate(plans) if plan.is_kept]
+        if kept:
+            inputs = [motion_state(streams[number]).last_input for number in kept]
+            torch._foreach_copy_(inputs, [frames[number] for number in kept])
+        for number in kept:
+            if plans[number].indices is None:
+                motion_state(streams[number]).staleness.zero_()
+
+    def _segment(
+        self,
+        stream: Stream,
+        indices: Tensor | None,
+        frame: FrameBatch,
+        compared: Tensor,
+        with_tail: bool,
     ) -> Segment:
-        """Note a frame's input in the state, and return the rows of it that are encoded."""
-        state, slot = motion_state(stream), stream.slot
-        assert slot is not None
-        state.last_input.copy_(frame[0])
-        if plan.indices is None:
-            state.staleness.zero_()
-        rows = take_rows(frame, plan.indices)
-        segment = Segment(slot, state, rows, plan.indices, mask, plan.with_tail)
-        if segment.rows:
-            segment.put(state.reference, take_rows(compared, plan.indices))
-        return segment
+        """Rows of one frame, of which what was compared is given, (1, N, C)."""
+        assert stream.slot is not None
+        inputs = frame.frames, compared
+        return Segment(stream.slot, motion_state(stream), *inputs, indices, frame.mask, with_tail)
 
     def _encoder(self, device: torch.device) -> SegmentEncoder:
         """Return what encodes on a device, made when it is first needed."""

@@ -45,15 +45,8 @@ class Refreshed:
         return cls(indices, left_out, output[indices])
 
     def drift(self, output: Tensor) -> Tensor:
-        """Mean 1 - cosine of the refreshed outputs to what they were, a float32 number.
-
-        Outputs are normalised as the tower's last norm does, but for its weights.
-        """
-        channels = output.shape[1:]
-        before, after = (
-            layer_norm(rows.float(), channels) for rows in (self.outputs, output[self.indices])
-        )
-        return (1.0 - cosine_similarity(before, after, dim=-1)).mean()
+        """Mean of what the refreshed outputs :func:`moved` by, a float32 number."""
+        return moved(self.outputs, output[self.indices]).mean()
 
     def propagate(self, output: Tensor, weight: float) -> None:
         """Let the outputs (N, C) of the tokens left out move as the refreshed ones did."""
@@ -62,3 +55,12 @@ class Refreshed:
         moves = (output[self.indices] - self.outputs).float()
         moved = torch.softmax(alike / _TEMPERATURE, dim=-1) @ moves
         output[self.left_out] = (stale + weight * moved).to(output.dtype)
+
+
+def moved(before: Tensor, after: Tensor) -> Tensor:
+    """1 - cosine of outputs (..., C) to what they were, (...) float32.
+
+    Outputs are normalised as the tower's last norm does, but for its weights.
+    """
+    old, new = (layer_norm(rows.float(), rows.shape[-1:]) for rows in (before, after))
+    return 1.0 - cosine_similarity(old, new, dim=-1)

@@ -39,6 +39,8 @@ class RaggedEncoder:
     def encode(self, segments: Sequence[Segment]) -> None:
         """Write what becomes of the segments' rows into their states; at least one segment."""
         layers = range(len(self.blocks))
+        for segment in segments:
+            segment.put_reference()
         x = _concatenated([segment.x for segment in segments])
         x = run_layers(self.blocks, x, segments, layers[: self.head])
         if self.head < len(self.blocks):

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -24,10 +25,13 @@ class Segment:
         The place of the stream's state in the pool.
     state
         The stream's state, which is written to.
-    x
-        (1, K, C) the rows of the input of the first layer.
+    frame
+        (1, N, C) input of the first layer.
+    compared
+        (1, N, C) input of its attention.
     indices
-        (1, K) int32, the indices of the rows in the frame; None for all tokens.
+        (1, K) int32, the indices of the rows in the frame, -1 for a row that is written nowhere;
+        None for all tokens.
     mask
         Key mask, (1, 1, 1, N), or None.
     with_tail
@@ -36,7 +40,8 @@ class Segment:
 
     slot: Slot
     state: MotionState
-    x: Tensor
+    frame: Tensor
+    compared: Tensor
     indices: Tensor | None
     mask: Tensor | None = None
     with_tail: bool = False
@@ -45,6 +50,15 @@ class Segment:
     def rows(self) -> int:
         """Number of rows, K."""
         return self.state.output.shape[0] if self.indices is None else self.indices.shape[1]
+
+    @functools.cached_property
+    def x(self) -> Tensor:
+        """(1, K, C) the rows of the input of the first layer."""
+        return take_rows(self.frame, self.indices)
+
+    def put_reference(self) -> None:
+        """Note at which input the rows are encoded."""
+        self.put(self.state.reference, take_rows(self.compared, self.indices))
 
     def put(self, whole: Tensor, rows: Tensor) -> None:
         """Write this segment's rows (1, K, C) into a plane (N, C) of the state."""

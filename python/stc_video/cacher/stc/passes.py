@@ -14,7 +14,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from stc_video.cacher.dense import dense_layers
+from stc_video.cacher.dense import FrameBatch, dense_layers
 from stc_video.cacher.graphs import GraphCache
 from stc_video.cacher.stc.layer import StcReference, stc_layer
 from stc_video.cacher.stc.state import StcState
@@ -76,15 +76,11 @@ class StcOutput:
 class StcPasses(Protocol):
     """Runs passes."""
 
-    def dense(
-        self, parts: Sequence[Part], x: Tensor, mask: Tensor | None, output_layers: frozenset[int]
-    ) -> StcOutput:
-        """Encode all tokens of (B * F, N, C), and keep the references."""
+    def dense(self, parts: Sequence[Part], batch: FrameBatch) -> StcOutput:
+        """Encode all tokens of B * F frames, and keep the references."""
 
-    def cached(
-        self, parts: Sequence[Part], x: Tensor, mask: Tensor | None, output_layers: frozenset[int]
-    ) -> StcOutput:
-        """Re-encode in each layer the tokens of (B * F, N, C) that it selects."""
+    def cached(self, parts: Sequence[Part], batch: FrameBatch) -> StcOutput:
+        """Re-encode in each layer the tokens of B * F frames that it selects."""
 
 
 @dataclass(frozen=True)
@@ -105,11 +101,9 @@ class PlainPasses:
     select: Select
     by_keys: bool
 
-    def dense(
-        self, parts: Sequence[Part], x: Tensor, mask: Tensor | None, output_layers: frozenset[int]
-    ) -> StcOutput:
+    def dense(self, parts: Sequence[Part], batch: FrameBatch) -> StcOutput:
         """Encode all tokens, and keep the references."""
-        frames = x.shape[0] // len(parts)
+        frames = len(batch.frames) // len(parts)
         kept = [
             (part.state, number * frames + part.kept)
             for number, part in enumerate(parts)
@@ -121,14 +115,12 @@ class PlainPasses:
                 for planes, new in zip(state.tensors(), computed, strict=True):
                     planes[layer].copy_(new[row])
 
-        return self.run_dense(x, mask, output_layers, keep)
+        return self.run_dense(batch, keep)
 
-    def cached(
-        self, parts: Sequence[Part], x: Tensor, mask: Tensor | None, output_layers: frozenset[int]
-    ) -> StcOutput:
+    def cached(self, parts: Sequence[Part], batch: FrameBatch) -> StcOutput:
         """Re-encode what each layer selects."""
         states = [part.state for part in parts if part.state is not None]
-        frames = x.shape[0] // len(parts)
+        frames = len(batch.frames) // len(parts)
 
         def references(layer: int) -> StcReference:
             if len(states) == 1:
@@ -137,40 +129,35 @@ class PlainPasses:
             together = (torch.stack([planes[layer] for planes in of]) for of in alike)
             return StcReference(*(one.repeat_interleave(frames, 0) for one in together))
 
-        return self.run_cached(x, mask, output_layers, references)
+        return self.run_cached(batch, references)
 
     def run_dense(
-        self,
-        x: Tensor,
-        mask: Tensor | None,
-        output_layers: frozenset[int],
-        keep: Callable[[int, Tensor, Tensor, Tensor], None],
+        self, batch: FrameBatch, keep: Callable[[int, Tensor, Tensor, Tensor], None]
     ) -> StcOutput:
         """Run all layers; ``keep`` gets a layer's number and what a reference is made of."""
         hidden = {}
-        for layer, trace in enumerate(dense_layers(self.blocks, x, mask)):
+        for layer, trace in enumerate(dense_layers(self.blocks, batch.frames, batch.mask)):
             pair = (trace.key, trace.value) if self.by_keys else (trace.value, trace.key)
             keep(layer, *pair, trace.update)
-            if layer in output_layers:
+            if layer in batch.output_layers:
                 hidden[layer] = trace.output
         return StcOutput(hidden)
 
-    def run_cached(
-        self,
-        x: Tensor,
-        mask: Tensor | None,
-        output_layers: frozenset[int],
-        references: Callable[[int], StcReference],
-    ) -> StcOutput:
+    def run_cached(self, batch: FrameBatch, references: Callable[[int], StcReference]) -> StcOutput:
         """Run all layers against the references of each."""
-        hidden, selected = {}, []
+        x, hidden, selected = batch.frames, {}, []
         first: Tensor | None = None
         for layer, block in enumerate(self.blocks):
             x, indices, similarity = stc_layer(
-                block, x, references(layer), select=self.select, by_keys=self.by_keys, mask=mask
+                block,
+                x,
+                references(layer),
+                select=self.select,
+                by_keys=self.by_keys,
+                mask=batch.mask,
             )
             first = similarity if first is None else first
-            if layer in output_layers:
+            if layer in batch.output_layers:
                 hidden[layer] = x
             selected.append(indices)
         return StcOutput(hidden, tuple(selected), first)
@@ -194,56 +181,55 @@ class RecordedPasses:
     plain: PlainPasses
     graphs: GraphCache
 
-    def dense(
-        self, parts: Sequence[Part], x: Tensor, mask: Tensor | None, output_layers: frozenset[int]
-    ) -> StcOutput:
+    def dense(self, parts: Sequence[Part], batch: FrameBatch) -> StcOutput:
         """Encode all tokens, and keep the references."""
         if any(part.kept is None for part in parts):  # NaN in all its frames, which is rare
-            return self.plain.dense(parts, x, mask, output_layers)
+            return self.plain.dense(parts, batch)
 
-        def make(state: StcState) -> Callable[..., StcOutput]:
+        def make(state: StcState, _: bool) -> Callable[..., StcOutput]:
             def run(x: Tensor, slots: Tensor, rows: Tensor, *mask: Tensor) -> StcOutput:
                 def keep(layer: int, *computed: Tensor) -> None:
                     for planes, new in zip(state.tensors(), computed, strict=True):
                         planes[:, layer].index_copy_(0, slots, new.index_select(0, rows))
 
-                return self.plain.run_dense(x, mask[0] if mask else None, output_layers, keep)
+                return self.plain.run_dense(batch.like(x, *mask), keep)
 
             return run
 
-        return self._by_slab("dense", parts, x, mask, output_layers, make)
+        return self._by_slab("dense", parts, batch, make)
 
-    def cached(
-        self, parts: Sequence[Part], x: Tensor, mask: Tensor | None, output_layers: frozenset[int]
-    ) -> StcOutput:
+    def cached(self, parts: Sequence[Part], batch: FrameBatch) -> StcOutput:
         """Re-encode what each layer selects."""
-        frames = x.shape[0] // len(parts)
+        frames = len(batch.frames) // len(parts)
 
-        def make(state: StcState) -> Callable[..., StcOutput]:
+        def make(state: StcState, in_order: bool) -> Callable[..., StcOutput]:
             def run(x: Tensor, slots: Tensor, rows: Tensor, *mask: Tensor) -> StcOutput:
-                def references(layer: int) -> StcReference:
-                    rows = (planes[:, layer].index_select(0, slots) for planes in state.tensors())
-                    return StcReference(*(one.repeat_interleave(frames, 0) for one in rows))
+                def of_streams(plane: Tensor) -> Tensor:
+                    mine = plane[: len(slots)] if in_order else plane.index_select(0, slots)
+                    return mine if frames == 1 else mine.repeat_interleave(frames, 0)
 
-                return self.plain.run_cached(
-                    x, mask[0] if mask else None, output_layers, references
-                )
+                def references(layer: int) -> StcReference:
+                    planes = (planes[:, layer] for planes in state.tensors())
+                    return StcReference(*map(of_streams, planes))
+
+                return self.plain.run_cached(batch.like(x, *mask), references)
 
             return run
 
-        return self._by_slab("cached", parts, x, mask, output_layers, make)
+        return self._by_slab("cached", parts, batch, make)
 
     def _by_slab(
         self,
         kind: str,
         parts: Sequence[Part],
-        x: Tensor,
-        mask: Tensor | None,
-        output_layers: frozenset[int],
-        make: Callable[[StcState], Callable[..., StcOutput]],
+        batch: FrameBatch,
+        make: Callable[[StcState, bool], Callable[..., StcOutput]],
     ) -> StcOutput:
-        """Run one pass for the streams of each slab, and put their rows in order."""
-        frames = x.shape[0] // len(parts)
+        """Run one pass for the streams of each slab, and put their rows in order.
+
+        ``make`` is told whether the streams' slots are the first ones of the slab, in order.
+        """
+        frames = len(batch.frames) // len(parts)
         groups: dict[Slab, list[int]] = {}
         for number, part in enumerate(parts):
             assert part.slot is not None
@@ -252,30 +238,33 @@ class RecordedPasses:
         for slab, numbers in groups.items():
             assert isinstance(slab.state, StcState)
             rows = [number * frames + frame for number in numbers for frame in range(frames)]
-            inputs = _inputs([parts[number] for number in numbers], rows, x, mask)
-            key: Hashable = (kind, tuple(i.shape for i in inputs), frames, output_layers)
-            output: StcOutput = self.graphs.run(slab, key, make(slab.state), inputs)
+            inputs = _inputs([parts[number] for number in numbers], rows, batch)
+            slots = [slot.number for number in numbers if (slot := parts[number].slot) is not None]
+            in_order = kind == "cached" and slab.begins_with(slots, len(inputs[1]))
+            shapes = tuple(i.shape for i in inputs)
+            key: Hashable = (kind, shapes, frames, in_order, batch.output_layers)
+            output: StcOutput = self.graphs.run(slab, key, make(slab.state, in_order), inputs)
             outputs.append(output.rows(slice(len(rows))))
             order += rows
         if len(outputs) == 1:
             return outputs[0]
-        return _concatenated(outputs).rows(torch.tensor(order, device=x.device).argsort())
+        return _concatenated(outputs).rows(
+            torch.tensor(order, device=batch.frames.device).argsort()
+        )
 
 
-def _inputs(
-    parts: Sequence[Part], rows: Sequence[int], x: Tensor, mask: Tensor | None
-) -> tuple[Tensor, ...]:
+def _inputs(parts: Sequence[Part], rows: Sequence[int], batch: FrameBatch) -> tuple[Tensor, ...]:
     """Frames, slots, rows that are kept, and perhaps masks, of a power of two of streams."""
-    frames = len(rows) // len(parts)
+    device, frames = batch.frames.device, len(rows) // len(parts)
     spare = (1 << (len(parts) - 1).bit_length()) - len(parts)
     # What fills up repeats the first stream, and writes what that one writes.
     filled = [*parts, *[parts[0]] * spare]
-    taken = torch.tensor([*rows, *[*rows[:frames]] * spare]).to(x.device, non_blocking=True)
+    taken = torch.tensor([*rows, *[*rows[:frames]] * spare]).to(device, non_blocking=True)
     slots = [part.slot.number for part in filled if part.slot is not None]
     kept = [number * frames + (part.kept or 0) for number, part in enumerate(filled)]
-    inputs = [x.index_select(0, taken)]
-    inputs += [torch.tensor(one).to(x.device, non_blocking=True) for one in (slots, kept)]
-    return (*inputs, *([] if mask is None else [mask.index_select(0, taken)]))
+    inputs = [batch.frames.index_select(0, taken)]
+    inputs += [torch.tensor(one).to(device, non_blocking=True) for one in (slots, kept)]
+    return (*inputs, *([] if batch.mask is None else [batch.mask.index_select(0, taken)]))
 
 
 def _concatenated(parts: Sequence[StcOutput]) -> StcOutput:

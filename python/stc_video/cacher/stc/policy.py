@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from stc_kernels import select_changed, select_changed_below
+from stc_video.cacher.dense import FrameBatch
 from stc_video.cacher.guard import Timings, fastest
 from stc_video.cacher.policy import NONFINITE, Outputs, PolicyBase, finite_frames
 from stc_video.cacher.stats import CACHED, DENSE, FrameRecord
@@ -62,24 +63,20 @@ class StcPolicy(PolicyBase):
     THRESHOLD_STEP = 1 / 16
 
     def encode(
-        self,
-        streams: Sequence[Stream],
-        frames: Tensor,
-        mask: Tensor | None,
-        output_layers: frozenset[int],
+        self, streams: Sequence[Stream], batch: FrameBatch
     ) -> tuple[Outputs, list[FrameRecord]]:
         """Encode one call's frames of each stream."""
         if self.is_never_cached:
-            return self.encode_guarded(streams, frames, mask, output_layers)
-        count = frames.shape[0] // len(streams)
-        finite = finite_frames(frames)
+            return self.encode_guarded(streams, batch)
+        count = len(batch.frames) // len(streams)
+        finite = finite_frames(batch.frames)
         parts = [slice(at, at + count) for at in range(0, len(finite), count)]
         fresh = {
             stream.name: stream
             for stream, rows in zip(streams, parts, strict=True)
             if stream.state is None and any(finite[rows])
         }
-        self.place(list(fresh.values()), output_layers)
+        self.place(list(fresh.values()), batch.output_layers)
         calls = [
             self._schedule(stream, rows, finite[rows], stream.name in fresh)
             for stream, rows in zip(streams, parts, strict=True)
@@ -89,12 +86,10 @@ class StcPolicy(PolicyBase):
         results = {}
         for group in self._groups(calls):
             whole = len(group) == len(calls)
-            part = frames if whole else torch.cat([frames[call.rows] for call in group])
-            part_mask = mask
-            if mask is not None and not whole:
-                part_mask = torch.cat([mask[call.rows] for call in group])
+            chosen = [row for call in group for row in range(call.rows.start, call.rows.stop)]
+            part = batch if whole else batch[chosen]
             encode = self._encode_dense if group[0].is_dense else self._encode_cached
-            outputs, records = encode(group, part, part_mask, output_layers)
+            outputs, records = encode(group, part)
             if whole:
                 return outputs, records
             for number, call in enumerate(group):
@@ -102,7 +97,9 @@ class StcPolicy(PolicyBase):
                 cut = {layer: output[rows] for layer, output in outputs.items()}
                 results[call.stream.name] = cut, records[rows]
         ordered = [results[stream.name] for stream in streams]
-        together = {layer: torch.cat([cut[layer] for cut, _ in ordered]) for layer in output_layers}
+        together = {
+            layer: torch.cat([cut[layer] for cut, _ in ordered]) for layer in batch.output_layers
+        }
         return together, [record for _, records in ordered for record in records]
 
     def _schedule(
@@ -126,30 +123,23 @@ class StcPolicy(PolicyBase):
                 yield [call]
         yield from together.values()
 
-    def rehearse(
-        self, layout: Layout, frames: Tensor, mask: Tensor | None, output_layers: frozenset[int]
-    ) -> Timings:
-        """Run frames (S, N, C) of made-up streams densely and cached, and take the time."""
-        streams = [Stream(f"warm-up {number}", layout) for number in range(frames.shape[0])]
-        self.place(streams, output_layers)
-
+    def rehearse(self, layout: Layout, batch: FrameBatch) -> Timings:
+        """Run a frame of each of S made-up streams densely and cached, and take the time."""
+        streams = [Stream(f"warm-up {number}", layout) for number in range(len(batch.frames))]
+        self.place(streams, batch.output_layers)
         calls = [
             StreamCall(stream, slice(number, number + 1), [True], True, "warm-up")
             for number, stream in enumerate(streams)
         ]
 
         def seconds(call: Callable[[], object]) -> float:
-            return fastest(call, frames.device, self.REHEARSALS)
+            return fastest(call, batch.frames.device, self.REHEARSALS)
 
         try:
-            self._encode_dense(calls, frames, mask, output_layers)
-            tokens = max(1, self.prefix_tokens, math.floor(self.config.ratio * frames.shape[1]))
-            cached = {
-                tokens: seconds(lambda: self._encode_cached(calls, frames, mask, output_layers))
-            }
-            return Timings(
-                seconds(lambda: self.dense_uncached(frames, mask, output_layers)), cached
-            )
+            self._encode_dense(calls, batch)
+            tokens = max(1, self.prefix_tokens, math.floor(self.config.ratio * batch.tokens))
+            cached = {tokens: seconds(lambda: self._encode_cached(calls, batch))}
+            return Timings(seconds(lambda: self.dense_uncached(batch)), cached)
         finally:
             for stream in streams:
                 stream.drop_state()
@@ -165,40 +155,32 @@ class StcPolicy(PolicyBase):
         )
 
     def _encode_dense(
-        self,
-        calls: Sequence[StreamCall],
-        frames: Tensor,
-        mask: Tensor | None,
-        output_layers: frozenset[int],
+        self, calls: Sequence[StreamCall], batch: FrameBatch
     ) -> tuple[Outputs, list[FrameRecord]]:
         """Encode all tokens; the last finite frame of each call becomes its stream's reference."""
         parts = [call.part() for call in calls]
-        outputs = self._passes(frames.device).dense(parts, frames, mask, output_layers).hidden
+        outputs = self._passes(batch.frames.device).dense(parts, batch).hidden
         return outputs, [
-            self._dense_record(call.stream, frames, is_finite, call.reason)
+            self._dense_record(call.stream, batch, is_finite, call.reason)
             for call in calls
             for is_finite in call.finite
         ]
 
     def _dense_record(
-        self, stream: Stream, frames: Tensor, finite: bool, reason: str
+        self, stream: Stream, batch: FrameBatch, finite: bool, reason: str
     ) -> FrameRecord:
         reason = reason if finite else NONFINITE
-        return self.record(stream, DENSE, reason, frames.shape[1], finite=finite)
+        return self.record(stream, DENSE, reason, batch.tokens, finite=finite)
 
     def _encode_cached(
-        self,
-        calls: Sequence[StreamCall],
-        frames: Tensor,
-        mask: Tensor | None,
-        output_layers: frozenset[int],
+        self, calls: Sequence[StreamCall], batch: FrameBatch
     ) -> tuple[Outputs, list[FrameRecord]]:
         """Re-encode some tokens per layer; frames with NaN or Inf are encoded densely instead."""
         if not all(calls[0].finite):
-            return self._encode_mixed(calls[0], frames, mask, output_layers)
-        tokens = frames.shape[1]
+            return self._encode_mixed(calls[0], batch)
+        tokens = batch.tokens
         parts = [call.part() for call in calls]
-        output = self._passes(frames.device).cached(parts, frames, mask, output_layers)
+        output = self._passes(batch.frames.device).cached(parts, batch)
         selected, similarity = output.selected, output.similarity
         assert similarity is not None
         each = [indices.shape[1] for indices in selected]
@@ -207,7 +189,7 @@ class StcPolicy(PolicyBase):
             for operations, count in zip(self.operations, each, strict=True)
         )
         encoded = round(sum(each) / len(each))
-        count = frames.shape[0] // len(calls)
+        count = len(batch.frames) // len(calls)
         records = [
             self.record(
                 calls[number // count].stream,
@@ -220,30 +202,27 @@ class StcPolicy(PolicyBase):
                 similarity=similarity[number],
                 selected=[indices[number] for indices in selected],
             )
-            for number in range(frames.shape[0])
+            for number in range(len(batch.frames))
         ]
         return output.hidden, records
 
     def _encode_mixed(
-        self, call: StreamCall, frames: Tensor, mask: Tensor | None, output_layers: frozenset[int]
+        self, call: StreamCall, batch: FrameBatch
     ) -> tuple[Outputs, list[FrameRecord]]:
         """Encode a cached call frame by frame, those with NaN or Inf densely."""
         parts, records = [], []
         for number, is_finite in enumerate(call.finite):
-            frame = frames[number, None]
-            frame_mask = None if mask is None else mask[number, None]
+            frame = batch[number]
             if is_finite:
                 one = replace(call, finite=[True])
-                outputs, frame_records = self._encode_cached(
-                    [one], frame, frame_mask, output_layers
-                )
+                outputs, frame_records = self._encode_cached([one], frame)
             else:
-                outputs = self.dense_uncached(frame, frame_mask, output_layers)
+                outputs = self.dense_uncached(frame)
                 frame_records = [self._dense_record(call.stream, frame, False, call.reason)]
             parts.append(outputs)
             records += frame_records
         return {
-            layer: torch.cat([part[layer] for part in parts]) for layer in output_layers
+            layer: torch.cat([part[layer] for part in parts]) for layer in batch.output_layers
         }, records
 
     def _passes(self, device: torch.device) -> StcPasses:

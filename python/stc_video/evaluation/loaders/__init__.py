@@ -15,22 +15,25 @@ from stc_video.evaluation.loaders import (
     video_mme,
 )
 from stc_video.evaluation.queries import QuerySet
+from stc_video.evaluation.template import Words, read_template
 
 __all__ = ["BENCHMARKS", "load_queries"]
 
-_LOADERS: dict[str, Callable[..., QuerySet]] = {
-    "ovo-bench": ovo_bench.load,
-    "streamingbench": streaming_bench.load,
-    "mlvu": mlvu.load,
-    "egoschema": egoschema.load,
-    "video-mme": video_mme.load,
-    "rekv": rekv.load,
+_LOADERS: dict[str, tuple[Callable[..., QuerySet], Words]] = {
+    "ovo-bench": (ovo_bench.load, ovo_bench.WORDS),
+    "streamingbench": (streaming_bench.load, streaming_bench.WORDS),
+    "mlvu": (mlvu.load, mlvu.WORDS),
+    "egoschema": (egoschema.load, egoschema.WORDS),
+    "video-mme": (video_mme.load, video_mme.WORDS),
+    "rekv": (rekv.load, rekv.WORDS),
 }
 #: names of the benchmarks
 BENCHMARKS = tuple(_LOADERS)
 
 
-def load_queries(benchmark: str, data: Path, **settings: object) -> QuerySet:
+def load_queries(
+    benchmark: str, data: Path, *, template: Path | None = None, **settings: object
+) -> QuerySet:
     """Read the questions of a benchmark.
 
     Parameters
@@ -39,6 +42,8 @@ def load_queries(benchmark: str, data: Path, **settings: object) -> QuerySet:
         One of `BENCHMARKS`.
     data
         Its file, or the folder of its files.
+    template
+        A file with other words, for `read_template`.
     **settings
         ``context_seconds`` (StreamingBench), ``subtitles``, a folder (Video-MME).
 
@@ -54,4 +59,7 @@ def load_queries(benchmark: str, data: Path, **settings: object) -> QuerySet:
     """
     if benchmark not in _LOADERS:
         raise ValueError(f"benchmark must be one of {', '.join(BENCHMARKS)}, got {benchmark!r}")
-    return _LOADERS[benchmark](data, **settings)
+    load, words = _LOADERS[benchmark]
+    if template is not None:
+        settings["words"] = read_template(template, words)
+    return load(data, **settings)

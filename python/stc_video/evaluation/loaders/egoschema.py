@@ -14,18 +14,18 @@ from stc_video.evaluation.queries import (
     Query,
     QuerySet,
     count_note,
-    write_options,
 )
+from stc_video.evaluation.template import BEST_OPTION, Words, as_text, write_options
 
-__all__ = ["TASK", "TASK_HIDDEN", "load"]
+__all__ = ["TASK", "TASK_HIDDEN", "WORDS", "load"]
 
 #: questions with a public answer, and those without
 TASK, TASK_HIDDEN = "subset", "hidden"
 _OPTIONS = tuple(f"option {number}" for number in range(5))
-_CHOICE = "Question: {question}\nOptions:\n{options}\nOnly give the best option.\nBest option: ("
+WORDS = BEST_OPTION
 
 
-def load(data: Path) -> QuerySet:
+def load(data: Path, *, words: Words = WORDS) -> QuerySet:
     """Read ``questions.json``, or a folder with both files."""
     file = data / "questions.json" if data.is_dir() else data
     content, digest = read_json(file)
@@ -44,15 +44,15 @@ def load(data: Path) -> QuerySet:
     for number, entry in enumerate(entries):
         name = str(entry.get("q_uid", f"row {number}")) if isinstance(entry, dict) else str(number)
         with rows.row(name) as said:
-            queries.append(_query(entry, public))
+            queries.append(_query(entry, public, words))
             continue
         queries.append(broken_query(name, {"video": f"{name}.mp4"}, said))
     scored = sum(query.task == TASK for query in queries)
     notes += count_note("EgoSchema", [("all", len(queries), 5031), ("with answers", scored, 500)])
-    return QuerySet("egoschema", digests, queries, rows.problems, notes, _CHOICE)
+    return QuerySet("egoschema", digests, queries, rows.problems, notes, as_text(words))
 
 
-def _query(entry: dict[str, Any], public: dict[str, Any]) -> Query:
+def _query(entry: dict[str, Any], public: dict[str, Any], words: Words) -> Query:
     name = str(entry["q_uid"])
     missing = [field for field in _OPTIONS if field not in entry]
     if missing:
@@ -70,9 +70,7 @@ def _query(entry: dict[str, Any], public: dict[str, Any]) -> Query:
         video=f"{name}.mp4",
         time=math.inf,
         question=question,
-        prompt=_CHOICE.format(
-            question=question, options=write_options(choices, "({letter}) {text}")
-        ),
+        prompt=words["choice"].format(question=question, options=write_options(choices, words)),
         task=TASK if gold else TASK_HIDDEN,
         gold=gold,
         choices=choices,

@@ -16,9 +16,10 @@ from stc_video.evaluation.loaders.rows import (
     options,
     read_json,
 )
-from stc_video.evaluation.queries import DataError, Query, QuerySet, count_note, write_options
+from stc_video.evaluation.queries import DataError, Query, QuerySet, count_note
+from stc_video.evaluation.template import BEST_OPTION, Words, as_text, write_options
 
-__all__ = ["TASKS", "load"]
+__all__ = ["TASKS", "WORDS", "load"]
 
 #: tasks with options -> rows of the published dev set
 TASKS = {"plotQA": 539, "findNeedle": 355, "ego": 352, "count": 206, "order": 259,
@@ -31,10 +32,10 @@ _FOLDERS = {"plotQA": "1_plotQA", "findNeedle": "2_needle", "ego": "3_ego", "cou
             "order": "5_order", "anomaly_reco": "6_anomaly_reco",
             "topic_reasoning": "7_topic_reasoning"}  # fmt: skip
 
-_CHOICE = "Question: {question}\nOptions:\n{options}\nOnly give the best option.\nBest option: ("
+WORDS = BEST_OPTION
 
 
-def load(data: Path) -> QuerySet:
+def load(data: Path, *, words: Words = WORDS) -> QuerySet:
     """Read one of the files, or all of a folder."""
     files = sorted(data.glob("*.json")) if data.is_dir() else [data]
     if not files:
@@ -50,17 +51,17 @@ def load(data: Path) -> QuerySet:
                 skipped += 1
                 continue
             with rows.row(name) as said:
-                queries.append(_query(name, entry, rows))
+                queries.append(_query(name, entry, rows, words))
                 continue
             queries.append(broken_query(name, entry, said, task="question_type"))
     found = Counter(query.task for query in queries)
     notes = count_note("MLVU", ((task, found[task], count) for task, count in TASKS.items()))
     if skipped:
         notes.append(f"MLVU: {skipped} open-ended questions are left out, which no rule can score")
-    return QuerySet("mlvu", digests, queries, rows.problems, notes, _CHOICE)
+    return QuerySet("mlvu", digests, queries, rows.problems, notes, as_text(words))
 
 
-def _query(name: str, entry: dict[str, Any], rows: Rows) -> Query:
+def _query(name: str, entry: dict[str, Any], rows: Rows, words: Words) -> Query:
     choices = options(entry["candidates"])
     task = _OTHER_NAMES.get(str(entry["question_type"]), str(entry["question_type"]))
     if task not in TASKS:
@@ -72,9 +73,7 @@ def _query(name: str, entry: dict[str, Any], rows: Rows) -> Query:
         video=f"{_FOLDERS[task]}/{video}" if task in _FOLDERS and "/" not in video else video,
         time=math.inf,
         question=question,
-        prompt=_CHOICE.format(
-            question=question, options=write_options(choices, "({letter}) {text}")
-        ),
+        prompt=words["choice"].format(question=question, options=write_options(choices, words)),
         task=task,
         gold=letter_of(entry["answer"], choices),
         choices=choices,

@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from stc_video.evaluation.loaders.rows import (
@@ -18,9 +19,8 @@ from stc_video.evaluation.loaders.rows import (
     read_json,
     seconds,
 )
-from stc_video.evaluation.queries import LETTERS, Query, QuerySet, count_note, write_options
-
-__all__ = ["BACKWARD", "FORWARD", "REAL_TIME", "load", "queries_of"]
+from stc_video.evaluation.queries import LETTERS, Query, QuerySet, count_note
+from stc_video.evaluation.template import Words, as_text, write_options
 
 BACKWARD = ("EPM", "ASI", "HLD")
 REAL_TIME = ("OCR", "ACR", "ATR", "STU", "FPD", "OJR")
@@ -30,19 +30,20 @@ _TASKS = (*BACKWARD, *REAL_TIME, *FORWARD)
 _ROWS = {"EPM": 297, "HLD": 186, "ASI": 148, "STU": 178, "OJR": 184, "ATR": 116, "ACR": 109,
          "OCR": 149, "FPD": 101, "REC": 82, "SSR": 42, "CRR": 48}  # fmt: skip
 
-_CHOICE = "{question}\n{options}\nAnswer with the letter of the right option only."
-_COUNT = "How many times in all have they been seen to {activity} up to now? Answer with a number."
-_STEP = (
-    "A tutorial on {tutorial} is shown. Is this step being carried out at this moment: {step}? "
-    "Answer with Yes or No only."
-)
-_ENOUGH = (
-    "{question}\nDoes the video up to now show enough to answer this question? "
-    "Answer with Yes or No only."
-)
+WORDS: Words = MappingProxyType({
+    "choice": "{question}\n{options}\nAnswer with the letter of the right option only.",
+    "option": "{letter}. {text}",
+    "between": "\n",
+    "count": "How many times in all have they been seen to {activity} up to now? Answer with a "
+    "number.",
+    "step": "A tutorial on {tutorial} is shown. Is this step being carried out at this moment: "
+    "{step}? Answer with Yes or No only.",
+    "enough": "{question}\nDoes the video up to now show enough to answer this question? "
+    "Answer with Yes or No only.",
+})  # fmt: skip
 
 
-def load(data: Path) -> QuerySet:
+def load(data: Path, *, words: Words = WORDS) -> QuerySet:
     """Read the file. A forward row is asked again at each of its times, so it is many queries."""
     content, digest = read_json(data)
     entries = a_list(content, data, ("id", "task", "video"))
@@ -51,16 +52,16 @@ def load(data: Path) -> QuerySet:
     for number, entry in enumerate(entries):
         name = str(entry.get("id", f"row {number}")) if isinstance(entry, dict) else f"row {number}"
         with rows.row(f"row {name}") as said:
-            queries += queries_of(entry)
+            queries += queries_of(entry, words)
             continue
         queries.append(broken_query(name, entry, said, task="task"))
     found = Counter(entry.get("task") for entry in entries if isinstance(entry, dict))
     notes = count_note("OVO-Bench", ((task, found[task], _ROWS[task]) for task in _TASKS))
-    template = "\n---\n".join((_CHOICE, _COUNT, _STEP, _ENOUGH))
+    template = as_text(words)
     return QuerySet("ovo-bench", {data.name: digest}, queries, rows.problems, notes, template)
 
 
-def queries_of(entry: dict[str, Any]) -> list[Query]:
+def queries_of(entry: dict[str, Any], words: Words = WORDS) -> list[Query]:
     """What a row of the file asks: one question, or a forward one at each of its times.
 
     Raises
@@ -68,7 +69,8 @@ def queries_of(entry: dict[str, Any]) -> list[Query]:
     RowError, KeyError, TypeError
         If the row is broken.
     """
-    return _forward(entry) if _task(entry) in FORWARD else [_choice(entry)]
+    is_forward = _task(entry) in FORWARD
+    return _forward(entry, words) if is_forward else [_choice(entry, words)]
 
 
 def _task(entry: dict[str, Any]) -> str:
@@ -81,7 +83,7 @@ def _end(realtime: Any) -> tuple[float, float]:
     return float(math.ceil(moment)), moment
 
 
-def _choice(entry: dict[str, Any]) -> Query:
+def _choice(entry: dict[str, Any], words: Words) -> Query:
     choices = options(entry["options"])
     gold = entry["gt"]
     if not isinstance(gold, int) or not 0 <= gold < len(choices):
@@ -94,33 +96,34 @@ def _choice(entry: dict[str, Any]) -> Query:
         time=time,
         due=moment,
         question=question,
-        prompt=_CHOICE.format(question=question, options=write_options(choices)),
+        prompt=words["choice"].format(question=question, options=write_options(choices, words)),
         task=_task(entry),
         gold=LETTERS[gold],
         choices=choices,
     )
 
 
-def _forward(entry: dict[str, Any]) -> list[Query]:
+def _forward(entry: dict[str, Any], words: Words) -> list[Query]:
     tests = entry["test_info"]
     if not tests:
         raise RowError("unreadable row", "test_info is empty, so it is asked at no time")
-    return [_forward_query(entry, number, test) for number, test in enumerate(tests)]
+    return [_forward_query(entry, number, test, words) for number, test in enumerate(tests)]
 
 
-def _forward_query(entry: dict[str, Any], number: int, test: dict[str, Any]) -> Query:
+def _forward_query(entry: dict[str, Any], number: int, test: dict[str, Any], words: Words) -> Query:
     task = entry["task"]
     if task == "REC":
-        question, gold = _COUNT.format(activity=entry["activity"]), str(int(test["count"]))
+        question = words["count"].format(activity=entry["activity"])
+        gold = str(int(test["count"]))
         prompt = question
     else:
         gold = ("No", "Yes")[int(test["type"])]
         if task == "SSR":
             question = str(test["step"])
-            prompt = _STEP.format(tutorial=entry["tutorial"], step=question)
+            prompt = words["step"].format(tutorial=entry["tutorial"], step=question)
         else:
             question = str(entry["question"])
-            prompt = _ENOUGH.format(question=question)
+            prompt = words["enough"].format(question=question)
     time, moment = _end(test["realtime"])
     return Query(
         key=f"{entry['id']}_{number}",

@@ -18,14 +18,15 @@ from stc_video.evaluation.loaders.rows import (
     seconds,
     without_letter,
 )
-from stc_video.evaluation.queries import LETTERS, Query, QuerySet, write_options
+from stc_video.evaluation.queries import LETTERS, Query, QuerySet
+from stc_video.evaluation.template import BEST_OPTION, Words, as_text, write_options
 
-__all__ = ["load"]
+__all__ = ["WORDS", "load"]
 
-_CHOICE = "Question: {question}\nOptions:\n{options}\nOnly give the best option.\nBest option: ("
+WORDS = BEST_OPTION
 
 
-def load(data: Path) -> QuerySet:
+def load(data: Path, *, words: Words = WORDS) -> QuerySet:
     """Read the file. Questions without options are asked and written down, not scored."""
     content, digest = read_json(data)
     rows = Rows()
@@ -37,25 +38,23 @@ def load(data: Path) -> QuerySet:
         for place, fields in enumerate(asked if isinstance(asked, list) and asked else [None]):
             name = f"{video}-{place}"
             with rows.row(name) as said:
-                queries.append(_query(name, entry, fields))
+                queries.append(_query(name, entry, fields, words))
                 continue
             queries.append(broken_query(name, entry, said, video="video_path"))
     notes = []
     if unscored := sum(query.kind == "open" and not query.problem for query in queries):
         notes.append(f"{unscored} questions have no options: asked and written down, not scored")
-    return QuerySet("rekv", {data.name: digest}, queries, rows.problems, notes, _CHOICE)
+    return QuerySet("rekv", {data.name: digest}, queries, rows.problems, notes, as_text(words))
 
 
-def _query(name: str, entry: dict[str, Any], fields: Any) -> Query:
+def _query(name: str, entry: dict[str, Any], fields: Any, words: Words) -> Query:
     question, answer = str(fields["question"]), fields.get("answer", "")
     time = math.inf if fields.get("end_time") is None else seconds(fields["end_time"])
     choices: tuple[str, ...] = ()
     prompt, gold = question, str(answer)
     if fields.get("choices"):
         choices = tuple(without_letter(o, i) for i, o in enumerate(options(fields["choices"])))
-        prompt = _CHOICE.format(
-            question=question, options=write_options(choices, "({letter}) {text}")
-        )
+        prompt = words["choice"].format(question=question, options=write_options(choices, words))
         is_letter = str(answer) in LETTERS[: len(choices)] and answer not in fields["choices"]
         gold = (
             gold_letter(answer, choices)

@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from stc_video.evaluation.loaders.rows import (
@@ -26,10 +28,10 @@ from stc_video.evaluation.queries import (
     Query,
     QuerySet,
     count_note,
-    write_options,
 )
+from stc_video.evaluation.template import Words, as_text, write_options
 
-__all__ = ["OMNI", "PROACTIVE", "REAL_TIME", "SEQUENTIAL", "load"]
+__all__ = ["OMNI", "PROACTIVE", "REAL_TIME", "SEQUENTIAL", "WORDS", "from_table", "load"]
 
 REAL_TIME = (
     "Object Recognition",
@@ -60,11 +62,15 @@ _COLUMNS = ("question_id", "task_type", "question", "time_stamp")
 #: after the last moment at which the answer is due it is asked for this many seconds more
 _PATIENCE = 4
 
-_CHOICE = "Question: {question}\nOptions:\n{options}\nThe best option is:"
-_EARLIER = "Earlier questions about this video, and their answers:\n{earlier}\n"
-_TURN = "Question: {question}\nOptions:\n{options}\nAnswer: {answer}"
-_PROBE = '{question}\nIs it the right time to output "{output}"? Answer with yes or no only.'
-_SAY = "{question}\nThe time has come. The answer is:"
+WORDS: Words = MappingProxyType({
+    "choice": "Question: {question}\nOptions:\n{options}\nThe best option is:",
+    "option": "{letter}. {text}",
+    "between": "\n",
+    "earlier": "Earlier questions about this video, and their answers:\n{earlier}\n",
+    "turn": "Question: {question}\nOptions:\n{options}\nAnswer: {answer}",
+    "probe": '{question}\nIs it the right time to output "{output}"? Answer with yes or no only.',
+    "say": "{question}\nThe time has come. The answer is:",
+})  # fmt: skip
 
 
 class _Row(NamedTuple):
@@ -73,38 +79,56 @@ class _Row(NamedTuple):
     fields: dict[str, Any]
 
 
-def load(data: Path, *, context_seconds: float | None = None) -> QuerySet:
+def load(data: Path, *, words: Words = WORDS, context_seconds: float | None = None) -> QuerySet:
     """Read one file of the benchmark.
 
     Parameters
     ----------
     data
         A JSON or CSV file.
+    words
+        Around a question.
     context_seconds
         How much of the video before a question is seen; None for all of it.
     """
+    rows = Rows()
     if data.suffix.lower() == ".csv":
         table, digest = read_csv(data, _COLUMNS)
-        entries = list(_csv_rows(table))
+        queries = from_table(table, rows, words, context_seconds)
     else:
         content, digest = read_json(data)
-        entries = list(_json_rows(content, data))
-    rows, queries = Rows(), []
-    earlier: dict[str, list[str]] = {}
-    for row in entries:
-        with rows.row(row.name) as said:
-            queries.append(_query(row, context_seconds, earlier.setdefault(row.video, []), rows))
-            continue
-        fields = row.fields | {"video": row.video}
-        queries.append(broken_query(row.name, fields, said, task="task_type"))
+        queries = _queries(_json_rows(content, data), rows, words, context_seconds)
     notes = []
     tasks = [query.task for query in queries]
     if any(task in REAL_TIME for task in tasks):
         notes += count_note("StreamingBench", [("real-time", len(tasks), 2500)])
     if any(task in OMNI for task in tasks):
         notes.append("StreamingBench: the questions of the omni part are asked without sound")
-    template = "\n---\n".join((_CHOICE, _EARLIER, _TURN, _PROBE, _SAY))
+    template = as_text(words)
     return QuerySet("streamingbench", {data.name: digest}, queries, rows.problems, notes, template)
+
+
+def from_table(
+    table: Iterable[Mapping[str, Any]],
+    rows: Rows,
+    words: Words = WORDS,
+    context_seconds: float | None = None,
+) -> list[Query]:
+    """Turn rows of the CSV files into questions, one each; what is wrong goes to ``rows``."""
+    return _queries(_csv_rows(table), rows, words, context_seconds)
+
+
+def _queries(
+    entries: Iterable[_Row], rows: Rows, words: Words, context_seconds: float | None
+) -> list[Query]:
+    queries, earlier = [], defaultdict[str, list[str]](list)
+    for row in entries:
+        with rows.row(row.name) as said:
+            queries.append(_query(row, words, context_seconds, earlier[row.video], rows))
+            continue
+        fields = row.fields | {"video": row.video}
+        queries.append(broken_query(row.name, fields, said, task="task_type"))
+    return queries
 
 
 def _json_rows(content: Any, path: Path) -> Iterator[_Row]:
@@ -122,7 +146,7 @@ def _json_rows(content: Any, path: Path) -> Iterator[_Row]:
             yield _Row(f"{Path(video).stem}_{place}", video, fields if is_object else {})
 
 
-def _csv_rows(table: list[dict[str, str]]) -> Iterator[_Row]:
+def _csv_rows(table: Iterable[Mapping[str, Any]]) -> Iterator[_Row]:
     for fields in table:
         name = fields["question_id"]
         folder, found, rest = name.rpartition("_sample_")
@@ -136,7 +160,7 @@ def _csv_rows(table: list[dict[str, str]]) -> Iterator[_Row]:
         yield _Row(name, video, values)
 
 
-def _query(row: _Row, context: float | None, earlier: list[str], rows: Rows) -> Query:
+def _query(row: _Row, words: Words, context: float | None, earlier: list[str], rows: Rows) -> Query:
     fields = row.fields
     if not row.video:
         raise RowError("unreadable row", f"the name {row.name!r} does not tell the video")
@@ -145,15 +169,15 @@ def _query(row: _Row, context: float | None, earlier: list[str], rows: Rows) -> 
         rows.add("unknown task", row.name, f"task {task!r} is asked and counted under this name")
     time = seconds(fields["time_stamp"])
     if fields.get("ground_truth_time_stamp"):
-        return _proactive(row, task, time)
+        return _proactive(row, task, time, words)
     choices = tuple(without_letter(o, i) for i, o in enumerate(options(fields["options"])))
     question, gold = str(fields["question"]), gold_letter(fields["answer"], choices)
-    written = write_options(choices)
-    prompt = _CHOICE.format(question=question, options=written)
+    written = write_options(choices, words)
+    prompt = words["choice"].format(question=question, options=written)
     if task == SEQUENTIAL:
         if earlier:
-            prompt = _EARLIER.format(earlier="\n".join(earlier)) + prompt
-        earlier.append(_TURN.format(question=question, options=written, answer=gold))
+            prompt = words["earlier"].format(earlier="\n".join(earlier)) + prompt
+        earlier.append(words["turn"].format(question=question, options=written, answer=gold))
     return Query(
         key=row.name,
         video=row.video,
@@ -168,20 +192,20 @@ def _query(row: _Row, context: float | None, earlier: list[str], rows: Rows) -> 
     )
 
 
-def _proactive(row: _Row, task: str, time: float) -> Query:
+def _proactive(row: _Row, task: str, time: float, words: Words) -> Query:
     fields = row.fields
     due, question = seconds(fields["ground_truth_time_stamp"]), str(fields["question"])
     output, last = str(fields["ground_truth_output"]), due + _PATIENCE
     if last < time + 1:
         raise RowError("bad time", f"the answer is due at {due:g} s, before {time:g} s")
-    probe = _PROBE.format(question=question, output=output)
+    probe = words["probe"].format(question=question, output=output)
     return Query(
         key=row.name,
         video=row.video,
         time=last,
         due=due,
         question=question,
-        prompt=_SAY.format(question=question),
+        prompt=words["say"].format(question=question),
         task=task,
         gold=output,
         kind="proactive",

@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 import re
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from stc_video.evaluation.loaders.rows import (
@@ -18,26 +19,31 @@ from stc_video.evaluation.loaders.rows import (
     read_json,
     without_letter,
 )
-from stc_video.evaluation.queries import DataError, Query, QuerySet, count_note, write_options
+from stc_video.evaluation.queries import DataError, Query, QuerySet, count_note
+from stc_video.evaluation.template import Words, as_text, write_options
 
-__all__ = ["DURATIONS", "load"]
+__all__ = ["DURATIONS", "WORDS", "load"]
 
 DURATIONS = ("short", "medium", "long")
-_CHOICE = (
-    "{subtitles}Select the best answer to this question about the video. Respond with only the "
-    "letter of the right option.\n{question}\n{options}\nThe best answer is:"
-)
-_SUBTITLES = "These are the subtitles of the video:\n{text}\n"
+WORDS: Words = MappingProxyType({
+    "choice": "{subtitles}Select the best answer to this question about the video. Respond with "
+    "only the letter of the right option.\n{question}\n{options}\nThe best answer is:",
+    "option": "{letter}. {text}",
+    "between": "\n",
+    "subtitles": "These are the subtitles of the video:\n{text}\n",
+})  # fmt: skip
 _TIMES = re.compile(r"\d+:\d\d:\d\d[,.]\d+\s*-->")
 
 
-def load(data: Path, *, subtitles: Path | None = None) -> QuerySet:
+def load(data: Path, *, words: Words = WORDS, subtitles: Path | None = None) -> QuerySet:
     """Read the file.
 
     Parameters
     ----------
     data
         A list of videos with their questions, or of questions, each with its video.
+    words
+        Around a question.
     subtitles
         Folder of ``{videoID}.srt``; None to ask without. A video without a file has none.
     """
@@ -54,13 +60,13 @@ def load(data: Path, *, subtitles: Path | None = None) -> QuerySet:
             is_object = isinstance(fields, dict)
             name = str(fields.get("question_id", f"{number}-{place}")) if is_object else str(number)
             with rows.row(name) as said:
-                queries.append(_query(name, entry, fields, subtitles, without))
+                queries.append(_query(name, entry, fields, words, subtitles, without))
                 continue
             queries.append(broken_query(name, entry, said, video="video_id", task="duration"))
     notes = count_note("Video-MME", [("questions", len(queries), 2700)])
     if without:
         notes.append(f"Video-MME: {len(without)} videos have no subtitles and are asked without")
-    template = _CHOICE + "\n---\n" + _SUBTITLES
+    template = as_text(words)
     return QuerySet("video-mme", {data.name: digest}, queries, rows.problems, notes, template)
 
 
@@ -68,6 +74,7 @@ def _query(
     name: str,
     entry: dict[str, Any],
     fields: dict[str, Any],
+    words: Words,
     subtitles: Path | None,
     without: set[str],
 ) -> Query:
@@ -78,7 +85,9 @@ def _query(
     if subtitles is not None:
         file = subtitles / f"{video}.srt"
         if file.is_file():
-            spoken = _SUBTITLES.format(text=_spoken(file.read_text("utf-8", errors="replace")))
+            spoken = words["subtitles"].format(
+                text=_spoken(file.read_text("utf-8", errors="replace"))
+            )
         else:
             without.add(video)
     return Query(
@@ -86,7 +95,9 @@ def _query(
         video=f"{video}.mp4",
         time=math.inf,
         question=question,
-        prompt=_CHOICE.format(subtitles=spoken, question=question, options=write_options(choices)),
+        prompt=words["choice"].format(
+            subtitles=spoken, question=question, options=write_options(choices, words)
+        ),
         task=one_of("duration", entry["duration"], DURATIONS),
         gold=gold_letter(fields["answer"], choices),
         choices=choices,

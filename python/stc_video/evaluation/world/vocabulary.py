@@ -71,7 +71,8 @@ def make_tokenizer() -> Any:
     pattern = Regex("|".join([*fixed, r"[0-9]", r"[A-Za-z]+", r"[^\sA-Za-z0-9]"]))
     raw.pre_tokenizer = pre_tokenizers.Split(pattern, "removed", invert=True)
     raw.add_special_tokens(list(_SPECIAL[:-1]))
-    tokenizer: Any = PreTrainedTokenizerFast(
+    make: Any = PreTrainedTokenizerFast
+    tokenizer = make(
         tokenizer_object=raw,
         pad_token="<|pad|>",
         eos_token="<|end|>",

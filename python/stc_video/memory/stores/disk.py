@@ -19,8 +19,6 @@ from stc_video.errors import MemoryFullError
 from stc_video.folder_lock import try_lock
 from stc_video.memory.stores.files import StoredFile, write_record
 
-__all__ = ["DiskStore"]
-
 _PREFIX = "stc-blocks-"
 _PER_FOLDER = 1000
 _OPEN_FILES = 64

@@ -17,8 +17,6 @@ from pathlib import Path
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-__all__ = ["StoredFile", "read_record", "sync", "write_new", "write_record"]
-
 _PIECE = 1 << 20
 
 
@@ -62,7 +60,7 @@ class StoredFile:
 
     @property
     def bytes_on_disk(self) -> int:
-        """What it takes up, in whole blocks of the file system."""
+        """Its size in whole blocks of the file system."""
         found = self.path.stat()
         return max(found.st_size, 512 * found.st_blocks)
 

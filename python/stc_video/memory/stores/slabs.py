@@ -8,8 +8,6 @@ import bisect
 import torch
 from torch import Tensor
 
-__all__ = ["SlabStore"]
-
 _ALIGNMENT = 256
 
 

@@ -10,8 +10,6 @@ from torch import Tensor
 
 from stc_video.errors import MemoryFullError
 
-__all__ = ["Store", "TieredStore"]
-
 
 class Store(Protocol):
     """Keeps records, uint8 tensors of (layers, bytes), by the number of their block."""

@@ -12,8 +12,6 @@ from stc_video.config import CacheConfig
 from stc_video.loading.vision import LoadedModel
 from stc_video.studies.fidelity.measure import DenseClip, measure
 
-__all__ = ["AIMS", "calibrate"]
-
 #: what a calibration tries, from the best similarity to the lowest cost
 AIMS = (
     Aim(error=0.003, level=0.8),

@@ -27,15 +27,6 @@ from stc_video.studies.metrics import iou
 from stc_video.studies.reference_masks import SaliencyMarker
 from stc_video.video import VideoError, VideoSource
 
-__all__ = [
-    "DenseClip",
-    "Fidelity",
-    "encode_densely",
-    "encode_pictures",
-    "measure",
-    "problems_of",
-]
-
 #: a clip's first frames, sent through a new cacher before what is timed
 _WARM_UP = 2
 
@@ -160,19 +151,14 @@ def encode_densely(
     VideoError
         If not even the first frame of one can be decoded.
     """
-    return [
-        _encode_clip(name, source, model, fps, marker=marker, floors=floors, on_frame=on_frame)
-        for fps, sources in opened.items()
-        for name, source in sources
-    ]
-
-
-def _encode_clip(
-    name: str, source: VideoSource, model: LoadedModel, fps: float, **options: Any
-) -> DenseClip:
-    with source:
-        pictures = (frame.image for frame in source)
-        return encode_pictures(name, fps, pictures, model, **options)
+    options: Any = {"marker": marker, "floors": floors, "on_frame": on_frame}
+    clips = []
+    for fps, sources in opened.items():
+        for name, source in sources:
+            with source:
+                pictures = (frame.image for frame in source)
+                clips.append(encode_pictures(name, fps, pictures, model, **options))
+    return clips
 
 
 def encode_pictures(

@@ -18,8 +18,6 @@ from stc_video.studies.fidelity.study import (
 )
 from stc_video.studies.page import StudyPage, TextTable, shown_number
 
-__all__ = ["PAGE", "headline", "shown_tables", "verdict"]
-
 #: What is shown first of the frames, and beside it, if it was measured.
 _FIRST = (CacheSetting("motion", quality=0.983), CacheSetting("stc", interval=2, ratio=0.25))
 

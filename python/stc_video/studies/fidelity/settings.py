@@ -11,18 +11,6 @@ from itertools import product
 from stc_video.calibration import Calibration, default_calibration
 from stc_video.config import CacheConfig
 
-__all__ = [
-    "INTERVALS",
-    "POLICIES",
-    "QUALITIES",
-    "RATIOS",
-    "THRESHOLDS",
-    "CacheSetting",
-    "calibration_notes",
-    "fraction",
-    "make_grid",
-]
-
 #: `dense` is the control: the tower without a cacher.
 POLICIES = ("dense", "stc", "motion")
 INTERVALS = (2, 4, 8)

@@ -16,8 +16,6 @@ from stc_video.studies.fidelity.settings import CacheSetting
 from stc_video.studies.metrics import pareto_front
 from stc_video.studies.reference_masks import SaliencyMarker
 
-__all__ = ["ALL", "DENSE_EVERY", "FidelityRow", "FidelityStudy", "front", "run_study"]
-
 #: Name of the mean over the clips.
 ALL = "all"
 #: After one in so many frames a dense one of the stock tower is timed.

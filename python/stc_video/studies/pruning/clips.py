@@ -26,15 +26,6 @@ from stc_video.video.location import locate
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = [
-    "EncodedClip",
-    "clip_names",
-    "encode_clip",
-    "expected_frames",
-    "open_at_rates",
-    "open_clips",
-]
-
 #: Height and width of a token in `EncodedClip.pixels`.
 CELL = 14
 _PICTURE_SIDE = 224

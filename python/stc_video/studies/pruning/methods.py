@@ -14,8 +14,6 @@ from stc_video.pruners.budget import highest
 from stc_video.studies.metrics import keep_mask
 from stc_video.studies.pruning.clips import EncodedClip
 
-__all__ = ["CONTROLS", "EVERYTHING", "METHODS", "Method", "find_methods", "ideal_mask"]
-
 
 @dataclass(frozen=True)
 class Method:

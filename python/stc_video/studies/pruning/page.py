@@ -20,8 +20,6 @@ from stc_video.studies.pruning.clips import EncodedClip
 from stc_video.studies.pruning.methods import CONTROLS, EVERYTHING
 from stc_video.studies.pruning.study import ALL, MEASURES, PruneStudy, Row
 
-__all__ = ["PAGE", "budget_name", "headline", "shown_tables", "verdict"]
-
 #: The budget whose choice is shown first is the one nearest to this, in percent.
 _FIRST_BUDGET = 25.0
 #: What the console and the verdict go by.

@@ -16,8 +16,6 @@ from stc_video.studies.metrics import explained, keep_mask, overlap, share
 from stc_video.studies.pruning.clips import EncodedClip
 from stc_video.studies.pruning.methods import EVERYTHING, Method, ideal_mask
 
-__all__ = ["ALL", "MEASURES", "PruneStudy", "Row", "Selection", "run_study", "select", "steps"]
-
 #: Name of the mean over the clips.
 ALL = "all"
 #: What a larger value of means a better choice, with what it says.

@@ -6,9 +6,9 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from stc_video.evaluation.world.cameras import CAMERAS, load_footage, take
@@ -90,14 +90,11 @@ def fill_library(
             show(number + 1)
 
 
-def _table(path: Path, scenes: int, width: int) -> npt.NDArray[np.float16]:
+def _table(path: Path, scenes: int, width: int) -> np.memmap[Any, np.dtype[np.float16]]:
     shape = (scenes, FRAMES, 64, width)
-    if path.exists():
-        table = np.load(path, mmap_mode="r+")
-        if table.shape == shape:
-            return table
+    if not path.exists():
+        np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=shape)
+    table: np.memmap[Any, np.dtype[np.float16]] = np.lib.format.open_memmap(path, mode="r+")
+    if table.shape != shape:
         raise ValueError(f"{path} has the shape {table.shape}, not {shape}")
-    made: npt.NDArray[np.float16] = np.lib.format.open_memmap(
-        path, mode="w+", dtype=np.float16, shape=shape
-    )
-    return made
+    return table

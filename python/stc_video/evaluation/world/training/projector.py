@@ -61,7 +61,7 @@ def labels(scenes: Sequence[Sequence[Frame]], grid: int) -> npt.NDArray[np.int64
 
 def project(projector: nn.Module, features: Tensor) -> Tensor:
     """Project and pool as LLaVA-OneVision does: (B, T, D) to (B, T / 4, E)."""
-    x = projector(features)
+    x: Tensor = projector(features)
     side = int(x.shape[1] ** 0.5)
     # Bilinear interpolation to half an even size is the mean of each two by two.
     x = x.view(len(x), side // 2, 2, side // 2, 2, -1).mean((2, 4))

@@ -150,7 +150,8 @@ def _train_projector(
     with torch.no_grad():
         pieces = np.array_split(features, max(1, len(features) // 100))
         parts = [project(projector, torch.from_numpy(piece).float()) for piece in pieces]
-    return torch.cat(parts).unflatten(0, (count, frames))
+    features_of_all: Tensor = torch.cat(parts)
+    return features_of_all.view(count, frames, *parts[0].shape[1:])
 
 
 def _moments(features: Any) -> tuple[Tensor, Tensor]:
@@ -194,7 +195,7 @@ def _train_decoder(folder: Path, plan: Plan, model: Any, decoder: Decoder, log: 
 
 def main() -> None:
     """Read the options and train."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder; a run goes on in it")
     parser.add_argument("--scenes", type=int, default=Plan.scenes)
     parser.add_argument("--projector-steps", type=int, default=Plan.projector_steps)

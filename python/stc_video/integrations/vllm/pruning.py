@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Our pruners behind the two functions by which vLLM prunes a video (its ``multimodal/evs.py``).
+"""Our pruners behind the two functions by which vLLM prunes a video.
+
+They are in its ``multimodal/video_prune/evs.py``, before 2026 in ``multimodal/evs.py``.
 
 vLLM makes room for a video's tokens before its tower runs, so the number kept must follow from the
 grid alone; which tokens they are follows from the embeddings. The functions here have vLLM's names

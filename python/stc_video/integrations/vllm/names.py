@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Names of streams, as clients give them and as they travel to the worker.
+
+A client names the stream of a request's pictures and videos in ``mm_processor_kwargs``. The worker
+gets no text but the fields of each item, so there the name is three numbers: a digest of 128 bits,
+and whether the stream ends with the request.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+__all__ = ["END", "LONGEST", "NAMELESS", "STREAM", "StreamName"]
+
+#: fields of ``mm_processor_kwargs``
+STREAM, END = "stc_stream", "stc_end"
+#: characters that a name may have
+LONGEST = 256
+
+
+@dataclass(frozen=True)
+class StreamName:
+    """Who the frames of an item belong to.
+
+    Attributes
+    ----------
+    key
+        Digest of the name, 32 hexadecimal digits; empty for an item without a name.
+    is_last
+        Whether the stream ends with this request.
+    """
+
+    key: str = ""
+    is_last: bool = False
+
+    @classmethod
+    def taken_from(cls, options: Mapping[str, object]) -> tuple[StreamName, dict[str, object]]:
+        """Return the name in a request's ``mm_processor_kwargs``, and the others of these.
+
+        Raises
+        ------
+        ValueError
+            If the name is no text of 1 to 256 characters, or ``stc_end`` comes without a name or
+            is not true or false.
+        """
+        rest = dict(options)
+        name, end = rest.pop(STREAM, None), rest.pop(END, False)
+        if not isinstance(end, bool):
+            raise ValueError(f"{END}: must be true or false, got {str(end)[:40]!r}")
+        if name is None:
+            if end:
+                raise ValueError(f"{END}: needs the name of the stream in {STREAM}, got none")
+            return NAMELESS, rest
+        if not isinstance(name, str) or not 0 < len(name) <= LONGEST:
+            got = f"{len(name)} characters" if isinstance(name, str) else type(name).__name__
+            raise ValueError(f"{STREAM}: must be a text of 1 to {LONGEST} characters, got {got}")
+        digest = hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=16)
+        return cls(digest.hexdigest(), end), rest
+
+    def numbers(self) -> list[int]:
+        """Return the name as three int64 numbers; zeros for no name."""
+        digest = bytes.fromhex(self.key or "00" * 16)
+        halves = (int.from_bytes(digest[at : at + 8], "big", signed=True) for at in (0, 8))
+        return [*halves, int(self.is_last)]
+
+    @classmethod
+    def from_numbers(cls, numbers: Tensor) -> list[StreamName]:
+        """Read the names of the items of a call, (items, 3) int64."""
+        names = []
+        for first, second, end in numbers.tolist():
+            halves = (half.to_bytes(8, "big", signed=True) for half in (first, second))
+            key = b"".join(halves).hex() if first or second else ""
+            names.append(cls(key, bool(end)))
+        return names
+
+    def repeated(self, items: int) -> Tensor:
+        """Return the numbers once for each item, (items, 3) int64."""
+        return torch.tensor(self.numbers()).repeat(items, 1)
+
+
+NAMELESS = StreamName()
