@@ -163,7 +163,7 @@ def test_the_trained_model_loads_and_asks_by_its_own_words():
     chat = load_chat_model("stc-world", device="cpu", dtype="float32")
     assert chat.notice is None
     white = np.full((SIDE, SIDE, 3), 255, np.uint8)
-    with StreamingSession(chat.model, chat.processor, memory="plain") as session:
+    with StreamingSession(chat.model, chat.processor, memory="plain", prune="none") as session:
         session.push(white, 0.0)
         answer = session.ask("What colour is the star now?", max_new_tokens=4, do_sample=False)
     assert answer.finish_reason == "stop"
