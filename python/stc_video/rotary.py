@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 
-def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor, pairs: bool = False) -> Tensor:
+def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor, *, pairs: bool = False) -> Tensor:
     """Apply rotary embeddings (n, d) to the first d of x (..., n, w), computed in float32.
 
     A channel turns with the one half of the channels further on, or, in ``pairs``, with the next.

@@ -91,9 +91,11 @@ class FrameGeometry:
         if axes > 1:
             cos, sin = (table.unflatten(-1, (axes, -1)) for table in (cos, sin))
             split = x.view(*x.shape[:2], heads, axes, -1)
-            return apply_rotary(split, cos.unsqueeze(-3), sin.unsqueeze(-3), pairs).view(x.shape)
+            return apply_rotary(split, cos.unsqueeze(-3), sin.unsqueeze(-3), pairs=pairs).view(
+                x.shape
+            )
         split = x.view(*x.shape[:2], heads, -1)
-        return apply_rotary(split, cos.unsqueeze(-2), sin.unsqueeze(-2), pairs).view(x.shape)
+        return apply_rotary(split, cos.unsqueeze(-2), sin.unsqueeze(-2), pairs=pairs).view(x.shape)
 
 
 def tables_in(arguments: Mapping[str, Any]) -> Tables | None:

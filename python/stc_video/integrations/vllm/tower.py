@@ -69,7 +69,7 @@ def _block(layer: Any, geometry: FrameGeometry, is_windowed: bool) -> EngineBloc
 
 def enter_frame(tower: VarlenTower, cos: Tensor, sin: Tensor, grid: tuple[int, int]) -> None:
     """Describe the next frames: cos and sin (N, head size / 2) of their rows, rows and columns."""
-    whole = Tables(*(torch.cat([half, half], dim=-1) for half in (cos, sin)))
+    whole = Tables(torch.cat([cos, cos], dim=-1), torch.cat([sin, sin], dim=-1))
     tower.geometry.enter(whole, len(cos), tower.windows(*grid))
 
 
