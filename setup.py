@@ -361,9 +361,10 @@ setup(
         "stc_video": [
             "py.typed",
             "calibrations/*.json",
+            "evaluation/lmms_eval/tasks/*",
+            "loading/assets/*/*",
             "report/assets/*",
             "serve/assets/*",
-            "evaluation/lmms_eval/tasks/*",
         ],
     },
     ext_modules=[Extension("stc_kernels._C", [])] if DECISION and DECISION.native else [],

@@ -146,8 +146,10 @@ def test_saves_are_on_storage_of_all(nodes, model_folder: Path, tmp_path: Path) 
 
 def test_the_command_saves_at_its_end(model_folder: Path, tmp_path: Path) -> None:
     port, log = free_port(), tmp_path / "log"
-    options = ("--model", model_folder, "--save-folder", tmp_path / "saves", "--port", port,
-               "--ray", "local", "--replicas", 1, "--threads", 1, "--tokens-per-frame", 6)  # fmt: skip
+    options = (
+        *("--model", model_folder, "--save-folder", tmp_path / "saves", "--port", port),
+        *("--ray", "local", "--replicas", 1, "--threads", 1, "--tokens-per-frame", 6),
+    )
     command = [sys.executable, "-m", "stc_video.cli", "serve", *map(str, options)]
     with log.open("w") as file, subprocess.Popen(command, stdout=file, stderr=file) as process:
         try:

@@ -34,7 +34,13 @@ KEPT, NEW = 2, 5
 CLOSE = {"atol": 1e-5, "rtol": 0}
 
 
-@pytest.fixture(scope="module", params=model_names())
+#: those with experts go the ways of those without
+FAMILIES = [
+    pytest.param(name, marks=pytest.mark.long if "moe" in name else ()) for name in model_names()
+]
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
 def family(request) -> tuple[str, Any]:
     return request.param, make_model(request.param)
 
@@ -267,3 +273,24 @@ def test_a_cacher_that_encodes_every_row_is_the_stock_model(family):
         assert torch.equal(greedy(model, **given), answer)
         assert handle.cacher.stats().frames == 6
     assert torch.equal(greedy(model, **given), answer)
+
+
+def test_a_forward_that_was_there_before_is_called_and_stays(family):
+    name, model = family
+    given, seen = CASES["video"](name), []
+    language = getattr(model.model, "language_model", None) or model.model.text_model
+    logits, stock = model(**given).logits, language.forward
+
+    def forward(*args, **kwargs):
+        seen.append(kwargs)
+        return stock(*args, **kwargs)
+
+    language.forward = forward
+    try:
+        with accelerate(model, cache=None, prune="none").stc:
+            seen.clear()
+            torch.testing.assert_close(model(**given).logits, logits, **CLOSE)
+            assert len(seen) == 1
+        assert vars(language)["forward"] is forward
+    finally:
+        del language.forward

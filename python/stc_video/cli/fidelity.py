@@ -150,7 +150,9 @@ def fidelity(settings: FidelitySettings) -> int:
 
         marker = SaliencyMarker(setup.model.tower) if settings.is_default_tower else None
         on_frame = setup.frames_bar("Encoding densely")
-        clips = encode_densely(setup.clips, setup.model, marker=marker, on_frame=on_frame)
+        clips = encode_densely(
+            setup.clips, setup.model, marker=marker, floors=True, on_frame=on_frame
+        )
         count = len(grid) * sum(clip.frames for clip in clips)
         study = run_study(
             clips,

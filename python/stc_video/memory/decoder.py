@@ -193,7 +193,8 @@ def _axes(config: Any) -> list[int] | None:
     """Which axis each frequency turns, if positions are time, height and width (M-RoPE)."""
     # transformers 4.x calls them rope_scaling.
     settings = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None)
-    sections = (settings or {}).get("mrope_section")
+    settings = settings or {}
+    sections = settings.get("mrope_section")
     if sections is None:
         return None
     if not settings.get("mrope_interleaved"):

@@ -39,10 +39,11 @@ class PlainMemory(Memory):
     """
 
     def __init__(self, language_model: nn.Module, config: PlainConfig) -> None:
-        self._model: Any = language_model
-        self._width = int(self._model.config.hidden_size)
+        untyped: Any = language_model
+        self._model = untyped
+        self._width = int(untyped.config.hidden_size)
         self._config = config
-        self._cache: Any = empty_cache(self._model.config)
+        self._cache: Any = empty_cache(untyped.config)
         self._position = 0
 
     @property

@@ -310,9 +310,9 @@ class RekvMemory(Memory):
         if differences.any():
             takes = torch.tensor([take for _, take in blocks], device=keys.device)
             cos, sin = rotary.shift_table(differences)
-            each = (part.repeat_interleave(takes, 0) for part in (cos, sin))
+            cos, sin = (part.repeat_interleave(takes, 0) for part in (cos, sin))
             video = keys[:, prefix.shape[2] :]
-            video.copy_(apply_rotary(video, *each))
+            video.copy_(apply_rotary(video, cos, sin))
 
     def _read(self, block: Block, layer: int) -> Tensor:
         """(2, H, n, d) of a block in one layer, wherever it is."""

@@ -50,9 +50,10 @@ class PictureAdapter(PromptedAdapter):
         self._inner: Any = model.model
         self.tower = getattr(self._inner, self.tower_name)
         config: Any = self.tower.config
-        self.side, patch = _side(config.image_size), _side(config.patch_size)
-        self.tower_grid = self.side // patch, self.side // patch
-        self.tokens = self._tokens(self.tower_grid[0] * self.tower_grid[1])
+        self.side, self._patch = _side(config.image_size), _side(config.patch_size)
+        rows = self.side // self._patch
+        self.tower_grid = rows, rows
+        self.tokens = self._tokens(rows * rows)
         side = math.isqrt(self.tokens)
         self._grid = side, side
 
@@ -157,7 +158,7 @@ class PictureAdapter(PromptedAdapter):
     def preprocessor(self, processor: Any | None) -> Preprocessor:
         """Return what makes squares of frames, with settings of the model's image processor."""
         made = square_processor(self.side, processor, *self.normalisation)
-        return Preprocessor(made, self.side // self.tower_grid[0])
+        return Preprocessor(made, self._patch)
 
     def session_adapter(self, processor: Any) -> SessionAdapter:
         """Prepare for a session with the model's processor or tokenizer."""

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from stc_video.errors import AttachError
 from stc_video.memory import VideoPlace
 from stc_video.memory.deepstack import deepstack_arguments
 from stc_video.models.adapter import SessionAdapter
@@ -44,24 +43,24 @@ class Qwen3VLAdapter(QwenVLAdapter):
         if not self.deep:
             return
         language: Any = self.language_model
-        if "forward" in vars(language):
-            raise AttachError(
-                f"accelerate: {type(language).__name__} has a forward of its own; take that off "
-                "first, or accelerate before"
-            )
-        stock, rows = language.forward, self._rows
+        # Another package may have one there, such as that which moves tensors between devices.
+        stock, before, rows = language.forward, vars(language).get("forward"), self._rows
 
         def forward(_: Any, *args: Any, **kwargs: Any) -> Any:
             given = getattr(rows, "given", None)
             return stock(*args, **kwargs if given is None else kwargs | given)
 
-        language.forward = PatchedMethod(forward, language, "forward")
+        language.forward = PatchedMethod(forward, language, "forward", before)
 
     def restore(self) -> None:
         """Take everything off."""
         super().restore()
-        if isinstance(vars(self.language_model).get("forward"), PatchedMethod):
-            del vars(self.language_model)["forward"]
+        language: Any = self.language_model
+        ours = vars(language).get("forward")
+        if isinstance(ours, PatchedMethod):
+            del language.forward
+            if ours.before is not None:
+                language.forward = ours.before
 
     def call(self, stock: Callable[..., Any], arguments: dict[str, Any]) -> Any:
         """Call the model's own forward, with what deepstack adds to these embeddings."""

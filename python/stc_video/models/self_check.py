@@ -121,14 +121,16 @@ def shallow(model: Any, name: str) -> Any:
     make: Any = GenerationConfig
     inner = model.model
     language = _with(getattr(inner, name))
-    if isinstance(vars(language).get("forward"), PatchedMethod):
+    if isinstance(ours := vars(language).get("forward"), PatchedMethod):
         del language.forward  # it is bound to the whole one
+        if ours.before is not None:
+            language.forward = ours.before
     language.layers = language.layers[: _layers(language.config)]
     copied = _with(model, model=_with(inner, **{name: language}))
     copied.generation_config = make(pad_token_id=0)
-    for ours in ("stc", "generate", "forward"):
+    for attribute in ("stc", "generate", "forward"):
         if "stc" in vars(model):
-            vars(copied).pop(ours, None)
+            vars(copied).pop(attribute, None)
     return copied
 
 

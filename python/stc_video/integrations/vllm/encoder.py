@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from stc_video.cacher.dense import FrameBatch
 from stc_video.cacher.motion.policy import MotionPolicy
 from stc_video.cacher.policy import Outputs
 from stc_video.cacher.stats import DENSE, FrameRecord
@@ -256,8 +257,8 @@ class StreamEncoder:
         cos, sin = (kwargs[f"rotary_pos_emb_{name}"][:size] for name in ("cos", "sin"))
         enter_frame(self._tower, cos, sin, (height, width))
         frames = x.view(len(run.streams) * time, size, x.shape[-1])
-        outputs, records = self._policy.encode(run.streams, frames, None, self._output_layers)
-        run.outputs = outputs
+        batch = FrameBatch(frames, None, self._output_layers)
+        run.outputs, records = self._policy.encode(run.streams, batch)
         self.last_frames = records
         for record in records:
             setattr(self.totals, record.kind, getattr(self.totals, record.kind) + 1)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from stc_video.towers.block import Block
-from stc_video.towers.layouts import QWEN_VL
+from stc_video.towers.layouts import layout_of
 from stc_video.towers.positions import FrameGeometry, Tables
 from stc_video.towers.varlen import MergerSite, VarlenTower
 
@@ -35,9 +35,6 @@ class EngineBlock(Block):
     def _project(self, normed: Tensor) -> Sequence[Tensor]:
         return _output(self.qkv(normed)).chunk(3, dim=-1)
 
-    def _one(self, normed: Tensor, number: int) -> Tensor:
-        return self._project(normed)[number]
-
     def attention_branch(self, mixed: Tensor) -> Tensor:
         """Project mixed values (B, K, C) to what is added to the residual stream."""
         return _output(self.output(mixed))
@@ -53,24 +50,29 @@ def engine_tower(visual: nn.Module) -> VarlenTower:
     tower = cast(Any, visual)
     full = getattr(tower, "fullatt_block_indexes", range(len(tower.blocks)))
     geometry = FrameGeometry()
-    blocks = tuple(_block(layer, geometry, at not in full) for at, layer in enumerate(tower.blocks))
+    blocks = tuple(
+        _block(layer, geometry, number not in full) for number, layer in enumerate(tower.blocks)
+    )
     window = 0
     if any(block.is_windowed for block in blocks):
         window = tower.window_size // tower.spatial_merge_size // tower.patch_size
     mergers = tuple(_mergers(tower, len(blocks)))
-    merge = tower.spatial_merge_size
+    merge: int = tower.spatial_merge_size
     return VarlenTower(visual, (visual,), blocks, mergers, merge, window, geometry)
-
-
-def _block(layer: Any, geometry: FrameGeometry, is_windowed: bool) -> EngineBlock:
-    heads, paths = layer.attn.num_attention_heads_per_partition, QWEN_VL.paths
-    return EngineBlock(layer, QWEN_VL, heads, heads, 1.0, geometry, is_windowed, paths=paths)
 
 
 def enter_frame(tower: VarlenTower, cos: Tensor, sin: Tensor, grid: tuple[int, int]) -> None:
     """Describe the next frames: cos and sin (N, head size / 2) of their rows, rows and columns."""
-    whole = Tables(torch.cat([cos, cos], dim=-1), torch.cat([sin, sin], dim=-1))
-    tower.geometry.enter(whole, len(cos), tower.windows(*grid))
+    tables = Tables(torch.cat([cos, cos], dim=-1), torch.cat([sin, sin], dim=-1))
+    tower.geometry.enter(tables, len(cos), tower.windows(*grid))
+
+
+def _block(layer: Any, geometry: FrameGeometry, is_windowed: bool) -> EngineBlock:
+    layout = layout_of(layer)
+    if layout is None:
+        raise AttributeError(f"no row of towers/layouts.py fits {type(layer).__name__}")
+    heads = layer.attn.num_attention_heads_per_partition
+    return EngineBlock(layer, layout, heads, heads, 1.0, geometry, is_windowed, paths=layout.paths)
 
 
 def _mergers(tower: Any, layers: int) -> Iterator[MergerSite]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +22,7 @@ from stc_video.cacher.stats import DENSE, CacheStats
 from stc_video.clock import Clock
 from stc_video.config import DEFAULT_STREAM, CacheConfig
 from stc_video.loading.vision import LoadedModel
+from stc_video.studies.fidelity.floors import FLOOR_EVERY, FLOORS, measure_floors
 from stc_video.studies.metrics import iou
 from stc_video.studies.reference_masks import SaliencyMarker
 from stc_video.video import VideoError, VideoSource
@@ -50,6 +52,8 @@ class DenseClip:
         (H, W) of the patch tokens.
     problem
         Why the clip ended early, or None.
+    floors
+        Name of a small change -> its error, mean over one frame in eight; empty if not wanted.
     """
 
     name: str
@@ -59,6 +63,7 @@ class DenseClip:
     salient: tuple[Tensor, ...] = ()
     grid: tuple[int, int] = (0, 0)
     problem: str | None = None
+    floors: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def frames(self) -> int:
@@ -118,6 +123,7 @@ def encode_densely(
     model: LoadedModel,
     *,
     marker: SaliencyMarker | None = None,
+    floors: bool = False,
     on_frame: Callable[[], None] = lambda: None,
 ) -> list[DenseClip]:
     """Encode clips without a cacher.
@@ -130,6 +136,8 @@ def encode_densely(
         The tower.
     marker
         Marks what is salient, by the tokens of its own tower.
+    floors
+        Measure what small changes of the pictures do, too.
     on_frame
         Is called after each frame.
 
@@ -143,13 +151,13 @@ def encode_densely(
     VideoError
         If not even the first frame of one can be decoded.
     """
+    options: Any = {"marker": marker, "floors": floors, "on_frame": on_frame}
     clips = []
     for fps, sources in opened.items():
         for name, source in sources:
             with source:
                 pictures = (frame.image for frame in source)
-                clip = encode_pictures(name, fps, pictures, model, marker=marker, on_frame=on_frame)
-            clips.append(clip)
+                clips.append(encode_pictures(name, fps, pictures, model, **options))
     return clips
 
 
@@ -160,6 +168,7 @@ def encode_pictures(
     model: LoadedModel,
     *,
     marker: SaliencyMarker | None = None,
+    floors: bool = False,
     on_frame: Callable[[], None] = lambda: None,
 ) -> DenseClip:
     """Encode pictures (H, W, 3) as the frames of a clip, without a cacher.
@@ -168,19 +177,31 @@ def encode_pictures(
     """
     inputs: list[dict[str, Tensor]] = []
     dense: list[Tensor] = []
+    changed: list[dict[str, float]] = []
     problem = None
     with torch.inference_mode():
         try:
             for picture in pictures:
                 inputs.append(model.pixels([picture]))
                 dense.append(model.encode(inputs[-1]))
+                if floors and len(dense) % FLOOR_EVERY == 1:
+                    changed.append(measure_floors(picture, model, dense[-1]))
                 on_frame()
         except VideoError as error:
             if not dense:
                 raise
             problem = str(error)
         salient = [] if marker is None else [marker.map_of(tokens, model.grid) for tokens in dense]
-    return DenseClip(name, fps, tuple(inputs), tuple(dense), tuple(salient), model.grid, problem)
+    return DenseClip(
+        name,
+        fps,
+        tuple(inputs),
+        tuple(dense),
+        tuple(salient),
+        model.grid,
+        problem,
+        {floor: float(np.mean([one[floor] for one in changed])) for floor in FLOORS if changed},
+    )
 
 
 def problems_of(clips: Iterable[DenseClip]) -> list[str]:

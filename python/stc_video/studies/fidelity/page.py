@@ -76,7 +76,13 @@ def _values(study: FidelityStudy) -> dict[str, Any]:
         "shown_first": _shown_first(study),
         "columns": COLUMNS,
         "tables": [
-            (rate_name(fps), [(clip, _lines(study, fps, clip)) for clip in (ALL, *study.clips)])
+            (
+                rate_name(fps),
+                [
+                    (f"{clip}{floor_words(study, fps, clip)}", _lines(study, fps, clip))
+                    for clip in (ALL, *study.clips)
+                ],
+            )
             for fps in study.rates
         ],
     }
@@ -128,7 +134,8 @@ def shown_tables(study: FidelityStudy) -> list[TextTable]:
     header += ["promise", "front"]
     return [
         (
-            f"At {rate_name(fps)}, means over {counted(len(study.clips), 'clip')}",
+            f"At {rate_name(fps)}, means over {counted(len(study.clips), 'clip')}"
+            f"{floor_words(study, fps)}",
             header,
             [
                 [
@@ -147,6 +154,15 @@ def shown_tables(study: FidelityStudy) -> list[TextTable]:
         )
         for fps in study.rates
     ]
+
+
+def floor_words(study: FidelityStudy, fps: float, clip: str = ALL) -> str:
+    """Say what errors changes have that nobody minds; empty where they were not measured."""
+    found = study.floors.get((fps, clip))
+    if not found:
+        return ""
+    shown = ", ".join(f"{name} {_error(error)}" for name, error in found.items())
+    return f"; errors without a cacher: {shown}"
 
 
 def rate_name(fps: float) -> str:

@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
 
 from stc_video.calibration import Calibration
 from stc_video.loading.vision import LoadedModel
+from stc_video.studies.fidelity.floors import FLOORS
 from stc_video.studies.fidelity.measure import DenseClip, Fidelity, measure, problems_of
 from stc_video.studies.fidelity.settings import CacheSetting
 from stc_video.studies.metrics import pareto_front
@@ -102,6 +103,8 @@ class FidelityStudy:
         One per rate, clip and setting, in this order, those of `ALL` first.
     measured
         (setting, rate, clip) -> every frame.
+    floors
+        (rate, clip) -> name of a small change of the pictures -> its error; see `floors.py`.
     notes
         What a reader must know besides.
     problems
@@ -113,6 +116,7 @@ class FidelityStudy:
     clips: dict[str, tuple[int, ...]]
     rows: tuple[FidelityRow, ...]
     measured: dict[tuple[CacheSetting, float, str], Fidelity]
+    floors: dict[tuple[float, str], dict[str, float]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()
 
@@ -136,8 +140,12 @@ class FidelityStudy:
         return ()
 
     def table(self) -> list[dict[str, object]]:
-        """Return the rows by column, with the setting's parameters first."""
-        return [_line(row) for row in self.rows]
+        """Return the rows by column, with the setting's parameters first, and floors last."""
+        return [_line(row) | self._floor_cells(row) for row in self.rows]
+
+    def _floor_cells(self, row: FidelityRow) -> dict[str, object]:
+        found = self.floors.get((row.fps, row.clip), {})
+        return {f"floor_{name.replace(' ', '_')}": found.get(name, _NOTHING) for name in FLOORS}
 
 
 def run_study(
@@ -197,9 +205,22 @@ def run_study(
         clips={n: tuple(clip.frames for clip in clips if clip.name == n) for n in names},
         rows=tuple(_rows(settings, rates, names, measured)),
         measured=measured,
+        floors=_floors(clips, rates),
         notes=problems,
         problems=problems,
     )
+
+
+def _floors(
+    clips: Sequence[DenseClip], rates: Sequence[float]
+) -> dict[tuple[float, str], dict[str, float]]:
+    """Errors of small changes for each clip, and their mean over the clips."""
+    made = {(clip.fps, clip.name): dict(clip.floors) for clip in clips if clip.floors}
+    for fps in rates:
+        own = [clip.floors for clip in clips if clip.fps == fps and clip.floors]
+        if own:
+            made[fps, ALL] = {name: _mean([one[name] for one in own]) for name in own[0]}
+    return made
 
 
 def _rows(

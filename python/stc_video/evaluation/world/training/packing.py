@@ -69,6 +69,9 @@ class Writer:
         else:
             (query,) = queries_of(write_row(question, 0, "", 0.0))
             prompt, gold = query.prompt, query.gold
+            if question.options:
+                # The text first: its letter is then looked up, which is learned much sooner.
+                gold = f"{question.answer} {gold}"
         answer = self._ids(f"<|assistant|>{gold}<|end|>")
         pieces = [self._ids(line) for line in prompt.split("\n")]
         return [self._video, *(i for piece in pieces for i in piece), *answer], len(answer) - 1

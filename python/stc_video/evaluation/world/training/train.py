@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from stc_video.evaluation.world.training.decoder import Decoder, DecoderSettings
+from stc_video.evaluation.world.training.decoder import Decoder, DecoderSettings, begin_decoder
 from stc_video.evaluation.world.training.library import LAYERS, Library, fill_library
 from stc_video.evaluation.world.training.projector import (
     Words,
@@ -83,7 +83,8 @@ def train(folder: Path, plan: Plan) -> Path:
     folder
         For the library, checkpoints and the log.
     plan
-        A run that goes on must have the plan that it began with.
+        A run that goes on may have other steps of the decoder, to which its learning rate and its
+        questions are fitted then; the rest must be as it began.
     """
     folder.mkdir(parents=True, exist_ok=True)
     log = Log(folder / "log.txt")
@@ -94,6 +95,7 @@ def train(folder: Path, plan: Plan) -> Path:
     tokenizer = make_tokenizer()
     model: Any = build_world_model(tokenizer, LAYERS)
     tokens = _projected(folder, plan, model, tokenizer, library, log)
+    begin_decoder(model, tokenizer, plan.seed)
     model.model.language_model.train(True)
     decoder = Decoder(model, tokenizer, tokens, library.scenes, plan.decoder, plan.seed)
     _train_decoder(folder, plan, model, decoder, log)
@@ -113,27 +115,41 @@ def _projected(
     folder: Path, plan: Plan, model: Any, tokenizer: Any, library: Library, log: Log
 ) -> Tensor:
     """Train the projector, or read the trained one; returns the library's tokens (S, F, N, E)."""
-    count, frames, side, width = library.features.shape
-    features = np.array(library.features).reshape(-1, side, width)
-    mean, deviation = _moments(features)
     projector = model.model.multi_modal_projector
-    words, embedding = Words.of(tokenizer), model.model.language_model.embed_tokens.weight
+    embedding = model.model.language_model.embed_tokens.weight
     path = folder / _PROJECTOR
     if not path.exists():
-        _standardise(projector, mean, deviation)
-        truth = labels(library.scenes, int(side**0.5) // 2).reshape(count * frames, -1, 3)
-        cut = (count - _HELD_OUT) * frames
-        train_projector(projector, embedding, words, features[:cut], truth[:cut],
-                        plan.projector_steps, plan.seed, log)  # fmt: skip
-        right = accuracy(projector, embedding, words, features[cut:], truth[cut:])
-        log(f"projector: on scenes held out, kind {right[0]:.3f} and look {right[1]:.3f} right")
-        torch.save({"projector": projector.state_dict(), "embedding": embedding.data}, path)
+        tokens = _train_projector(projector, embedding, plan, tokenizer, library, log)
+        torch.save({"projector": projector.state_dict(), "embedding": embedding.data,
+                    "tokens": tokens}, path)  # fmt: skip
     state = torch.load(path, weights_only=True)
     projector.load_state_dict(state["projector"])
     embedding.data.copy_(state["embedding"])
+    made: Tensor = state["tokens"]
+    return made
+
+
+def _train_projector(
+    projector: Any,
+    embedding: nn.Parameter,
+    plan: Plan,
+    tokenizer: Any,
+    library: Library,
+    log: Log,
+) -> Tensor:
+    """Train the projector, and project the whole library with it."""
+    count, frames, side, width = library.features.shape
+    features = np.array(library.features).reshape(-1, side, width)
+    truth = labels(library.scenes, int(side**0.5) // 2).reshape(count * frames, -1, 3)
+    _standardise(projector, *_moments(features))
+    words, cut = Words.of(tokenizer), (count - _HELD_OUT) * frames
+    train_projector(projector, embedding, words, features[:cut], truth[:cut],
+                    plan.projector_steps, plan.seed, log)  # fmt: skip
+    right = accuracy(projector, embedding, words, features[cut:], truth[cut:])
+    log(f"projector: on scenes held out, kind {right[0]:.3f} and look {right[1]:.3f} right")
     with torch.no_grad():
-        parts = [project(projector, torch.from_numpy(part).float())
-                 for part in np.array_split(features, max(1, len(features) // 100))]  # fmt: skip
+        pieces = np.array_split(features, max(1, len(features) // 100))
+        parts = [project(projector, torch.from_numpy(piece).float()) for piece in pieces]
     return torch.cat(parts).unflatten(0, (count, frames))
 
 
@@ -157,8 +173,6 @@ def _train_decoder(folder: Path, plan: Plan, model: Any, decoder: Decoder, log: 
     path, begin = folder / _CHECKPOINT, 0
     if path.exists():
         state = torch.load(path, weights_only=True)
-        if state["steps"] != plan.decoder.steps:
-            raise ValueError(f"{path} is of a run of {state['steps']} steps, give --steps so many")
         model.load_state_dict(state["model"], strict=False)
         decoder.optimizer.load_state_dict(state["optimizer"])
         begin = state["step"]
@@ -173,7 +187,7 @@ def _train_decoder(folder: Path, plan: Plan, model: Any, decoder: Decoder, log: 
             sums.clear()
         if (step + 1) % _SAVE_EVERY == 0 or step + 1 == plan.decoder.steps:
             state = {"model": trained_part(model), "optimizer": decoder.optimizer.state_dict(),
-                     "step": step + 1, "steps": plan.decoder.steps}  # fmt: skip
+                     "step": step + 1}  # fmt: skip
             torch.save(state, path.with_suffix(".new"))
             path.with_suffix(".new").replace(path)
 
