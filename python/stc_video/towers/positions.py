@@ -41,12 +41,14 @@ class FrameGeometry:
         Sizes of the windows, in rows; they follow each other.
     window_of
         (N,) int64 the window of each row.
+    keeps_tables
+        Whether tables of one size stay at one address, which a recorded pass knows.
     """
 
     tables: Tables | None = None
     windows: tuple[int, ...] = ()
     window_of: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
-    # A recorded pass knows the address of the tables of its size.
+    keeps_tables: bool = False
     _buffers: dict[Any, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     def enter(
@@ -65,6 +67,8 @@ class FrameGeometry:
         cos, sin = (table.detach().float() for table in tables[:2])
         prefix = (0, 0, tokens - cos.shape[0], 0)
         new = pad(cos, prefix, value=1.0), pad(sin, prefix)
+        if not self.keeps_tables:
+            return Tables(*new, pairs=tables.pairs)
         key = new[0].shape, new[0].device
         if key not in self._buffers:
             with torch.inference_mode(False):
@@ -91,9 +95,11 @@ class FrameGeometry:
         if axes > 1:
             cos, sin = (table.unflatten(-1, (axes, -1)) for table in (cos, sin))
             split = x.view(*x.shape[:2], heads, axes, -1)
-            return apply_rotary(split, cos.unsqueeze(-3), sin.unsqueeze(-3), pairs).view(x.shape)
+            return apply_rotary(split, cos.unsqueeze(-3), sin.unsqueeze(-3), pairs=pairs).view(
+                x.shape
+            )
         split = x.view(*x.shape[:2], heads, -1)
-        return apply_rotary(split, cos.unsqueeze(-2), sin.unsqueeze(-2), pairs).view(x.shape)
+        return apply_rotary(split, cos.unsqueeze(-2), sin.unsqueeze(-2), pairs=pairs).view(x.shape)
 
 
 def tables_in(arguments: Mapping[str, Any]) -> Tables | None:

@@ -74,7 +74,7 @@ class PreNormTower:
                 f"attach_cacher: the blocks of {type(root).__name__} must be on one device, "
                 f"got {', '.join(sorted(devices))}"
             )
-        geometry = FrameGeometry()
+        geometry = FrameGeometry(keeps_tables=True)
         return cls(
             root=root,
             ancestors=tuple(_ancestors(root, path)),
