@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from benchmark_files import PROACTIVE, ovo_choice, ovo_rows, streaming_entry, write_json
+from forking import fork
 from killed_save import kill_before
 
 from stc_video import StreamingSession
@@ -171,7 +172,7 @@ def test_twenty_kills_lose_and_repeat_nothing(chat, videos, tmp_path: Path) -> N
     steps = ((StreamingSession, "ask"), (AnswerFile, "_write"), (AnswerFile, "sync"))
     chance = random.Random(0)
     for number in range(20):
-        step, child = chance.randrange(4), os.fork()
+        step, child = chance.randrange(4), fork()
         if not child:
             try:
                 torch.set_num_threads(1)

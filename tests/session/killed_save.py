@@ -17,6 +17,7 @@ import sys
 from pathlib import Path
 
 import torch
+from forking import fork
 from tiny_llava import make_model, make_tokenizer, video
 
 from stc_video import RekvConfig, StreamingSession
@@ -58,7 +59,7 @@ def main(folder: Path) -> None:
     for step in range(1000):
         target = folder / str(step)
         shutil.copytree(folder / "good", target)
-        child = os.fork()
+        child = fork()
         if child == 0:
             kill_before(step)
             session.save(target)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from forking import fork
 from killed_save import kill_before
 from safetensors import safe_open
 from tiny_llava import TOKENS, make_model, make_tokenizer, video
@@ -175,7 +176,7 @@ def test_only_one_session_saves_into_a_folder(model, open_session, tmp_path):
     first.save(tmp_path / "save")
     with pytest.raises(FolderInUseError, match=rf"another session of this process \({os.getpid()}"):
         second.save(tmp_path / "save")
-    if (child := os.fork()) == 0:
+    if (child := fork()) == 0:
         code = 1
         try:
             FolderLock(tmp_path / "save")
@@ -203,7 +204,7 @@ def test_a_delete_that_is_killed_leaves_a_whole_save_or_none(open_session, tmp_p
     for step in range(100):
         folder = tmp_path / str(step)
         shutil.copytree(tmp_path / "good", folder)
-        if (child := os.fork()) == 0:
+        if (child := fork()) == 0:
             kill_before(step, ((os, "unlink"), (os, "rmdir"), (os, "fsync")))
             delete_save(folder)
             os._exit(0)

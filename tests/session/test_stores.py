@@ -9,6 +9,7 @@ import signal
 
 import pytest
 import torch
+from forking import fork
 
 from stc_video.errors import MemoryFullError
 from stc_video.memory.codecs import make_codec
@@ -93,7 +94,7 @@ def test_what_a_killed_process_left_is_removed_and_what_is_in_use_is_not(tmp_pat
         return 0
 
     for _ in range(3):
-        if (child := os.fork()) == 0:
+        if (child := fork()) == 0:
             os._exit(put_and_die())
         assert os.waitpid(child, 0)[1] == signal.SIGKILL
     first, second = DiskStore(tmp_path, budget=PAGE), DiskStore(tmp_path, budget=PAGE)
