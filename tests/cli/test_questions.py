@@ -94,7 +94,7 @@ def test_what_is_asked_changes_nothing_about_the_encoding(clip: Path, tmp_path: 
         (["--ask", " "], "--ask must be a question"),
         (["--ask", "a", "--at", "1", "--start", "2"], "before --start, which is 2 s, got 1 s"),
         (["--ask", "a", "--at", "01:00"], "within the video, which lasts 6.00 s, got 60 s"),
-        (["--ask", "a", "--model", "siglip-base"], "questions need a LLaVA-OneVision"),
+        (["--ask", "a", "--model", "siglip-base"], "questions need a whole model (LLaVA-OneVision"),
     ],
 )
 def test_bad_input_is_one_sentence(

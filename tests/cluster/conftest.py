@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["STC_TESTS"] = str(os.getpid())
 for folder in ("session", "video", "serve", "evaluation"):
     sys.path.append(str(Path(__file__).parents[1] / folder))
+
+
+if find_spec("ray") is None:  # `make test-ray` puts it into a folder of its own
+    collect_ignore_glob = ["test_*.py"]
 
 
 class Nodes:

@@ -101,15 +101,6 @@ class TestUnsupportedModels:
         [
             (lambda: torch.nn.Linear(3, 3), "Linear is not a supported tower"),
             (
-                lambda: transformers.ViTModel(
-                    transformers.ViTConfig(
-                        hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-                        num_attention_heads=4, image_size=56, patch_size=14,
-                    )
-                ),
-                "ViTModel is not a supported tower",
-            ),
-            (
                 lambda: transformers.Qwen2Model(
                     transformers.Qwen2Config(
                         hidden_size=32, intermediate_size=64, num_hidden_layers=2,

@@ -335,8 +335,8 @@ def test_wrong_prompts_are_refused_in_one_sentence(model):
 def test_other_models_are_named_and_left_untouched(model, monkeypatch):
     with pytest.raises(ValueError, match="positions must be one of original, got 'repacked'"):
         accelerate(model, positions="repacked")
-    monkeypatch.setattr(model.config, "model_type", "qwen3_vl")
-    with pytest.raises(UnsupportedModelError, match=r"\(model type qwen3_vl\)"):
+    monkeypatch.setattr(model.config, "model_type", "qwen9_vl")
+    with pytest.raises(UnsupportedModelError, match=r"\(model type qwen9_vl\)"):
         accelerate(model)
     monkeypatch.undo()
     visual = model.model.visual

@@ -15,7 +15,7 @@ from torch.nn.functional import linear
 from stc_video.errors import UnsupportedModelError
 from stc_video.towers.attention import attention
 from stc_video.towers.fused import feed_forward
-from stc_video.towers.layouts import BlockLayout, layout_of, part_at
+from stc_video.towers.layouts import BlockLayout, layout_of, missing_parts, part_at
 from stc_video.towers.observers import show_attention
 from stc_video.towers.plain import is_plain_linear
 from stc_video.towers.positions import FrameGeometry
@@ -113,8 +113,8 @@ class Block:
         name, layout = type(layer).__name__, layout_of(layer)
         if layout is None:
             raise UnsupportedModelError(
-                f"attach_cacher: {name} is not a supported block: no row of towers/layouts.py "
-                "names its parts"
+                f"attach_cacher: {name} is not a supported block: it has no "
+                f"{' and no '.join(missing_parts(layer))}"
             )
         inner = cast(nn.Module, part_at(layer, (layout.attention,)))
         heads = _heads(inner)

@@ -73,9 +73,9 @@ class BlockLayout:
             paths[part] = getattr(self, part)
         return {part: tuple(path.split(".")) for part, path in paths.items() if path}
 
-    def fits(self, layer: nn.Module) -> bool:
-        """Whether a block has all of these parts."""
-        return all(part_at(layer, path) is not None for path in self.paths.values())
+    def missing(self, layer: nn.Module) -> list[str]:
+        """Paths of these parts that a block does not have."""
+        return [".".join(p) for p in self.paths.values() if part_at(layer, p) is None]
 
     def leftover(self, layer: nn.Module) -> Iterator[str]:
         """Names of the weights of a block that are in none of its parts."""
@@ -136,10 +136,15 @@ LAYOUTS: tuple[BlockLayout, ...] = (
 
 
 def layout_of(layer: nn.Module) -> BlockLayout | None:
-    """Choose the row of a block; None if none has all of its parts."""
-    fitting = [layout for layout in LAYOUTS if layout.fits(layer)]
+    """Choose the row of a block; None if it lacks a part of each."""
+    fitting = [layout for layout in LAYOUTS if not layout.missing(layer)]
     whole = (layout for layout in fitting if not any(layout.leftover(layer)))
     return next(whole, fitting[0] if fitting else None)
+
+
+def missing_parts(layer: nn.Module) -> list[str]:
+    """Paths of the parts that a block lacks of the row that is nearest to fitting it."""
+    return min((layout.missing(layer) for layout in LAYOUTS), key=len)
 
 
 def is_packed(layer: nn.Module) -> bool:
