@@ -15,6 +15,14 @@ import stc_kernels
 #: what other layouts are tried with in the interpreter of Triton, and what takes it long
 _FEW, _LARGE = ((3, 33, 17), (3, 5, 4, 33)), SHAPES[-2:]
 
+#: what takes it long with any choices: in float32 and one by one every day
+_SLOW = {
+    "test_any_layout_and_batch",
+    "test_an_update_overwrites_only_what_sees_a_change",
+    "test_saliency_matches_float64",
+    "test_opcheck",
+}
+
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -35,8 +43,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 continue
             if not _is_for_every_day(values, places, interpreted):
                 item.add_marker(pytest.mark.long)
+        elif interpreted and item.originalname in _SLOW and not _is_plain(values):
+            item.add_marker(pytest.mark.long)
         kept.append(item)
     items[:] = kept
+
+
+def _is_plain(values: dict[str, object]) -> bool:
+    return values.get("dtype", torch.float32) == torch.float32 and values.get("batch", 1) == 1
 
 
 def _is_for_every_day(values: dict[str, object], places: dict[str, int], interpreted: bool) -> bool:

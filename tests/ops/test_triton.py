@@ -355,7 +355,7 @@ WIDE = {
 }
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_tokens_are_moved_16_bytes_at_a_time_and_nothing_spills():
     """As the compiler has it for sm_90: a slow kernel is noticed without a GPU."""
     code = """

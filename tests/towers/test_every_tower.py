@@ -59,12 +59,15 @@ class Oracle:
         self.encoded: Tensor | None = None
         self._inputs: dict[nn.Module, Tensor] = {}
         self._outputs: dict[nn.Module, Tensor] = {}
-        layers[0].register_forward_pre_hook(self._first)
+        layers[0].register_forward_pre_hook(self._first, with_kwargs=True)
         for layer in layers:
             layer.register_forward_hook(self._after, prepend=True)
 
-    def _first(self, layer: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        return (self._mixed(self._inputs, layer, args[0]), *args[1:])
+    def _first(self, layer: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> Any:
+        if args:
+            return (self._mixed(self._inputs, layer, args[0]), *args[1:]), named
+        name = "hidden_states"
+        return args, named | {name: self._mixed(self._inputs, layer, named[name])}
 
     def _after(self, layer: nn.Module, _: Any, output: Any) -> Any:
         if isinstance(output, tuple):
