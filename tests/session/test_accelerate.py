@@ -236,8 +236,9 @@ def test_failing_at_any_step_leaves_the_model_untouched(model, monkeypatch, fail
 
     # transformers leaves marks of its own on modules when they are first called.
     accelerate(model).stc.restore()
-    inputs, before = arguments(), contents()
+    inputs = arguments()
     logits = model(**inputs).logits
+    before = contents()
     with monkeypatch.context() as patched:
         patched.setattr(type(model), "__setattr__", refuse)
         with pytest.raises(RuntimeError, match="no"):

@@ -12,6 +12,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -26,11 +27,12 @@ from stc_video.video import VideoError, VideoSource, VideoWarning, open_video
 from stc_video.video.timeline import FILE_GAP
 
 FRAMES = 80
+HELD = 3  # pictures that FFmpeg may hold back until more have come
 LEVELS = [20 + 2 * i for i in range(FRAMES)]
 
 
 def let_come(is_there: Callable[[], bool]) -> None:
-    """Wait for what was sent, but not for ever: FFmpeg may hold it back until more has come."""
+    """Wait for what was sent, but not for ever: FFmpeg may hold back more than it usually does."""
     end = time.monotonic() + 3
     while not is_there() and time.monotonic() < end:
         time.sleep(0.001)
@@ -47,7 +49,10 @@ def film(kind: str, pieces: Sequence[bytes], fps: float = 2) -> tuple[VideoSourc
                 is_open.wait(0.02 if index < FRAMES // 3 else PATIENCE)
                 continue
             now[0] += 0.1
-            let_come(lambda: len(seen) >= fps * (now[0] - 1.5))
+            let_come(partial(has_come, index + 1, fps * (now[0] - 1.5)))
+
+    def has_come(pictures: int, frames: float) -> bool:
+        return len(seen) >= frames and video.stats().decoded >= pictures - HELD
 
     with serving(kind, sent()) as address, open_video(address, fps=fps, timeout=PATIENCE) as video:
         video.clock = lambda: now[0]
