@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-__all__ = ["Reason"]
-
 
 class Reason(str):
     """A sentence that says why something cannot run.

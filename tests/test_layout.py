@@ -43,6 +43,11 @@ def test_docstrings_do_not_count(statements, is_long):
     assert list(too_long("a.py", text)) == (["a.py:f"] if is_long else [])
 
 
+def test_only_packages_list_their_names():
+    modules = [path for path in SOURCES if path.name != "__init__.py"]
+    assert not [path for path in modules if "\n__all__" in path.read_text("utf-8")]
+
+
 def test_imports_go_one_way(capsys):
     """The layers are written in pyproject.toml."""
     failed = lint_imports(config_filename=str(ROOT / "pyproject.toml"), no_cache=True)

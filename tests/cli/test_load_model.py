@@ -14,7 +14,8 @@ from clip_maker import moving_square
 
 from stc_video import UnsupportedModelError
 from stc_video.loading.geometries import build_random
-from stc_video.loading.vision import ModelError, load_model
+from stc_video.loading.placement import ModelError
+from stc_video.loading.vision import load_model
 from stc_video.models.preprocess import default_processor
 
 SMALL: dict[str, Any] = {

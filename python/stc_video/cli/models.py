@@ -10,8 +10,6 @@ from typing import Annotated
 
 import typer
 
-__all__ = ["ModelsSettings", "models"]
-
 
 @dataclass(frozen=True)
 class ModelsSettings:

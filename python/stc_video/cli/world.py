@@ -11,8 +11,6 @@ import typer
 
 from stc_video.cli.options import QUESTIONS, REPORT, VIDEO
 
-__all__ = ["world"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class WorldSettings:

@@ -13,8 +13,6 @@ from typing import Any
 from stc_video.evaluation.queries import DataError
 from stc_video.folder_lock import try_lock
 
-__all__ = ["AnswerFile", "Answers", "read_answers"]
-
 
 class Answers:
     """Collects what comes.

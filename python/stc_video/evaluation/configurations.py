@@ -11,8 +11,6 @@ from stc_video.config import CacheConfig
 from stc_video.memory import MemoryConfig, PlainConfig, RekvConfig, WindowConfig
 from stc_video.pruners import Pruner, make_pruner
 
-__all__ = ["DENSE", "Configuration", "controls", "described", "parse_configuration"]
-
 #: name of the control that others are compared with
 DENSE = "dense"
 _POLICIES = ("none", "motion", "stc")

@@ -18,8 +18,6 @@ from stc_video.evaluation.queries import Query
 from stc_video.evaluation.runner import Given
 from stc_video.evaluation.worker import Assignment, Facts, Worker
 
-__all__ = ["Crew"]
-
 #: how many workers a video, or for each place a load of the model, may cost
 _TRIES = 3
 #: seconds between looks at Ctrl-C

@@ -17,8 +17,6 @@ from stc_video.report.pictures import data_url, webp
 from stc_video.report.verdict import Verdict
 from stc_video.video import VideoError, open_video
 
-__all__ = ["headline", "score_rows", "verdict", "write_report"]
-
 #: wrong answers that are shown, and frames of each
 _SHOWN, _FRAMES = 12, 6
 _PICTURE = 216

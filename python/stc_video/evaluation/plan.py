@@ -10,8 +10,6 @@ from pathlib import Path
 
 from stc_video.evaluation.queries import Query
 
-__all__ = ["find_video", "parse_shard", "sample", "shard_of"]
-
 
 def sample(queries: Sequence[Query], limit: int | None) -> list[Query]:
     """Choose so many questions, of each task its share, the same ones each time.

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from stc_video.evaluation.configurations import Configuration
 from stc_video.evaluation.runner import Sampling
 
-__all__ = ["PRESETS", "Preset", "find_preset"]
-
 
 @dataclass(frozen=True)
 class Preset:

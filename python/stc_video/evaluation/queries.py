@@ -9,8 +9,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-__all__ = ["LETTERS", "DataError", "Proactive", "Problem", "Query", "QuerySet"]
-
 LETTERS = "ABCDEFGH"
 
 

@@ -15,8 +15,6 @@ from stc_video.evaluation.queries import DataError, Query, QuerySet
 from stc_video.evaluation.scoring import PARSERS, Counts, compare, count, groups, scores
 from stc_video.evaluation.scoring.table import Given
 
-__all__ = ["Results", "gather"]
-
 SCHEMA_VERSION = 1
 _EXAMPLES = 5
 

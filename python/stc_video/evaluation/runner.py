@@ -20,8 +20,6 @@ from stc_video.loading.video_llm import ChatModel
 from stc_video.session import Answer, StreamingSession
 from stc_video.video import VideoError, VideoFrame, open_video
 
-__all__ = ["Given", "Runner", "Sampling"]
-
 #: seconds by which a frame may be later than a question and still be seen; containers round times
 _SLACK = 1e-3
 #: seconds by which the official clips may end behind their video

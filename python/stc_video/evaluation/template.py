@@ -11,8 +11,6 @@ from types import MappingProxyType
 
 from stc_video.evaluation.queries import LETTERS, DataError
 
-__all__ = ["BEST_OPTION", "Words", "as_text", "read_template", "write_options"]
-
 #: name of a piece of text -> its words, with fields in braces
 Words = Mapping[str, str]
 

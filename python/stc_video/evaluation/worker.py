@@ -17,8 +17,6 @@ from stc_video.evaluation.scoring.parsers import PARSERS, rule_of
 if TYPE_CHECKING:
     from stc_video.loading.video_llm import ChatModel
 
-__all__ = ["Assignment", "Facts", "Worker"]
-
 
 @dataclass(frozen=True)
 class Assignment:

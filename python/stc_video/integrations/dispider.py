@@ -12,8 +12,6 @@ from stc_video.config import CacheConfig
 from stc_video.integrations.patch_points import Integration, part_of
 from stc_video.pruners import Pruner
 
-__all__ = ["apply"]
-
 _WHAT = "stc_video.integrations.dispider.apply"
 
 

@@ -32,8 +32,6 @@ from stc_video.pruners import Pruner
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["Comment", "LiveCC", "apply"]
-
 #: pictures of the first turn, of each later one, and per second
 FIRST_PICTURES, STEP_PICTURES, FPS = 6, 2, 2.0
 #: of a picture after resizing

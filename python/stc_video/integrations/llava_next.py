@@ -17,8 +17,6 @@ from stc_video.integrations.newlines import keep_with_newlines
 from stc_video.integrations.patch_points import Integration, part_of
 from stc_video.pruners import Pruner
 
-__all__ = ["apply"]
-
 _WHAT = "stc_video.integrations.llava_next.apply"
 _SQUARE = "the tokens of a frame must form a square"
 

@@ -9,8 +9,6 @@ from torch import Tensor
 from stc_video.pruners import PrunedTokens
 from stc_video.pruners.budget import spread
 
-__all__ = ["keep_with_newlines"]
-
 
 def keep_with_newlines(
     kept: PrunedTokens, grid: tuple[int, int], budget: int | None = None

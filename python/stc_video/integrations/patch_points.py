@@ -23,8 +23,6 @@ from stc_video.config import CacheConfig
 from stc_video.errors import AttachError, UnsupportedModelError
 from stc_video.pruners import KeepAll, PrunedTokens, Pruner, make_pruner
 
-__all__ = ["Integration", "IntegrationStats", "Patches", "part_of", "pruner_of"]
-
 #: name under which a model carries its integration, as it does an acceleration
 HANDLE = "stc"
 #: the cacher's and the pruner's stream of a model that is fed one video at a time

@@ -19,8 +19,6 @@ from stc_video.errors import AttachError, UnsupportedModelError
 from stc_video.integrations.patch_points import Integration, part_of
 from stc_video.pruners import Pruner
 
-__all__ = ["apply"]
-
 _WHAT = "stc_video.integrations.rekv.apply"
 #: settings of their memory that are counted in tokens of a frame
 _BLOCKS = ("block_size", "exc_block_size")

@@ -13,8 +13,6 @@ from stc_video.errors import UnsupportedModelError
 from stc_video.integrations.patch_points import Integration, part_of
 from stc_video.pruners import Pruner
 
-__all__ = ["apply"]
-
 _WHAT = "stc_video.integrations.streamforest.apply"
 #: their ways to encode a video that keep an event memory, by `config.vision_encode_type`
 _ENCODERS = ("image_video_memory", "image_video_memory_batch")

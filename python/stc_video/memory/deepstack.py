@@ -13,8 +13,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-__all__ = ["deepstack_arguments", "joined", "split_layers"]
-
 
 def split_layers(rows: Tensor, width: int) -> tuple[Tensor, list[Tensor]]:
     """Split tokens (..., (1 + L) * D): what enters the model (..., D), and L additions (..., D)."""

@@ -14,8 +14,6 @@ from typing import Any
 
 from torch import Tensor
 
-__all__ = ["copied", "empty_cache", "is_recurrent", "load_tensors", "tensors_of", "undo_point"]
-
 _STATES = ("conv_states", "recurrent_states")
 
 

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from stc_video.memory import VideoPlace
     from stc_video.pruners import PrunedTokens
 
-__all__ = ["FrameEncoder", "ModelAdapter", "SessionAdapter", "adapter_for"]
-
 
 class FrameEncoder(Protocol):
     """Encodes and prunes the frames of a stream, with whatever is attached to the model."""

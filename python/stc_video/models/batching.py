@@ -9,8 +9,6 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-__all__ = ["TowerBatcher", "TowerJob"]
-
 
 @dataclass(eq=False)
 class TowerJob:

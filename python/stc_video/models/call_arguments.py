@@ -14,8 +14,6 @@ from torch import Tensor
 from stc_video.cache_argument import CACHE
 from stc_video.models.conversation import Conversation, tokens_in
 
-__all__ = ["PROMPT", "check_forward", "check_generate", "check_pictures"]
-
 #: what a pruned prompt stands for
 PROMPT = (
     "input_ids", "attention_mask", "position_ids", "labels", "mm_token_type_ids",

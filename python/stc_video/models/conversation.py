@@ -12,8 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["Conversation", "ConversationStream", "conversation_of", "remember", "tokens_in"]
-
 _ATTRIBUTE = "_stc_conversation"
 
 

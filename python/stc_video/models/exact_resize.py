@@ -15,8 +15,6 @@ from torch import Tensor
 
 from stc_kernels import PatchPlan, available_backends, frames_to_patches, patch_plan
 
-__all__ = ["ExactResize", "side_of"]
-
 #: names of the filters by their numbers in Pillow
 _FILTERS = {2: "bilinear", 3: "bicubic"}
 _log = logging.getLogger(__name__)

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["MODEL_FAMILIES", "ModelFamily", "family_of", "supported_classes"]
-
 _QWEN3 = "stc_video.models.qwen3_vl:Qwen3VLAdapter"
 _EVERY = ("plain", "rekv", "window")
 _GUIDED = "guidance_scale, assistant_model"

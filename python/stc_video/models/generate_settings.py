@@ -15,8 +15,6 @@ from stc_video.cache_argument import stock_named
 from stc_video.errors import UnsupportedModelError
 from stc_video.models.placeholders import repeated
 
-__all__ = ["CallersView", "attention_mask", "check_generation", "effective_config", "lengths"]
-
 #: arguments of ``generate`` itself that are no settings
 _NAMED = frozenset((
     "inputs", "generation_config", "logits_processor", "stopping_criteria",

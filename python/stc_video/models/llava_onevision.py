@@ -28,8 +28,6 @@ from stc_video.versions import VIDEO_MODELS_FROM, require_transformers
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["LlavaNextVideoAdapter", "LlavaOnevisionAdapter", "VisionEncoder", "frame_preprocessor"]
-
 
 class VisionEncoder:
     """Runs the parts that turn a tower's output into language-model tokens, one by one.

@@ -30,8 +30,6 @@ from stc_video.versions import VIDEO_MODELS_FROM, require_transformers
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["Gemma3Adapter", "InternVLAdapter", "PictureAdapter", "PictureEncoder", "SmolVLMAdapter"]
-
 
 class PictureAdapter(PromptedAdapter):
     """Runs a model on prompts without the pruned tokens of frames that came as pictures."""

@@ -19,17 +19,6 @@ from torch import Tensor
 from stc_video.errors import StreamWarning
 from stc_video.models.preprocess import Preprocessor
 
-__all__ = [
-    "FrameLike",
-    "TimeLike",
-    "is_prepared",
-    "pictures_of",
-    "rgb_picture",
-    "to_pixels",
-    "to_times",
-    "warn_if_unprepared",
-]
-
 #: a PIL image, a PyAV frame, a NumPy array, a tensor, or a sequence of these
 FrameLike: TypeAlias = Any
 #: seconds as a number of any type, or a time span; one, several, or none

@@ -14,16 +14,6 @@ from stc_video.pruners import PrunedTokens
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = [
-    "first_of_the_last",
-    "kept_places",
-    "padding_token",
-    "repeated",
-    "shortened",
-    "video_token",
-    "with_prompt",
-]
-
 
 def kept_places(kept: PrunedTokens, tokens_per_frame: int) -> Tensor:
     """Mark the placeholders of a video that stay, (F * tokens_per_frame,) bool."""

@@ -19,15 +19,6 @@ from stc_video.models.exact_resize import ExactResize, side_of
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = [
-    "Preprocessor",
-    "default_processor",
-    "load_processor",
-    "patch_processor",
-    "processor_class",
-    "square_processor",
-]
-
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 _CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))

@@ -15,8 +15,6 @@ from stc_video.models.conversation import Conversation
 from stc_video.models.placeholders import padding_token, shortened
 from stc_video.pruners import PrunedTokens
 
-__all__ = ["Encoder", "Numbered", "PicturePlacer", "Prompt", "Written", "make_prompt"]
-
 #: encodes and prunes the frames of a video, given its number in the call
 Encoder = Callable[[Tensor, int], PrunedTokens]
 

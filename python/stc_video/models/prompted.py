@@ -33,8 +33,6 @@ from stc_video.pruners import PrunedTokens
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["PromptedAdapter"]
-
 
 class _Run:
     """A call of ``generate`` with a pruned prompt, which calls ``forward`` step by step."""

@@ -21,8 +21,6 @@ from stc_video.towers.patching import PatchedMethod
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["Qwen3VLAdapter"]
-
 
 class Qwen3VLAdapter(QwenVLAdapter):
     """Runs a Qwen3-VL or Qwen3.5, with or without experts, on prompts without the pruned tokens.

@@ -13,8 +13,6 @@ from torch import Tensor, nn
 
 from stc_video.models.preprocess import processor_class
 
-__all__ = ["TemporalPatches"]
-
 #: bounds of a picture's size in tokens, those of the released processors for video
 MIN_TOKENS, MAX_TOKENS = 128, 768
 

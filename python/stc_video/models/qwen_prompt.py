@@ -18,8 +18,6 @@ from torch import Tensor
 from stc_video.models.placeholders import first_of_the_last, kept_places
 from stc_video.models.prompt import Encoder, Written
 
-__all__ = ["QwenPictures", "positions", "token_rows", "write_pictures"]
-
 #: kind of pictures -> the argument with their rows
 _ROWS = {"image": "pixel_values", "video": "pixel_values_videos"}
 

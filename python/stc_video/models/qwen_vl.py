@@ -27,9 +27,6 @@ from stc_video.models.qwen_prompt import QwenPictures, positions, token_rows, wr
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["QwenSessionAdapter", "QwenVLAdapter"]
-
-
 _GUIDANCE = "the model's own generate numbers the second prompt wrongly"
 _ASSISTANT = "the model's own generate hands it positions of three numbers"
 

@@ -26,8 +26,6 @@ from stc_video.towers.patching import PatchedMethod
 if TYPE_CHECKING:
     from stc_video.acceleration import Acceleration
 
-__all__ = ["SETTINGS", "check_against_stock", "compare", "failures", "shallow", "short_ids"]
-
 #: layers of the language model that take part, and tokens of text in the prompt
 _LAYERS, _TOKENS = 2, 6
 #: two tokens, and what the model said; whatever else the model's own configuration may be

@@ -14,16 +14,6 @@ from torch import nn
 
 from stc_video.errors import UnsupportedModelError
 
-__all__ = [
-    "APPROXIMATE",
-    "EXACT",
-    "REFUSED",
-    "SUPPORTED",
-    "TOWER_FAMILIES",
-    "TowerFamily",
-    "refuse_family",
-]
-
 #: dense, unchanged and wholly changed frames are the stock tower's, up to rounding
 EXACT = "exact"
 #: also these differ from the stock tower's, as ``note`` says

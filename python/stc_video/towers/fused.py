@@ -12,8 +12,6 @@ from torch.nn.functional import linear
 from stc_kernels import add_layer_norm, bias_gelu, gather_layer_norm, gather_rows
 from stc_video.towers.plain import is_plain, is_plain_linear, is_untouched
 
-__all__ = ["add_and_normalise", "feed_forward", "take_and_normalise"]
-
 #: types of devices on which one kernel is faster than two
 _DEVICES = frozenset({"cuda"})
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)

@@ -14,8 +14,6 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
-__all__ = ["LAYOUTS", "LISTS", "QWEN_VL", "BlockLayout", "is_packed", "layout_of", "part_at"]
-
 #: what blocks are in: transformers has lists, timm has them run one after the other
 LISTS = (nn.ModuleList, nn.Sequential)
 

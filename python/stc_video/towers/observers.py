@@ -14,8 +14,6 @@ from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
 
-__all__ = ["Observer", "add_observer", "remove_observer", "show_attention", "unobserved"]
-
 #: called with queries (B, K, C) and keys (B, N, C)
 Observer: TypeAlias = Callable[[Tensor, Tensor], None]
 

@@ -14,8 +14,6 @@ from torch.nn.functional import pad
 
 from stc_video.rotary import apply_rotary
 
-__all__ = ["FrameGeometry", "Tables", "tables_in"]
-
 
 class Tables(NamedTuple):
     """Cosines and sines (n, head size) of rows.

@@ -20,8 +20,6 @@ from stc_video.towers.block import Block
 from stc_video.towers.layouts import is_packed, layout_of
 from stc_video.towers.positions import FrameGeometry
 
-__all__ = ["MergerSite", "VarlenTower"]
-
 
 @dataclass(frozen=True)
 class MergerSite:

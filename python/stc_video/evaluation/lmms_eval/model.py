@@ -19,8 +19,6 @@ from stc_video.loading.video_llm import load_chat_model
 from stc_video.session import StreamingSession
 from stc_video.video import VideoFrame, open_video
 
-__all__ = ["StreamingModel"]
-
 _SLACK = 1e-3
 _OPTIONS = tuple(item.name for item in fields(Configuration) if item.name != "name")
 

@@ -17,8 +17,6 @@ from stc_video.evaluation.queries import (
 )
 from stc_video.evaluation.template import BEST_OPTION, Words, as_text, write_options
 
-__all__ = ["TASK", "TASK_HIDDEN", "WORDS", "load"]
-
 #: questions with a public answer, and those without
 TASK, TASK_HIDDEN = "subset", "hidden"
 _OPTIONS = tuple(f"option {number}" for number in range(5))

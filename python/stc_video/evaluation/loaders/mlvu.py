@@ -19,8 +19,6 @@ from stc_video.evaluation.loaders.rows import (
 from stc_video.evaluation.queries import DataError, Query, QuerySet, count_note
 from stc_video.evaluation.template import BEST_OPTION, Words, as_text, write_options
 
-__all__ = ["TASKS", "WORDS", "load"]
-
 #: tasks with options -> rows of the published dev set
 TASKS = {"plotQA": 539, "findNeedle": 355, "ego": 352, "count": 206, "order": 259,
          "anomaly_reco": 200, "topic_reasoning": 264}  # fmt: skip

@@ -21,8 +21,6 @@ from stc_video.evaluation.loaders.rows import (
 from stc_video.evaluation.queries import LETTERS, Query, QuerySet
 from stc_video.evaluation.template import BEST_OPTION, Words, as_text, write_options
 
-__all__ = ["WORDS", "load"]
-
 WORDS = BEST_OPTION
 
 

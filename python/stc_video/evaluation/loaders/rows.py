@@ -13,21 +13,6 @@ from typing import Any
 
 from stc_video.evaluation.queries import LETTERS, DataError, Problem, Query, file_digest
 
-__all__ = [
-    "RowError",
-    "Rows",
-    "a_list",
-    "broken_query",
-    "gold_letter",
-    "letter_of",
-    "one_of",
-    "options",
-    "read_csv",
-    "read_json",
-    "seconds",
-    "without_letter",
-]
-
 
 class RowError(ValueError):
     """What is wrong with a row: its kind in a few words, and a sentence."""

@@ -31,8 +31,6 @@ from stc_video.evaluation.queries import (
 )
 from stc_video.evaluation.template import Words, as_text, write_options
 
-__all__ = ["OMNI", "PROACTIVE", "REAL_TIME", "SEQUENTIAL", "WORDS", "from_table", "load"]
-
 REAL_TIME = (
     "Object Recognition",
     "Causal Reasoning",

@@ -22,8 +22,6 @@ from stc_video.evaluation.loaders.rows import (
 from stc_video.evaluation.queries import DataError, Query, QuerySet, count_note
 from stc_video.evaluation.template import Words, as_text, write_options
 
-__all__ = ["DURATIONS", "WORDS", "load"]
-
 DURATIONS = ("short", "medium", "long")
 WORDS: Words = MappingProxyType({
     "choice": "{subtitles}Select the best answer to this question about the video. Respond with "

@@ -11,8 +11,6 @@ from numpy.typing import NDArray
 
 from stc_video.evaluation.loaders import egoschema, mlvu, ovo_bench, streaming_bench, video_mme
 
-__all__ = ["Column", "Ratio", "columns_of", "headline_column"]
-
 #: from right answers and answers by task, (..., T) each, to a score (...)
 Ratio = Callable[[NDArray[np.float64], NDArray[np.float64]], NDArray[np.float64]]
 

@@ -11,8 +11,6 @@ from numpy.typing import NDArray
 from stc_video.evaluation.scoring.columns import columns_of, headline_column
 from stc_video.evaluation.scoring.table import Counts
 
-__all__ = ["Comparison", "compare"]
-
 _SAMPLES = 2000
 
 

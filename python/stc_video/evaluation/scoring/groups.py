@@ -11,8 +11,6 @@ from numpy.typing import NDArray
 
 from stc_video.evaluation.scoring.table import Counts
 
-__all__ = ["Group", "groups"]
-
 _SAMPLES = 2000
 
 

@@ -8,8 +8,6 @@ from collections.abc import Callable
 
 from stc_video.evaluation.queries import LETTERS, Query
 
-__all__ = ["PARSERS", "is_right", "rule_of", "submitted_letter"]
-
 PARSERS = ("official", "strict")
 
 #: seconds that a proactive answer may be early or late

@@ -13,8 +13,6 @@ from stc_video.evaluation.queries import Query
 from stc_video.evaluation.scoring.columns import columns_of
 from stc_video.evaluation.scoring.parsers import is_right
 
-__all__ = ["Counts", "Given", "Score", "count", "scores"]
-
 
 @dataclass(frozen=True)
 class Given:

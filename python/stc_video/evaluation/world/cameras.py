@@ -15,8 +15,6 @@ from stc_video.evaluation.world.drawing import draw_clock, draw_things
 from stc_video.evaluation.world.scenes import Frame
 from stc_video.video import default_clip, open_video
 
-__all__ = ["CAMERAS", "SIDE", "SPLITS", "Footage", "load_footage", "take"]
-
 Picture = npt.NDArray[np.uint8]
 
 #: pixels on a side of a picture

@@ -13,8 +13,6 @@ from stc_video.evaluation.world.scenes import CARD, COLOURS, Frame, Thing
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["draw_clock", "draw_things"]
-
 Points = list[tuple[float, float]]
 
 _RIM = (40, 40, 40)

@@ -15,8 +15,6 @@ from stc_video.evaluation.world.questions import Balance, write_row
 from stc_video.evaluation.world.scenes import Frame
 from stc_video.evaluation.world.streams import ask_about, make_stream
 
-__all__ = ["QUESTIONS", "write_world"]
-
 #: name of the file of questions
 QUESTIONS = "ovo_bench_world.json"
 #: what seeds of different purposes begin with, so that none is used twice

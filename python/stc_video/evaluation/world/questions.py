@@ -15,8 +15,6 @@ import numpy as np
 
 from stc_video.evaluation.world.scenes import CARD, PLACES, SHAPES, Frame, Thing, looks
 
-__all__ = ["FAMILIES", "UNABLE", "Balance", "Question", "ask", "write_row"]
-
 #: the option that is right where there is no answer
 UNABLE = "unable to answer"
 HAPPENED = ("it came", "it moved", "it changed", "nothing")

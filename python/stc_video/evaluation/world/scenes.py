@@ -9,8 +9,6 @@ from typing import TypeAlias
 
 import numpy as np
 
-__all__ = ["CARD", "COLOURS", "PLACES", "SHAPES", "SIGNS", "Frame", "Thing", "looks", "make_scene"]
-
 #: name -> RGB
 COLOURS = {
     "red": (220, 30, 30),

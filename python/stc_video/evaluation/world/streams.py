@@ -10,8 +10,6 @@ import numpy as np
 from stc_video.evaluation.world.questions import FAMILIES, Balance, Question, ask
 from stc_video.evaluation.world.scenes import Frame, make_scene
 
-__all__ = ["ask_about", "follows", "make_stream"]
-
 _TRIES = 30
 Scene = Sequence[Frame]
 

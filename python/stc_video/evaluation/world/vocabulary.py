@@ -10,8 +10,6 @@ from stc_video.evaluation.queries import LETTERS
 from stc_video.evaluation.world.questions import HAPPENED, UNABLE
 from stc_video.evaluation.world.scenes import CARD, COLOURS, PLACES, SHAPES, SIGNS
 
-__all__ = ["LOOKS", "NONE", "make_tokenizer"]
-
 #: what stands for nothing being there, when the projector is trained
 NONE = "nothing"
 LOOKS = (*COLOURS, *SIGNS)

@@ -31,8 +31,6 @@ from stc_video.integrations.vllm.tower import engine_tower, enter_frame
 from stc_video.towers.comparison import disagreement
 from stc_video.towers.patching import InstancePatch, as_function
 
-__all__ = ["StreamEncoder"]
-
 #: characters of a name's digest; the number of an item has fewer
 _DIGEST = 32
 #: time, height and width of an item, in temporal patches and rows

@@ -6,8 +6,6 @@ from __future__ import annotations
 import ast
 from pathlib import Path
 
-__all__ = ["ARCHITECTURES", "BELOW", "FROM", "HOOKS", "missing_hooks"]
-
 #: releases that the tests have run with: from, and below
 FROM, BELOW = (0, 32), (0, 33)
 #: architecture that a checkpoint names -> our class in ``models``

@@ -15,8 +15,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["END", "LONGEST", "NAMELESS", "STREAM", "StreamName"]
-
 #: fields of ``mm_processor_kwargs``
 STREAM, END = "stc_stream", "stc_end"
 #: characters that a name may have

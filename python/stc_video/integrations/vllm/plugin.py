@@ -12,8 +12,6 @@ from pathlib import Path
 from stc_video.integrations.vllm.hooks import ARCHITECTURES, BELOW, FROM, missing_hooks
 from stc_video.integrations.vllm.settings import VARIABLE, Settings
 
-__all__ = ["log", "obstacle", "register"]
-
 #: below vLLM's own logger, so that its handlers and levels apply
 _LOGGER = logging.getLogger("vllm.stc_video")
 

@@ -19,8 +19,6 @@ from stc_video.pruners import EvsPruner, make_pruner
 from stc_video.pruners.base import PrunedTokens
 from stc_video.pruners.budget import ranks, retained_count, spread
 
-__all__ = ["compute_retained_tokens_count", "compute_retention_mask"]
-
 
 def compute_retained_tokens_count(tokens_per_frame: int, num_frames: int, q: float) -> int:
     """Return how many tokens of a clip are kept; see :func:`stc_video.pruners.retained_count`.

@@ -12,8 +12,6 @@ from typing import Any
 from stc_video.config import CacheConfig
 from stc_video.pruners import make_pruner
 
-__all__ = ["VARIABLE", "Settings"]
-
 VARIABLE = "STC_VLLM"
 _OFF = ("", "0", "off")
 _UNITS = {"": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}

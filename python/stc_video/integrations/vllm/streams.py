@@ -14,8 +14,6 @@ from stc_video.cacher.varlen_cacher import VarlenStream
 from stc_video.integrations.vllm.totals import Totals
 from stc_video.towers.varlen import VarlenTower
 
-__all__ = ["StreamTable"]
-
 
 class StreamTable:
     """Streams by the digest of their name, the one used least recently first.

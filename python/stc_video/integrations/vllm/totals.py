@@ -8,8 +8,6 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-__all__ = ["Reporter", "Totals"]
-
 #: seconds between two lines of the log
 _EVERY = 60.0
 _MEANINGS = {

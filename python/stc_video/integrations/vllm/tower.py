@@ -20,8 +20,6 @@ from stc_video.towers.layouts import layout_of
 from stc_video.towers.positions import FrameGeometry, Tables
 from stc_video.towers.varlen import MergerSite, VarlenTower
 
-__all__ = ["EngineBlock", "engine_tower", "enter_frame"]
-
 
 @dataclass(frozen=True)
 class EngineBlock(Block):

@@ -13,8 +13,6 @@ from torch import Tensor
 
 from stc_video.loading.vision import LoadedModel
 
-__all__ = ["FLOORS", "FLOOR_EVERY", "measure_floors"]
-
 Picture = npt.NDArray[np.uint8]
 
 #: one frame in so many is changed

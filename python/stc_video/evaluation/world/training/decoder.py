@@ -23,8 +23,6 @@ from stc_video.evaluation.world.scenes import Frame
 from stc_video.evaluation.world.streams import ask_about, follows
 from stc_video.evaluation.world.training.packing import Packed, Writer, pack
 
-__all__ = ["Decoder", "DecoderSettings", "begin_decoder", "learning_rate"]
-
 _NOW = ("colour now", "sign now", "shape now", "place now", "count now", "is now")
 _BEGIN = 1  # tokens before the video
 

@@ -16,8 +16,6 @@ from stc_video.evaluation.world.scenes import Frame, make_scene
 from stc_video.loading.world_model import small_tower
 from stc_video.models.llava_onevision import frame_preprocessor
 
-__all__ = ["FRAMES", "LAYERS", "Library", "fill_library"]
-
 #: frames of a scene
 FRAMES = 3
 #: layers of the tower whose outputs are kept

@@ -18,8 +18,6 @@ from torch import Tensor
 from stc_video.evaluation.loaders.ovo_bench import queries_of
 from stc_video.evaluation.world.questions import Question, write_row
 
-__all__ = ["Packed", "Writer", "pack"]
-
 #: no loss here
 _NO = -100
 

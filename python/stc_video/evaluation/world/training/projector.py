@@ -20,8 +20,6 @@ from torch.nn.functional import cross_entropy
 from stc_video.evaluation.world.scenes import CARD, PLACES, SHAPES, Frame
 from stc_video.evaluation.world.vocabulary import LOOKS, NONE
 
-__all__ = ["Words", "labels", "project", "train_projector"]
-
 KINDS = (NONE, *SHAPES, CARD)
 _LOOKS = (NONE, *LOOKS)
 _BATCH = 48

@@ -31,8 +31,6 @@ from stc_video.evaluation.world.training.projector import (
 from stc_video.evaluation.world.vocabulary import make_tokenizer
 from stc_video.loading.world_model import build_world_model, save_trained_part, trained_part
 
-__all__ = ["Plan", "train"]
-
 _PROJECTOR, _CHECKPOINT, _MODEL = "projector.pt", "decoder.pt", "model"
 _HELD_OUT = 60  # scenes that the projector is checked with
 _EVERY = 25  # steps between two lines of the log
