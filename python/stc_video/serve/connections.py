@@ -42,13 +42,27 @@ class Connections:
         self._config, self._on_refusal = config, on_refusal
         self._unfinished: dict[Connection, None] = {}  # the oldest first
         self._at_work: Counter[str] = Counter()
+        self._makes_room = False
 
     def wait(self, connection: Connection) -> None:
-        """Count an unfinished one; the oldest of whoever has most of them makes room."""
+        """Count an unfinished one; if there are too many, the oldest make room.
+
+        They do so once what they have sent was read: a burst of connections is accepted all at
+        once, and a whole request among them must not be ended by those that came behind it.
+        """
         self._unfinished[connection] = None
-        if len(self._unfinished) > self._config.max_unfinished:
+        if len(self._unfinished) > self._config.max_unfinished and not self._makes_room:
+            self._makes_room = True
+            # A timer runs after the events that are there when it is due, `call_soon` before them.
+            connection.loop.call_later(0, self._make_room)
+
+    def _make_room(self) -> None:
+        """End the oldest unfinished ones of whoever has most of them."""
+        self._makes_room = False
+        while len(self._unfinished) > self._config.max_unfinished:
             [(peer, _)] = Counter(c.peer for c in self._unfinished).most_common(1)
-            oldest = next(c for c in self._unfinished if c.peer == peer)
+            of_peer = [c for c in self._unfinished if c.peer == peer]
+            oldest = next((c for c in of_peer if not c.is_being_answered), of_peer[0])
             self.give_up(oldest, "503 Service Unavailable", "unfinished")
 
     def begin(self, connection: Connection) -> bool:
@@ -97,6 +111,12 @@ class Connection(H11Protocol):
         self._all = all_of_them
         self._is_at_work = False
         self._deadline: asyncio.TimerHandle | None = None
+
+    @property
+    def is_being_answered(self) -> bool:
+        """Whether a request is whole and its answer is not: of those that wait, pages and health."""
+        cycle = self.cycle
+        return cycle is not None and not cycle.more_body and not cycle.response_complete
 
     def connection_made(self, transport: Any) -> None:
         """Begin to wait for a request."""

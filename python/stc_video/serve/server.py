@@ -104,7 +104,7 @@ def _signals_end_only_the_server() -> Iterator[None]:
 
 def _provide_descriptors(config: ServeConfig) -> None:
     """Raise the limit of open files, if need be, such that connections cannot use them up."""
-    needed = config.max_connections + config.max_unfinished + _BACKLOG + _RESERVE
+    needed = config.max_connections + config.max_unfinished + 2 * _BACKLOG + _RESERVE
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY and soft < needed:
         if hard != resource.RLIM_INFINITY and hard < needed:
