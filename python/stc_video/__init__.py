@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from stc_video.config import CacheConfig
     from stc_video.errors import (
         AttachError,
+        CalibrationWarning,
         DamagedSaveError,
         FolderInUseError,
         MemoryFullError,
@@ -48,6 +49,7 @@ _HOMES = {
     "CacheStats": "stc_video.cacher",
     "Cacher": "stc_video.cacher",
     "Calibration": "stc_video.calibration",
+    "CalibrationWarning": "stc_video.errors",
     "ChatModel": "stc_video.loading.video_llm",
     "DamagedSaveError": "stc_video.errors",
     "FolderInUseError": "stc_video.errors",
@@ -81,6 +83,7 @@ __all__ = [
     "CacheStats",
     "Cacher",
     "Calibration",
+    "CalibrationWarning",
     "ChatModel",
     "DamagedSaveError",
     "FolderInUseError",

@@ -81,6 +81,10 @@ class Calibration:
         """The highest mean cosine that every clip had without a dense frame for the promise."""
         return max(point.worst_clip for point in self.points)
 
+    def fits(self, layers: int, width: int) -> bool:
+        """Whether it was measured with a tower of so many layers and channels."""
+        return f"{layers} layers, {width} wide" in self.facts.get("geometry", "")
+
     def save(self, path: str | Path) -> None:
         """Write it as JSON."""
         points = [asdict(point) for point in self.points]

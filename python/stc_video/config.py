@@ -159,6 +159,11 @@ class CacheConfig:
         is_audited = self.policy == "motion" and self.threshold is None and self.audits
         return self.quality if is_audited else None
 
+    @property
+    def is_borrowed(self) -> bool:
+        """Whether streams start with the package's calibration, whichever the tower is."""
+        return self.policy == "motion" and self.threshold is None and self.calibration is None
+
     def aim(self) -> Aim:
         """Return what the ``motion`` policy steers by; raises ValueError for a bad file."""
         calibration = self.calibration

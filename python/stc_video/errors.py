@@ -22,6 +22,10 @@ class UntestedReleaseWarning(UserWarning):
     """A package is newer than the newest release that stc-kernels was tested with."""
 
 
+class CalibrationWarning(UserWarning):
+    """A tower's streams start with a calibration that was measured with another tower."""
+
+
 class StreamWarning(UserWarning):
     """A stream was taken as it came, but something about it is odd."""
 

@@ -34,9 +34,11 @@ class Nodes:
         self.address: str = self.cluster.address
         self.workers = [self.cluster.add_node(num_cpus=1) for _ in range(2)]
 
-    def kill(self) -> None:
-        """Kill the last node with all its processes, as if its plug was pulled."""
-        self.cluster.remove_node(self.workers.pop(), allow_graceful=False)
+    def kill(self) -> str:
+        """Kill the last node with all its processes, as if its plug was pulled; its id."""
+        node = self.workers.pop()
+        self.cluster.remove_node(node, allow_graceful=False)
+        return str(node.node_id)
 
     def add(self) -> None:
         self.workers.append(self.cluster.add_node(num_cpus=1))

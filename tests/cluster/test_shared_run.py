@@ -13,6 +13,7 @@ import pytest
 import torch
 from benchmark_files import ovo_choice, write_json
 from clip_maker import write_clip
+from waiting import wait_for
 
 from stc_video.cli.app import run_app
 from stc_video.evaluation.answers import AnswerFile, read_answers
@@ -73,25 +74,24 @@ def test_a_node_that_is_killed_costs_no_answer(
     alone = Worker(task)
     with AnswerFile(tmp_path / "alone", alone.facts.protocol, resume=False) as file:
         assert alone.run(queries, file)
-    given = []
+    given, killed = [], []
 
     def note(answer) -> None:
         given.append(answer)
         if len(given) == 1:  # the other node is in the middle of a video
-            nodes.kill()
+            killed.append(nodes.kill())
 
     crew = Crew(task, nodes.address)
     import ray
 
-    def dead() -> int:
-        return sum(not node["Alive"] for node in ray.nodes())
+    def dead() -> list[str]:
+        return [node["NodeID"] for node in ray.nodes() if not node["Alive"]]
 
-    dead_before = dead()
     try:
         assert crew.facts == alone.facts
         with AnswerFile(tmp_path / "shared", crew.facts.protocol, resume=False) as file:
             assert crew.run(queries, file, note)
-        assert dead() == dead_before + 1
+        wait_for(lambda: killed[0] in dead(), lambda: f"{killed[0]} is not among {dead()}")
     finally:
         crew.close()
     assert crew.lost == []

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The plugin for vLLM as far as it goes without vLLM: setting, names, what it needs of a release.
 
-`make test-vllm-hooks` downloads a wheel of vLLM and looks for every hook in it; tests/engine has
+`make test-vllm-hooks` downloads a wheel of vLLM and looks for every hook in it; tests/in_vllm has
 the tests with the engine.
 """
 

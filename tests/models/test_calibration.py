@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 import json
+import warnings
 
 import pytest
 from tiny_towers import encode, make_tower, noisy_walk
 
 import stc_video
-from stc_video import CacheConfig, Calibration
+from stc_video import CacheConfig, Calibration, CalibrationWarning
+from stc_video.cacher.attach import _warn_of_calibration
 from stc_video.calibration import Aim, Measured, default_calibration
 
 LOOSE = Measured(Aim(0.05, 0.1), similarity=0.97, worst_clip=0.95, cost=0.4)
@@ -109,3 +111,39 @@ def test_streams_keep_efforts_of_their_own_and_save_them():
     json.dumps(vars(a.history.effort))
     cacher.reset("a")
     assert cacher.stream_state("a") is None or cacher.stream_state("a").history is None
+
+
+@pytest.fixture
+def untold():
+    """Nothing was said yet in this process."""
+    _warn_of_calibration.cache_clear()
+    yield
+    _warn_of_calibration.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("audits", "held"), [(True, "audits hold 0.99 from"), (False, "no audits hold the quality")]
+)
+def test_a_tower_without_one_of_its_own_says_so_once(untold, audits, held):
+    tower, config = make_tower("siglip"), CacheConfig(quality=0.99, audits=audits)
+    said = f"SiglipVisionModel has no calibration of its own: .*, and {held}"
+    with pytest.warns(CalibrationWarning, match=said):
+        cacher = stc_video.attach_cacher(tower, config)
+    encode(tower, noisy_walk(12))
+    assert (cacher.stats().audits > 0) == audits
+    cacher.detach()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", CalibrationWarning)
+        stc_video.attach_cacher(tower, config).detach()
+
+
+def test_a_tower_that_has_one_or_takes_none_says_nothing(untold):
+    from transformers import Dinov2Config, Dinov2Model
+
+    calibrated = Dinov2Model(Dinov2Config(hidden_size=384, num_attention_heads=6)).eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", CalibrationWarning)
+        stc_video.attach_cacher(calibrated).detach()
+        for config in (CacheConfig(calibration=BOTH), CacheConfig(threshold=0.9)):
+            stc_video.attach_cacher(make_tower("siglip"), config).detach()
+        stc_video.attach_cacher(make_tower("siglip"), "stc").detach()

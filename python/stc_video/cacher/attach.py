@@ -3,13 +3,17 @@
 
 from __future__ import annotations
 
+import warnings
+from functools import cache
 from typing import Any
 
 from torch import nn
 
 from stc_video.cacher.cacher import Cacher
 from stc_video.cacher.varlen_cacher import VarlenCacher
+from stc_video.calibration import default_calibration
 from stc_video.config import CacheConfig
+from stc_video.errors import CalibrationWarning
 from stc_video.towers.pre_norm import PreNormTower
 from stc_video.towers.varlen import VarlenTower
 from stc_video.versions import warn_if_untested
@@ -49,6 +53,11 @@ def attach_cacher(
     ValueError
         If a setting is out of range, or there is none of that name.
 
+    Warns
+    -----
+    CalibrationWarning
+        Once for each kind of tower that has no calibration of its own.
+
     Examples
     --------
     >>> from transformers import SiglipVisionConfig, SiglipVisionModel
@@ -66,6 +75,22 @@ def attach_cacher(
     warn_if_untested()
     config = CacheConfig.of(policy, **settings)
     varlen = VarlenTower.find(tower)
-    if varlen is not None:
-        return VarlenCacher(varlen, config)
-    return Cacher(PreNormTower.of(tower), config)
+    parts = PreNormTower.of(tower) if varlen is None else varlen
+    if config.is_borrowed:
+        layers, channels = len(parts.blocks), parts.blocks[0].channels
+        _warn_of_calibration(type(tower).__name__, layers, channels, config.promised)
+    return VarlenCacher(parts, config) if isinstance(parts, VarlenTower) else Cacher(parts, config)
+
+
+@cache
+def _warn_of_calibration(name: str, layers: int, channels: int, promised: float | None) -> None:
+    """Warn, once in a process, of a tower whose streams start with another tower's calibration."""
+    if default_calibration().fits(layers, channels):
+        return
+    held = "no audits hold the quality" if promised is None else f"audits hold {promised:g}"
+    warnings.warn(
+        f"{name} has no calibration of its own: its streams start with that of a trained DINOv2, "
+        f"and {held} from there; `stc calibrate` measures one for CacheConfig(calibration=...)",
+        CalibrationWarning,
+        stacklevel=3,
+    )

@@ -61,8 +61,6 @@ def engine_tower(visual: nn.Module) -> VarlenTower:
 
 def enter_frame(tower: VarlenTower, cos: Tensor, sin: Tensor, grid: tuple[int, int]) -> None:
     """Describe the next frames: cos and sin (N, head size / 2) of their rows, rows and columns."""
-    # Tables are kept by size for recorded passes. There are none here, and clients choose sizes.
-    tower.geometry._buffers.clear()
     cos, sin = (torch.cat([half, half], dim=-1) for half in (cos, sin))
     tower.geometry.enter(Tables(cos, sin), len(cos), tower.windows(*grid))
 

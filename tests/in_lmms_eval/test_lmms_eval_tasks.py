@@ -29,6 +29,12 @@ THEIRS = Path(lmms_eval.__file__).parent / "tasks"
 OURS = Path(plugin.__file__).parent / "tasks"
 
 
+@pytest.fixture(autouse=True)
+def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some tasks write `submissions/` where they are run."""
+    monkeypatch.chdir(tmp_path)
+
+
 @pytest.fixture(scope="module")
 def model_folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("model")
