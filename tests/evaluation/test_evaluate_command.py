@@ -134,6 +134,22 @@ def test_what_is_a_control_by_itself_is_run_once(
     assert "this is the dense configuration" in (out / "evaluation.html").read_text()
 
 
+def test_a_study_saves_ever_more(videos: Path, model_folder: Path, tmp_path: Path) -> None:
+    data, out = write_json(tmp_path / "o.json", ovo_rows()[:1]), tmp_path / "out"
+    more = ("--policy", "none", "--prune", "none", "--memory", "plain", "--study",
+            "--max-new-tokens", 1, "--threads", 1)  # fmt: skip
+    assert evaluate("ovo-bench", data, videos, model_folder, out, *more) == 0
+    found = {one["name"]: one["cost"] for one in read(out)["configurations"]}
+    assert next(iter(found)) == "dense"
+    assert {"last 4 frames", "STC's setting"} < set(found)
+    kept = [cost["tokens_per_frame"] for name, cost in found.items() if name.startswith("none dtd")]
+    assert kept == [8, 4, 2, 1]
+    assert found["STC's setting"]["work"] < found["dense"]["work"] == 1
+    header, *rows = (out / "scores.csv").read_text().splitlines()
+    assert header.endswith("kept,kept_low,kept_high")
+    assert len([row for row in rows if ",all,all," in row]) == len(found)
+
+
 def test_shards_and_resume_make_one_run(videos: Path, model_folder: Path, tmp_path: Path) -> None:
     data, out = write_json(tmp_path / "o.json", ovo_rows()), tmp_path / "out"
     args = ("ovo-bench", data, videos, model_folder)

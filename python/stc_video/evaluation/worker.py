@@ -13,6 +13,7 @@ from stc_video.evaluation.configurations import Configuration, controls, describ
 from stc_video.evaluation.queries import Query
 from stc_video.evaluation.runner import Given, Runner, Sampling
 from stc_video.evaluation.scoring.parsers import PARSERS, rule_of
+from stc_video.evaluation.study import study
 
 if TYPE_CHECKING:
     from stc_video.loading.video_llm import ChatModel
@@ -28,8 +29,8 @@ class Assignment:
         Its name.
     videos
         The folder, under the same path for all of them.
-    configurations, controls
-        What is compared, and whether controls are added.
+    configurations, controls, study
+        What is compared, and whether controls, and those of :func:`study`, are added.
     sampling
         Which frames.
     model, device, dtype, threads
@@ -45,6 +46,7 @@ class Assignment:
     device: str = "auto"
     dtype: str = "auto"
     threads: int | None = None
+    study: bool = False
 
 
 @dataclass(frozen=True)
@@ -138,18 +140,25 @@ def _all_configurations(
         grid = handle.grid
     tokens = None if grid is None else grid[0] * grid[1]
     made = list(assignment.configurations)
-    if assignment.controls:
-        added = controls(made[0], tokens)
-        # What is a control by itself is run once, under the control's name.
-        made = [next((c for c in added if _is_same(c, one)), one) for one in made]
-        for control in added:
-            if not any(_is_same(control, one) for one in made):
-                made.append(control)
-        if tokens is None:
-            notes.append(
-                "the frames of this model have another number of tokens in each video, so there "
-                "is no control of uniform frames"
-            )
+    if assignment.study and tokens is None:
+        raise ValueError(
+            "--study needs a model whose frames all have as many tokens; those of this one have "
+            "another number in each video"
+        )
+    added = [
+        *(controls(made[0], tokens) if assignment.controls else []),
+        *(study(tokens) if assignment.study and tokens is not None else []),
+    ]
+    # What is a control by itself is run once, under the control's name.
+    made = [next((c for c in added if _is_same(c, one)), one) for one in made]
+    for control in added:
+        if not any(_is_same(control, one) for one in made):
+            made.append(control)
+    if assignment.controls and tokens is None:
+        notes.append(
+            "the frames of this model have another number of tokens in each video, so there "
+            "is no control of uniform frames"
+        )
     names = [one.name for one in made]
     if len(set(names)) < len(names):
         raise ValueError(f"two configurations are the same: {', '.join(names)}")

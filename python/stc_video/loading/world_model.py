@@ -129,7 +129,7 @@ def build_world_model(
             "vocab_size": len(tokenizer),
             "hidden_size": 192,
             "intermediate_size": 384,
-            "num_hidden_layers": 4,
+            "num_hidden_layers": 5,
             "num_attention_heads": 6,
             "num_key_value_heads": 3,
             "max_position_embeddings": 32768,

@@ -13,18 +13,29 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from stc_video.evaluation.queries import LETTERS
-from stc_video.evaluation.world.questions import FAMILIES, Balance
-from stc_video.evaluation.world.scenes import Frame
+from stc_video.evaluation.world.questions import Balance
+from stc_video.evaluation.world.scenes import CARD, Frame
 from stc_video.evaluation.world.streams import ask_about, follows
+from stc_video.evaluation.world.training.hints import HINTS, KINDS, Hints, hints_of
 from stc_video.evaluation.world.training.packing import Packed, Writer, pack
+from stc_video.evaluation.world.training.projector import quarters
 
-_NOW = ("colour now", "sign now", "shape now", "place now", "count now", "is now")
-_BEGIN = 1  # tokens before the video
+_NO = -100
+_HINT_LAYER = 3  # after which what is known of a kind is to be read
+#: phrases that stand for a kind
+_ABOUT = {
+    CARD: (
+        "Which sign is on the card now?",
+        "Which sign was on the card when it was last seen?",
+    )
+}
+_LENGTHS = (3, 6)  # frames of a scene in a stream
 
 
 @dataclass(frozen=True)
@@ -43,21 +54,26 @@ class DecoderSettings:
         Deviation of noise on the tokens, as a part of theirs.
     pruned
         Part of the steps in which frames keep 4 to 12 tokens at random.
-    easy, long
-        Part of the training with questions about now alone; from which on streams are longest.
+    grow
+        Part of the training after which streams are longest.
     most
-        Scenes of the longest streams.
+        Frames of the longest streams.
+    hints
+        Weight of the hints.
+    open
+        Part of the choices that are asked without their options.
     """
 
-    steps: int = 440
+    steps: int = 1500
     streams: int = 8
     questions: int = 16
     rate: float = 2e-3
-    noise: float = 0.15
-    pruned: float = 0.25
-    easy: float = 0.2
-    long: float = 0.4
-    most: int = 7
+    noise: float = 0.1
+    pruned: float = 0.3
+    grow: float = 0.35
+    most: int = 24
+    hints: float = 1.0
+    open: float = 0.15
 
 
 def learning_rate(step: int, settings: DecoderSettings) -> float:
@@ -102,7 +118,8 @@ def begin_decoder(model: Any, tokenizer: Any, seed: int) -> None:
         mark = tokenizer.convert_tokens_to_ids(f"{letter}.")
         embedding[mark].normal_(0.0, float(embedding.std()), generator=random)
         embedding[tokenizer.convert_tokens_to_ids(letter)] = embedding[mark]
-    model.lm_head.weight.copy_(embedding)
+    # States have a deviation of 1 where the head reads them.
+    model.lm_head.weight.copy_(embedding / embedding.norm(dim=-1, keepdim=True).clamp_min(1e-6))
 
 
 def _look_one_back(attention: Any, key: slice, query: slice) -> None:
@@ -148,9 +165,15 @@ class Decoder:
         self._tokens, self._scenes, self._deviation = tokens, scenes, float(tokens.std())
         self._settings, self._seed = settings, seed
         self._balance = Balance(slack=20)
+        self._kinds = {
+            tokenizer.convert_tokens_to_ids(word): number
+            for number, kind in enumerate(KINDS)
+            for word in (kind, *_ABOUT.get(kind, ()))
+        }
         inner = model.model
+        self.hints = Hints(model.config.text_config.hidden_size)
         self.parameters = [*inner.language_model.parameters(), *model.lm_head.parameters(),
-                           inner.image_newline]  # fmt: skip
+                           inner.image_newline, *self.hints.parameters()]  # fmt: skip
         self.optimizer = torch.optim.AdamW(
             self.parameters, settings.rate, betas=(0.9, 0.98), weight_decay=0.02
         )
@@ -166,23 +189,27 @@ class Decoder:
         random = np.random.default_rng((self._seed, step))
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(step, self._settings)
-        batch, tokens, names = self._batch(random, step / self._settings.steps)
-        logits = self._logits(batch, tokens)
+        batch, tokens, known, names = self._batch(random, step / self._settings.steps)
+        logits, states = self._run(batch, tokens)
         wanted = batch.labels.flatten(0, 1)
         loss = cross_entropy(logits[wanted >= 0], wanted[wanted >= 0])
+        labelled = (known != _NO).any(-1)
+        hints = self.hints(states[:, 1:][labelled], known[labelled])
         self.optimizer.zero_grad()
-        loss.backward()
+        (loss + self._settings.hints * hints.mean()).backward()
         torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
         self.optimizer.step()
         right = ((logits.detach().argmax(-1) == wanted) | (wanted < 0)).all(-1).tolist()
-        made = {"loss": loss.item()}
-        for name in dict.fromkeys(n for n in names if n):
-            hits = [ok for ok, n in zip(right, names, strict=True) if n == name]
+        made = {"loss": loss.item(), **dict(zip(HINTS, hints.tolist(), strict=True))}
+        named = [(ok, n) for ok, n in zip(right, names, strict=True) if n]
+        for name in dict.fromkeys(n for _, n in named):
+            hits = [ok for ok, n in named if n == name]
             made[name] = sum(hits) / len(hits)
+        made["all"] = sum(ok for ok, n in named) / len(named)
         return made
 
-    def _logits(self, batch: Packed, tokens: Tensor) -> Tensor:
-        """(B * Q, L, V) for the questions."""
+    def _run(self, batch: Packed, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """(B * Q, L, V) for the questions, and the states (B, N, D) that hints are read from."""
         inner = self._model.model
         embedding = inner.language_model.embed_tokens
         count, questions, length = batch.ids.shape
@@ -190,61 +217,97 @@ class Decoder:
         written[:, :, 0] = inner.image_newline
         begin = embedding(torch.tensor([self._begin])).expand(count, 1, -1)
         x = torch.cat([begin, tokens, written.flatten(1, 2)], dim=1)
-        states = inner.language_model(
+        made = inner.language_model(
             inputs_embeds=x,
             attention_mask=batch.mask,
             position_ids=batch.positions,
             use_cache=False,
-        ).last_hidden_state
-        asked = states[:, -questions * length :].reshape(count * questions, length, -1)
-        made: Tensor = self._model.lm_head(asked)
-        return made
+            output_hidden_states=True,
+        )
+        asked = made.last_hidden_state[:, -questions * length :]
+        logits: Tensor = self._model.lm_head(asked.reshape(count * questions, length, -1))
+        return logits, made.hidden_states[_HINT_LAYER]
 
-    def _batch(self, random: np.random.Generator, share: float) -> tuple[Packed, Tensor, list[str]]:
+    def _batch(
+        self, random: np.random.Generator, share: float
+    ) -> tuple[Packed, Tensor, Tensor, list[str]]:
+        """Questions, tokens (B, V, E), hints (B, V + Q * L, hints) and names of the questions."""
         settings = self._settings
-        easy = share < settings.easy
-        longest = 1 if easy else 2 + math.floor(
-            (settings.most - 1) * min(1.0, (share - settings.easy) / settings.long)
-        )  # fmt: skip
-        count = int(random.integers(1, min(longest, settings.most) + 1))
-        families = _NOW if easy else tuple(FAMILIES)
-        written, names, rows = [], [], []
+        longest = 3 + (settings.most - 3) * min(1.0, share / settings.grow)
+        frames = int(random.integers(3, round(longest) + 1))
+        written, names, rows, histories = [], [], [], []
         for _ in range(settings.streams):
-            chosen = self._compose(random, count)
-            rows.append(self._tokens[torch.tensor(chosen)].flatten(0, 1))
-            history = [frame for scene in chosen for frame in self._scenes[scene]]
-            asked = ask_about(random, history, settings.questions, self._balance, families)
+            chosen = self._compose(random, frames)
+            rows.append(self._tokens[[s for s, _ in chosen], [f for _, f in chosen]])
+            history = [self._scenes[scene][frame] for scene, frame in chosen]
+            asked = ask_about(random, history, settings.questions, self._balance)
             stream = []
             for now, question in asked:
-                is_open = bool(question.options) and random.random() < (0.5 if easy else 0.15)
+                is_open = bool(question.options) and random.random() < settings.open
                 stream.append((now, *self._writer.write(question, is_open)))
                 names.append(f"{question.task}{'*' if is_open else ''}")
             names += [""] * (settings.questions - len(asked))
             written.append(stream)
+            histories.append(history)
         tokens = torch.stack(rows)  # (B, F, N, E)
         tokens = tokens + torch.from_numpy(
             random.normal(0, settings.noise * self._deviation, tokens.shape).astype(np.float32)
         )
-        if random.random() < settings.pruned:
-            tokens = _some(random, tokens)
+        hints = [hints_of(history) for history in histories]
         per_frame = tokens.shape[2]
-        packed = pack(written, tokens.shape[1], per_frame, self._pad, settings.questions)
-        return packed, tokens.flatten(1, 2), names
+        labels = [_hints_of_tokens(*pair, per_frame) for pair in zip(histories, hints, strict=True)]
+        known = torch.from_numpy(np.stack(labels))
+        if random.random() < settings.pruned:
+            kept = _some(random, tokens)
+            tokens, known = (x.gather(2, kept.expand(*kept.shape[:3], x.shape[-1]))
+                             for x in (tokens, known))  # fmt: skip
+        packed = pack(written, frames, tokens.shape[2], self._pad, settings.questions)
+        asked_of = self._hints_of_words(packed.ids.numpy(), written, hints)
+        return packed, tokens.flatten(1, 2), torch.cat([known.flatten(1, 2), asked_of], 1), names
 
-    def _compose(self, random: np.random.Generator, count: int) -> list[int]:
-        """Scenes that can follow each other."""
-        chosen: list[int] = []
-        while len(chosen) < count:
-            scene = int(random.integers(len(self._scenes)))
-            if not chosen or follows(self._scenes[chosen[-1]], self._scenes[scene]):
-                chosen.append(scene)
-        return chosen
+    def _hints_of_words(
+        self,
+        ids: npt.NDArray[np.int64],
+        written: Sequence[Sequence[tuple[int, list[int], int]]],
+        hints: Sequence[npt.NDArray[np.int64]],
+    ) -> Tensor:
+        """Labels (B, Q * L, hints) of the words for kinds in questions."""
+        made = np.full((*ids.shape, len(HINTS)), _NO)
+        for word, number in self._kinds.items():
+            for b, q, at in np.argwhere(ids == word):
+                made[b, q, at] = hints[b][written[b][q][0], number]
+        return torch.from_numpy(made).flatten(1, 2)
+
+    def _compose(self, random: np.random.Generator, frames: int) -> list[tuple[int, int]]:
+        """(scene, frame) of scenes that can follow each other; a frame may stay for a while."""
+        chosen: list[tuple[int, int]] = []
+        last: Sequence[Frame] | None = None
+        while len(chosen) < frames:
+            number = int(random.integers(len(self._scenes)))
+            scene = self._scenes[number]
+            if last is None or follows(last, scene):
+                length = max(len(scene), int(random.integers(_LENGTHS[0], _LENGTHS[1] + 1)))
+                more = random.integers(len(scene), size=length - len(scene)).tolist()
+                chosen += [(number, frame) for frame in sorted([*range(len(scene)), *more])]
+                last = scene
+        return chosen[:frames]
+
+
+def _hints_of_tokens(
+    history: Sequence[Frame], hints: npt.NDArray[np.int64], tokens: int
+) -> npt.NDArray[np.int64]:
+    """Labels (F, N, hints) of the tokens: of the kind that is in their quarter."""
+    made = np.full((len(history), tokens, len(HINTS)), _NO)
+    quarter = quarters(round(tokens**0.5))
+    for time, frame in enumerate(history):
+        for thing in frame:
+            made[time, quarter == thing.place] = hints[time, KINDS.index(thing.kind)]
+    return made
 
 
 def _some(random: np.random.Generator, tokens: Tensor) -> Tensor:
-    """Keep as many tokens of each frame, others in each, in their order."""
-    count, frames, total, width = tokens.shape
+    """Which tokens (B, F, kept, 1) of each frame stay: as many of each, others, in their order."""
+    count, frames, total, _ = tokens.shape
     kept = int(random.choice((4, 6, 8, 12)))
     order = random.random((count, frames, total)).argsort(-1)[..., :kept]
-    rows = torch.from_numpy(np.sort(order, axis=-1))[..., None].expand(-1, -1, -1, width)
-    return tokens.gather(2, rows)
+    return torch.from_numpy(np.sort(order, axis=-1))[..., None]

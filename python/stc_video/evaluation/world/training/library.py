@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from stc_video.evaluation.world.cameras import CAMERAS, load_footage, take
-from stc_video.evaluation.world.scenes import Frame, make_scene
+from stc_video.evaluation.world.scenes import CARD, Frame, make_scene
 from stc_video.loading.world_model import small_tower
 from stc_video.models.llava_onevision import frame_preprocessor
 
@@ -21,6 +21,8 @@ FRAMES = 3
 #: layers of the tower whose outputs are kept
 LAYERS = (4, 8, 11)
 
+#: scenes after which all have a card: its signs are small, and take more pictures to learn
+_ANY = 1900
 _FEATURES, _DONE = "features.npy", "done.json"
 
 
@@ -48,7 +50,11 @@ class Library:
 
 def scene_of(seed: int, number: int) -> list[Frame]:
     """What is to be seen in a scene."""
-    return make_scene(np.random.default_rng((seed, number)), FRAMES)
+    random = np.random.default_rng((seed, number))
+    while True:
+        scene = make_scene(random, FRAMES)
+        if number < _ANY or any(thing.kind == CARD for frame in scene for thing in frame):
+            return scene
 
 
 def fill_library(

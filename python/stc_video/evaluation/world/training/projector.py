@@ -23,6 +23,9 @@ from stc_video.evaluation.world.vocabulary import LOOKS, NONE
 KINDS = (NONE, *SHAPES, CARD)
 _LOOKS = (NONE, *LOOKS)
 _BATCH = 48
+#: deviation of noise on features, as a part of theirs; without it signs are learned by heart
+_NOISE = 0.6
+_TOKEN_LENGTH, _WORD_LENGTH = 10.0, 7.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,8 +47,7 @@ class Words:
 
 def labels(scenes: Sequence[Sequence[Frame]], grid: int) -> npt.NDArray[np.int64]:
     """Index in each group of words for each token, (S, F, grid * grid, 3)."""
-    rows, columns = np.divmod(np.arange(grid * grid), grid)
-    quarter = (rows * 2 // grid) * 2 + columns * 2 // grid
+    quarter = quarters(grid)
     made = np.zeros((len(scenes), len(scenes[0]), grid * grid, 3), np.int64)
     made[..., 2] = quarter
     for s, scene in enumerate(scenes):
@@ -55,6 +57,28 @@ def labels(scenes: Sequence[Sequence[Frame]], grid: int) -> npt.NDArray[np.int64
                 made[s, f, at, 0] = KINDS.index(thing.kind)
                 made[s, f, at, 1] = _LOOKS.index(thing.look)
     return made
+
+
+def quarters(grid: int) -> npt.NDArray[np.int64]:
+    """Index of the quarter of the picture in which each token is, (grid * grid,)."""
+    rows, columns = np.divmod(np.arange(grid * grid), grid)
+    made: npt.NDArray[np.int64] = (rows * 2 // grid) * 2 + columns * 2 // grid
+    return made
+
+
+@torch.no_grad()
+def scale(projector: nn.Module, embedding: Tensor, tokens: Tensor) -> Tensor:
+    """Bring tokens and words to the scale of the decoder's states; returns the tokens.
+
+    Once trained, a token is some fifty times as long as a word that no token was compared with.
+    What a layer adds would drown the one and be drowned by the other.
+    """
+    last: nn.Linear = projector.linear_2  # type: ignore[assignment]
+    factor = _TOKEN_LENGTH / tokens.norm(dim=-1).mean()
+    last.weight *= factor
+    last.bias *= factor
+    embedding *= _WORD_LENGTH / embedding.norm(dim=-1, keepdim=True).clamp_min(1e-6)
+    return tokens * factor
 
 
 def project(projector: nn.Module, features: Tensor) -> Tensor:
@@ -94,11 +118,14 @@ def train_projector(
         Is told how it goes.
     """
     random = np.random.default_rng(seed)
+    torch.manual_seed(seed)
+    noise = _NOISE * torch.from_numpy(features[::37]).float().flatten(0, 1).std(0)
     optimizer = torch.optim.AdamW([*projector.parameters(), embedding], 3e-3, weight_decay=0.02)
     plan = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps, pct_start=0.1)
     for step in range(steps):
         rows = np.sort(random.choice(len(features), _BATCH, replace=False))
         batch = torch.from_numpy(features[rows]).float()
+        batch += noise * torch.randn_like(batch)
         wanted = torch.from_numpy(truth[rows])
         found = words.logits(project(projector, batch), embedding)
         losses = [cross_entropy(x.flatten(0, 1), wanted[..., g].flatten())

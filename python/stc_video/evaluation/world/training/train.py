@@ -26,6 +26,7 @@ from stc_video.evaluation.world.training.projector import (
     accuracy,
     labels,
     project,
+    scale,
     train_projector,
 )
 from stc_video.evaluation.world.vocabulary import make_tokenizer
@@ -53,8 +54,8 @@ class Plan:
         Of everything.
     """
 
-    scenes: int = 1900
-    projector_steps: int = 1100
+    scenes: int = 2500
+    projector_steps: int = 2500
     decoder: DecoderSettings = field(default_factory=DecoderSettings)
     seed: int = 1
 
@@ -148,8 +149,8 @@ def _train_projector(
     with torch.no_grad():
         pieces = np.array_split(features, max(1, len(features) // 100))
         parts = [project(projector, torch.from_numpy(piece).float()) for piece in pieces]
-    features_of_all: Tensor = torch.cat(parts)
-    return features_of_all.view(count, frames, *parts[0].shape[1:])
+    tokens = scale(projector, embedding.data, torch.cat(parts))
+    return tokens.view(count, frames, *parts[0].shape[1:])
 
 
 def _moments(features: Any) -> tuple[Tensor, Tensor]:
@@ -173,6 +174,7 @@ def _train_decoder(folder: Path, plan: Plan, model: Any, decoder: Decoder, log: 
     if path.exists():
         state = torch.load(path, weights_only=True)
         model.load_state_dict(state["model"], strict=False)
+        decoder.hints.load_state_dict(state["hints"])
         decoder.optimizer.load_state_dict(state["optimizer"])
         begin = state["step"]
         log(f"decoder: goes on at step {begin}")
@@ -185,8 +187,8 @@ def _train_decoder(folder: Path, plan: Plan, model: Any, decoder: Decoder, log: 
             log(f"decoder {step + 1}/{plan.decoder.steps}: {shown}")
             sums.clear()
         if (step + 1) % _SAVE_EVERY == 0 or step + 1 == plan.decoder.steps:
-            state = {"model": trained_part(model), "optimizer": decoder.optimizer.state_dict(),
-                     "step": step + 1}  # fmt: skip
+            state = {"model": trained_part(model), "hints": decoder.hints.state_dict(),
+                     "optimizer": decoder.optimizer.state_dict(), "step": step + 1}  # fmt: skip
             torch.save(state, path.with_suffix(".new"))
             path.with_suffix(".new").replace(path)
 
