@@ -74,11 +74,12 @@ def scale(projector: nn.Module, embedding: Tensor, tokens: Tensor) -> Tensor:
     What a layer adds would drown the one and be drowned by the other.
     """
     last: nn.Linear = projector.linear_2  # type: ignore[assignment]
-    factor = _TOKEN_LENGTH / tokens.norm(dim=-1).mean()
-    last.weight *= factor
-    last.bias *= factor
-    embedding *= _WORD_LENGTH / embedding.norm(dim=-1, keepdim=True).clamp_min(1e-6)
-    return tokens * factor
+    factor = _TOKEN_LENGTH / float(tokens.norm(dim=-1).mean())
+    last.weight.mul_(factor)
+    last.bias.mul_(factor)
+    embedding.mul_(_WORD_LENGTH / embedding.norm(dim=-1, keepdim=True).clamp_min(1e-6))
+    made: Tensor = tokens * factor
+    return made
 
 
 def project(projector: nn.Module, features: Tensor) -> Tensor:
