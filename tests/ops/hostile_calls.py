@@ -57,8 +57,8 @@ def make(seed: int) -> Call:
     tokens, heads = rng.choice([1, 2, 5, 9, 33]), rng.randint(1, 2)
     width = rng.choice([1, 3, 8, 24])
     if rng.random() < 0.03:
-        # Enough for several threads. Triton's interpreter takes minutes for pictures of 100 x 100.
-        tokens, width = 400, 1 if "patches" in op else 128
+        # Enough for several threads. Triton's interpreter takes minutes for 400 patches.
+        tokens, width = (100, 3) if "patches" in op else (400, 128)
     geometry = _examples.Geometry(
         tokens, heads * width, rng.randint(1, tokens), heads, rng.choice([1, 1, 2, 3, 5])
     )

@@ -114,7 +114,7 @@ class Connection(H11Protocol):
 
     @property
     def is_being_answered(self) -> bool:
-        """Whether a request is whole and its answer is not: of those that wait, pages and health."""
+        """Whether a request is whole and its answer is not, as of pages and health."""
         cycle = self.cycle
         return cycle is not None and not cycle.more_body and not cycle.response_complete
 
