@@ -87,7 +87,7 @@ def what_was_noticed(program: Path, mutant: Mutant) -> str:
     kinds: dict[str, None] = {}
     for op in mutant.cases:
         command = [str(program), "--op", op, "--cases", str(mutant.count), "--schedules", "2"]
-        command += ["--seconds", "20", "--seed", str(mutant.seed)]
+        command += ["--seconds", "200", "--seed", str(mutant.seed)]
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
         except subprocess.TimeoutExpired:
