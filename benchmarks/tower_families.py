@@ -27,6 +27,7 @@ from stc_video import CacheConfig, attach_cacher
 #: family -> class, settings, side of the picture and of a patch, in pixels
 _LARGE = {"hidden_size": 1024, "intermediate_size": 4096, "num_attention_heads": 16}
 _GIGANTIC = {"hidden_size": 1664, "intermediate_size": 8192, "num_attention_heads": 16}
+_OMNI = {"hidden_size": 1280, "intermediate_size": 3420, "num_heads": 16, "out_hidden_size": 2048}
 TOWERS: dict[str, tuple[str, str, dict[str, Any], int, int]] = {
     "DINOv3 ViT-L": ("dinov3_vit", "DINOv3ViTModel", _LARGE | {"num_register_tokens": 4}, 448, 16),
     "InternVL": ("internvl", "InternVLVisionModel", {"image_size": [448, 448]}, 448, 14),
@@ -36,7 +37,7 @@ TOWERS: dict[str, tuple[str, str, dict[str, Any], int, int]] = {
     "Molmo2": ("molmo2", "Molmo2VisionModel", {}, 378, 14),
     "Pixtral": ("pixtral", "PixtralVisionModel", {}, 448, 16),
     "Qwen3.5": ("qwen3_5", "Qwen3_5VisionModel", {}, 448, 16),
-    "Qwen2.5-Omni": ("qwen2_5_omni", "Qwen2_5OmniVisionEncoder", {}, 448, 14),
+    "Qwen2.5-Omni": ("qwen2_5_omni", "Qwen2_5OmniVisionEncoder", _OMNI, 448, 14),
     "VideoLLaMA 3": ("video_llama_3", "VideoLlama3VisionModel", {}, 448, 14),
 }  # fmt: skip
 

@@ -16,7 +16,7 @@ from PIL import Image
 from starlette.websockets import WebSocketDisconnect
 from waiting import PATIENCE
 
-from stc_video import StreamingSession
+from stc_video import PlainConfig, StreamingSession, WindowConfig
 from stc_video.serve.pictures import decode_picture
 
 FRAMES = "/v1/streams/door/frames"
@@ -60,6 +60,23 @@ def test_frames_are_seen_and_asked_about(service, chat) -> None:
     assert answer["stc"]["retrieved"][3]["time"] == 1.5
     assert [(s["id"], s["seen"]) for s in streams] == [("door", 5)]
     assert not hasattr(chat.model, "stc")  # restored
+
+
+@pytest.mark.parametrize("memory", [PlainConfig(), WindowConfig(2)])
+def test_other_memories_answer_as_in_the_library(service, chat, memory) -> None:
+    frames = [jpeg(seed) for seed in range(4)]
+    with service(memory=memory) as (client, _), client.websocket_connect(FRAMES) as socket:
+        for frame in frames:
+            push(socket, frame)
+            socket.receive_json()
+        answer = client.post(CHAT, json=question()).json()
+    settings = {"memory": memory, "prefill_chunk": 8, "tokens_per_frame": 6}
+    with StreamingSession(chat.model, chat.processor, **settings) as session:
+        for frame in frames:
+            session.push(decode_picture(frame, 10_000))
+        expected = session.ask(question()["messages"][0]["content"], max_new_tokens=6)
+    assert answer["choices"][0]["message"]["content"] == expected.text
+    assert answer["usage"]["prompt_tokens"] == expected.context_tokens
 
 
 def test_a_question_before_the_first_frame_is_refused(service) -> None:

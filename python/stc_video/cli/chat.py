@@ -17,12 +17,14 @@ from stc_video.cli.options import (
     DtypeOption,
     LanguageModelOption,
     MaxNewTokensOption,
+    MemoryOption,
     RetrieveTokensOption,
     StorageOption,
     ThreadsOption,
     TokensPerFrameOption,
 )
 from stc_video.cli.output import show_verdict
+from stc_video.memory import command_memory
 from stc_video.memory.config import COMMAND_MEMORY
 from stc_video.report.tables import clock, milliseconds
 from stc_video.report.verdict import cache_verdict
@@ -56,6 +58,7 @@ class ChatSettings:
         typer.Option("--fast", help="Push a recording as fast as possible, not in its own time."),
     ] = False
     tokens_per_frame: TokensPerFrameOption = 64
+    memory: MemoryOption = "rekv"
     retrieve_tokens: RetrieveTokensOption = COMMAND_MEMORY.retrieve_tokens
     storage: StorageOption = COMMAND_MEMORY.storage
     max_new_tokens: MaxNewTokensOption = 256
@@ -79,9 +82,10 @@ def chat(settings: ChatSettings) -> int:
     console = Console(highlight=False, soft_wrap=True)
     stop = threading.Event()
     # Wrong options should not wait for the model.
-    memory = replace(
+    rekv = replace(
         COMMAND_MEMORY, retrieve_tokens=settings.retrieve_tokens, storage=settings.storage
     )
+    memory = command_memory(settings.memory, rekv)
     video = LiveVideo(settings.source, settings.fps, stop, fast=settings.fast)
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
@@ -89,6 +93,7 @@ def chat(settings: ChatSettings) -> int:
         loaded = load_chat_model(settings.model, device=settings.device, dtype=settings.dtype)
     if loaded.notice:
         console.print(f"Note: {loaded.notice}", style="yellow")
+    loaded.check_memory(memory)
     with StreamingSession(
         loaded.model, loaded.processor, memory=memory, tokens_per_frame=settings.tokens_per_frame
     ) as session:

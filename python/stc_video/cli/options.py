@@ -50,6 +50,14 @@ SeveralFramesOption = Annotated[int, typer.Option(rich_help_panel=VIDEO, min=2, 
 TokensPerFrameOption = Annotated[
     int, typer.Option(rich_help_panel=PRUNE, min=1, help="Tokens that the pruner keeps per frame.")
 ]
+MemoryOption = Annotated[
+    str,
+    typer.Option(
+        rich_help_panel=MEMORY,
+        help="rekv: bounded, with retrieval. plain: everything, until it is full. window: the last "
+        "four frames.",
+    ),
+]
 RetrieveTokensOption = Annotated[
     int,
     typer.Option(

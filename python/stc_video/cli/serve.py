@@ -19,11 +19,13 @@ from stc_video.cli.options import (
     DtypeOption,
     LanguageModelOption,
     MaxNewTokensOption,
+    MemoryOption,
     RetrieveTokensOption,
     StorageOption,
     ThreadsOption,
     TokensPerFrameOption,
 )
+from stc_video.memory import command_memory
 from stc_video.serve.config import MEMORY as STREAM_MEMORY
 from stc_video.serve.config import ServeConfig
 
@@ -69,6 +71,7 @@ class ServeSettings:
         ),
     ] = STREAM_MEMORY.host_bytes >> 20
     tokens_per_frame: TokensPerFrameOption = ServeConfig.tokens_per_frame
+    memory: MemoryOption = "rekv"
     retrieve_tokens: RetrieveTokensOption = STREAM_MEMORY.retrieve_tokens
     storage: StorageOption = STREAM_MEMORY.storage
     max_streams: Annotated[
@@ -140,11 +143,14 @@ class ServeSettings:
             save_folder=self.save_folder,
             autosave_seconds=self.autosave,
             tokens_per_frame=self.tokens_per_frame,
-            memory=replace(
-                STREAM_MEMORY,
-                host_bytes=self.memory_mb << 20,
-                retrieve_tokens=self.retrieve_tokens,
-                storage=self.storage,
+            memory=command_memory(
+                self.memory,
+                replace(
+                    STREAM_MEMORY,
+                    host_bytes=self.memory_mb << 20,
+                    retrieve_tokens=self.retrieve_tokens,
+                    storage=self.storage,
+                ),
             ),
         )
 

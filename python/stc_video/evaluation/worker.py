@@ -163,6 +163,7 @@ def _all_configurations(
     if len(set(names)) < len(names):
         raise ValueError(f"two configurations are the same: {', '.join(names)}")
     for one in made:
+        chat.check_memory(one.memory_config())
         pruner = one.pruner()
         if tokens is not None and pruner.exact:
             pruner.tokens_kept(tokens)

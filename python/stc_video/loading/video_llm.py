@@ -19,10 +19,13 @@ from stc_video.loading.geometries import GEOMETRIES, build_random
 from stc_video.loading.placement import ModelError, find_device, find_dtype
 from stc_video.loading.vision import LoadedModel, wrap_model
 from stc_video.loading.world_model import WORLD_MODEL, load_world_model
+from stc_video.memory import memory_name
 from stc_video.models.families import MODEL_FAMILIES, family_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+    from stc_video.memory import MemoryConfig
 
 ANSWERS_NOTICE = "random weights: the answers are noise, and show only that everything runs"
 _TEMPLATES = ("chat_template.jinja", "chat_template.json")
@@ -54,6 +57,16 @@ class ChatModel:
     def notice(self) -> str | None:
         """A caveat to show beside every answer of this model; None if there is none."""
         return ANSWERS_NOTICE if self.random else None
+
+    def check_memory(self, memory: MemoryConfig) -> None:
+        """Raise UnsupportedModelError if a session of this model cannot have such a memory."""
+        family = family_of(self.model.config.model_type)
+        name = memory_name(memory)
+        if family is not None and name not in family.memories:
+            raise UnsupportedModelError(
+                f"model {self.name}: memory must be {' or '.join(family.memories) or 'none'} for "
+                f"{family.name}, got {name}; refused there are {family.refused}"
+            )
 
     def vision(self) -> LoadedModel:
         """Return the model's tower, projector and pooling, which stay part of the model.

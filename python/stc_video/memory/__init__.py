@@ -41,8 +41,10 @@ __all__ = [
     "VideoPlace",
     "WindowConfig",
     "WindowMemory",
+    "command_memory",
     "make_memory",
     "memory_config",
+    "memory_name",
 ]
 
 #: imported when they are first used, so that reading the settings need not wait for torch
@@ -75,6 +77,16 @@ def memory_config(memory: str | MemoryConfig) -> MemoryConfig:
             f"memory: must be one of {', '.join(_CONFIGS)} or a configuration, got {memory!r}"
         )
     return _CONFIGS[memory]()
+
+
+def memory_name(config: MemoryConfig) -> str:
+    """Return the name that a memory with these settings goes by."""
+    return next(name for name, kind in _CONFIGS.items() if isinstance(config, kind))
+
+
+def command_memory(name: str, settings: RekvConfig) -> MemoryConfig:
+    """Return the memory that a command was given by name; ``settings`` are those of ``rekv``."""
+    return settings if name == "rekv" else memory_config(name)
 
 
 def make_memory(language_model: nn.Module, config: MemoryConfig) -> Memory:

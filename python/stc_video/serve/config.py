@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from stc_video.memory import PlainConfig, RekvConfig
+from stc_video.memory import MemoryConfig
 from stc_video.memory.config import COMMAND_MEMORY
 from stc_video.serve.parts import Part
 
@@ -93,7 +93,7 @@ class ServeConfig:
     autosave_seconds: float = 60.0
     shutdown_seconds: float = 3.0
     part: Part | None = None
-    memory: PlainConfig | RekvConfig = MEMORY
+    memory: MemoryConfig = MEMORY
     cache: str | None = "motion"
     prune: str = "stc"
     tokens_per_frame: int = 64

@@ -48,6 +48,7 @@ class StreamHub:
     def __init__(
         self, chat: ChatModel, config: ServeConfig, on_seconds: Callable[[float], None]
     ) -> None:
+        chat.check_memory(config.memory)
         self.chat = chat
         self.saves = self.failed_saves = self.damaged_saves = 0
         self._config = config
