@@ -17,7 +17,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import partial
@@ -30,7 +30,7 @@ from torch import Tensor
 
 from stc_video import CacheConfig, attach_cacher, make_pruner
 from stc_video.loading.vision import LoadedModel, load_model
-from stc_video.video import VideoFrame, open_video
+from stc_video.video import VideoFrame, ahead, open_video
 
 MODELS = {"dinov2-s": None, "siglip-base": "siglip-base"}
 SETTINGS = {
@@ -99,26 +99,31 @@ def stock(model: LoadedModel, clip: Path, options: argparse.Namespace) -> Pass:
 
 
 def ours(model: LoadedModel, clip: Path, options: argparse.Namespace, config: CacheConfig) -> Pass:
-    """As `stc run` does it: prepare, encode what changed, prune."""
+    """Decode, prepare, and encode what changed and prune, each in a thread of its own."""
     done = Pass()
     names = [f"camera {number}" for number in range(options.cameras)]
     pruner = make_pruner("stc", tokens_per_frame=TOKENS)
     cacher = attach_cacher(model.tower, policy=config)
+
+    def prepared(frames: list[VideoFrame]) -> dict[str, Tensor]:
+        begin = time.perf_counter()
+        inputs = model.pixels([frame.image for frame in frames])
+        done.add("preprocess", time.perf_counter() - begin)
+        done.add("decode", sum(frame.decoding for frame in frames))
+        return inputs
+
     with ExitStack() as files, cacher.streams(names):
         files.callback(cacher.detach)
-        for frames in steps(clip, options, files):
+        decoded = ahead(steps(clip, options, files))
+        for inputs in files.enter_context(closing(ahead(map(prepared, decoded)))):
             begin = time.perf_counter()
-            inputs = model.pixels([frame.image for frame in frames])
-            prepared = time.perf_counter()
             tokens = model.encode(inputs)
             features = model.features(tokens)
             encoded = time.perf_counter()
             for row, name in enumerate(names):
                 pruner(features[row : row + 1], grid=model.feature_grid, stream=name)
             done.add("prune", time.perf_counter() - encoded)
-            done.add("encode", encoded - prepared)
-            done.add("preprocess", prepared - begin)
-            done.add("decode", sum(frame.decoding for frame in frames))
+            done.add("encode", encoded - begin)
             done.tokens += tokens.split(1)
         done.cost = cacher.stats().cost
     return done
