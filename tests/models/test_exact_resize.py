@@ -45,8 +45,27 @@ def test_fitted_pictures_of_a_processor_that_crops(fit):
     got = prepared(pictures)["pixel_values"]
     images, settings = prepared._fitted(pictures)
     assert torch.equal(got, by_processor(processor, images, **settings))
-    # Only where nothing is cut off afterwards is it the operator's work.
-    assert (ExactResize()(processor, images, **settings) is None) == (fit == "crop")
+    assert torch.equal(got, ExactResize()(processor, images, **settings))
+
+
+@pytest.mark.parametrize("model", ["clip_vision_model", "dinov2"])
+@pytest.mark.parametrize("resample", [2, 3])
+@pytest.mark.parametrize("shape", [(90, 160), (161, 90), (57, 31), (48, 48), (20, 33), (1, 9)])
+def test_the_middle_of_a_picture_is_cut_out_as_by_the_processor(model, resample, shape):
+    processor = default_processor(model, 47, resample=resample)
+    processor.size["shortest_edge"] = 52
+    pictures = frames(2, *shape)
+    got = ExactResize()(processor, pictures)
+    assert got.shape == (2, 3, 47, 47)
+    assert torch.equal(got, by_processor(processor, pictures))
+
+
+def test_a_crop_of_more_than_the_picture_is_left_to_the_processor():
+    processor = default_processor("clip_vision_model", 48)
+    processor.crop_size = {"height": 48, "width": 90}
+    assert ExactResize()(processor, frames(1, 60, 90)) is None
+    processor.crop_size = {"height": 48, "width": 72}
+    assert ExactResize()(processor, frames(1, 60, 90)) is not None
 
 
 def test_a_processor_that_does_something_else_is_found_out():

@@ -7,6 +7,7 @@ import copy
 import itertools
 import math
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +19,7 @@ from stc_video.evaluation.plan import find_video
 from stc_video.evaluation.queries import Query
 from stc_video.loading.video_llm import ChatModel
 from stc_video.session import Answer, StreamingSession
-from stc_video.video import VideoError, VideoFrame, open_video
+from stc_video.video import VideoError, VideoFrame, ahead, open_video
 
 #: seconds by which a frame may be later than a question and still be seen; containers round times
 _SLACK = 1e-3
@@ -227,8 +228,8 @@ class Runner:
             contender.begin()
         moments, last = _moments(queries), 0.0
         try:
-            with self._open(path, queries[0]) as video:
-                for frame in video:
+            with self._open(path, queries[0]) as video, closing(ahead(video)) as frames:
+                for frame in frames:
                     while moments and moments[0].time + _SLACK < frame.time:
                         self._ask(moments.pop(0))
                     if not moments or self._stopped():

@@ -21,10 +21,11 @@ _log = logging.getLogger(__name__)
 
 
 class _Settings(NamedTuple):
-    """All that the pixels of a processor depend on."""
+    """All that the pixels of a processor depend on; `crop` is what is left of `size`, or all."""
 
     picture_size: tuple[int, int]
     size: tuple[int, int]
+    crop: tuple[int, int]
     mean: tuple[float, ...]
     std: tuple[float, ...]
     scale: float
@@ -32,7 +33,7 @@ class _Settings(NamedTuple):
 
 
 class ExactResize:
-    """Resizes and normalises as an image processor does, in a tenth of the time.
+    """Resizes, crops and normalises as an image processor does, in a tenth of the time.
 
     The first pictures of each size, and after each change of the processor's settings, are preceded
     by a picture of noise that goes both ways. Where the two results are not equal to the last bit,
@@ -79,13 +80,13 @@ def _is_compiled() -> bool:
 def _settings(
     processor: Any, pictures: Sequence[npt.NDArray[np.uint8]], overrides: Mapping[str, Any]
 ) -> _Settings | None:
-    """Return what a processor does, None if that is more than to resize and to normalise."""
+    """Return what a processor does, None if that is more than to resize, crop and normalise."""
 
     def setting(name: str) -> Any:
         return overrides.get(name, getattr(processor, name, None))
 
     steps = ("do_resize", "do_rescale", "do_normalize")
-    others = ("do_center_crop", "do_pad", "do_image_splitting")
+    others = ("do_pad", "do_image_splitting")
     if not all(map(setting, steps)) or any(map(setting, others)):
         return None
     shapes = {picture.shape for picture in pictures}
@@ -95,12 +96,28 @@ def _settings(
     plain = all(picture.dtype == np.uint8 and picture.ndim == 3 for picture in pictures)
     if resample is None or len(shapes) != 1 or not plain or not isinstance(scale, float):
         return None
-    height, width = (side_of(size, name) for name in ("height", "width"))
     colours = all(isinstance(value, Sequence) and len(value) == 3 for value in (mean, std))
     (shape,) = shapes
-    if not height or not width or not colours or shape[2] != 3 or 0 in shape:
+    if not colours or shape[2] != 3 or 0 in shape:
         return None
-    return _Settings(shape[:2], (height, width), tuple(mean), tuple(std), scale, resample)
+    resized = _resized(shape[:2], size)
+    crop = _sides(setting("crop_size")) if setting("do_center_crop") else resized
+    if not all((*resized, *crop)) or crop[0] > resized[0] or crop[1] > resized[1]:
+        return None  # a crop of more than the picture has black around it
+    return _Settings(shape[:2], resized, crop, tuple(mean), tuple(std), scale, resample)
+
+
+def _resized(picture: tuple[int, int], size: Any) -> tuple[int, int]:
+    """Height and width that a processor resizes a picture to, 0 where it does not say."""
+    edge, others = side_of(size, "shortest_edge"), ("longest_edge", "max_height", "max_width")
+    if not edge or any(side_of(size, name) for name in others):
+        return _sides(size)
+    height, width = (int(edge * side / min(picture)) for side in picture)
+    return height, width
+
+
+def _sides(size: Any) -> tuple[int, int]:
+    return side_of(size, "height"), side_of(size, "width")
 
 
 def side_of(size: Any, name: str) -> int:
@@ -116,12 +133,17 @@ def _checked_plan(
     plan = patch_plan(
         settings.picture_size,
         settings.size,
-        settings.size,
+        settings.crop,
         mean=settings.mean,
         std=settings.std,
         scale=settings.scale,
         resample=settings.resample,
     )
+    rows, columns = (
+        slice((whole - part) // 2, (whole - part) // 2 + part)
+        for whole, part in zip(settings.size, settings.crop, strict=True)
+    )
+    plan = plan._replace(rows=plan.rows[rows], columns=plan.columns[columns])
     shape = (*settings.picture_size, 3)
     noise = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
     out = processor(

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Read the frames of a video file, a camera or an address, sampled by time."""
 
+from stc_video.video.ahead import ahead
 from stc_video.video.clips import default_clip
 from stc_video.video.errors import VideoError, VideoWarning
 from stc_video.video.source import VideoFrame, VideoSource, open_video
@@ -12,6 +13,7 @@ __all__ = [
     "VideoFrame",
     "VideoSource",
     "VideoWarning",
+    "ahead",
     "default_clip",
     "open_video",
 ]
