@@ -8,6 +8,7 @@ import time
 
 import pytest
 import torch
+from waiting import wait_for
 
 from stc_video import attach_cacher, make_pruner
 from stc_video.loading.vision import load_model
@@ -16,14 +17,6 @@ from stc_video.video import VideoError, ahead, default_clip, open_video
 
 def threads() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name == "ahead"]
-
-
-def until(holds) -> None:
-    """Wait, but not for ever."""
-    end = time.monotonic() + 10
-    while not holds():
-        assert time.monotonic() < end
-        time.sleep(0.001)
 
 
 @pytest.mark.parametrize("depth", [1, 2, 7])
@@ -47,7 +40,7 @@ def test_no_more_is_made_than_may_wait(depth):
     assert not made  # the thread starts with the first item that is wanted
     for taken in range(4):
         assert next(items) == taken
-    until(lambda: len(made) == 4 + depth)
+    wait_for(lambda: len(made) == 4 + depth)
     time.sleep(0.05)
     assert len(made) == 4 + depth
     items.close()
@@ -80,7 +73,7 @@ def test_all_stages_end_where_the_last_one_is_left():
     for item in ahead(item for item in ahead(source())):
         if item == 3:
             break
-    until(lambda: not threads())
+    wait_for(lambda: not threads())
     assert closed == ["ahead"]
 
 

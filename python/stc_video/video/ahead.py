@@ -6,7 +6,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Generator, Iterable
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 from stc_video.checks import check_count
 
@@ -57,7 +57,7 @@ def ahead(items: Iterable[T], depth: int = 2) -> Generator[T, None, None]:
         stage.stop()
 
 
-class _Stage(threading.Thread):
+class _Stage(threading.Thread, Generic[T]):
     def __init__(self, items: Iterable[T], depth: int) -> None:
         super().__init__(name="ahead", daemon=True)
         self._items, self._depth = items, depth
