@@ -7,6 +7,7 @@ python benchmarks/plot_answers.py
 from __future__ import annotations
 
 import csv
+import re
 from pathlib import Path
 
 import matplotlib
@@ -14,22 +15,23 @@ import matplotlib
 matplotlib.use("Agg")
 
 from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
 
 RESULTS = Path(__file__).parent / "results" / "world_answers.csv"
 FIGURE = Path(__file__).parents[1] / "docs" / "figures" / "answers.png"
-#: what a configuration's name begins with -> colour
-COLOURS = {
-    "motion": "#3b82f6",
-    "stc-": "#e8590c",
-    "none stc": "#e8590c",
-    "none dtd": "#0b62c4",
-    "none uniform": "#868e96",
-    "none random": "#7a4fc9",
-    "none none rekv": "#0c8577",
-    "last 4": "#0c8577",
-    "STC's": "#c92a2a",
-    "ours": "#2b8a3e",
-    "dense": "#000000",
+#: what a configuration's name begins with -> what it is called, colour, and what its numbers are
+FAMILIES = {
+    "motion": ("motion, quality", "#3b82f6", r"q([\d.]+)"),
+    "stc-": ("stc's cacher, interval", "#e8590c", r"i(\d+)"),
+    "none stc": ("stc's pruner, tokens", "#f59f00", r"-(\d+)"),
+    "none dtd": ("dtd, tokens", "#0b62c4", r"-(\d+)"),
+    "none uniform": ("uniform, tokens", "#868e96", r"-(\d+)"),
+    "none random": ("random, tokens", "#7a4fc9", r"-(\d+)"),
+    "none none rekv": ("rekv, tokens retrieved", "#0c8577", r"-(\d+)"),
+    "last 4": ("last 4 frames", "#74b816", None),
+    "STC's": ("STC's setting", "#c92a2a", None),
+    "ours": ("motion and 4 tokens, quality", "#2b8a3e", r"quality ([\d.]+)"),
+    "dense": ("dense, all tokens", "#000000", None),
 }
 PANELS = {"work": "work of the tower, of dense", "context_tokens": "tokens read for an answer"}
 
@@ -40,19 +42,29 @@ def main() -> None:
     figure, axes = plt.subplots(1, 2, figsize=(12.5, 5), sharey=True, layout="constrained")
     for axis, (column, label) in zip(axes, PANELS.items(), strict=True):
         for row in rows:
-            x, y = float(row[column]), 100 * float(row["accuracy"])
-            colour = next(c for name, c in COLOURS.items() if row["configuration"].startswith(name))
-            spread = [[y - 100 * float(row["low"])], [100 * float(row["high"]) - y]]
-            axis.errorbar(x, y, spread, marker="o", color=colour, elinewidth=0.6)
-            if column != "work" or x < 0.999 or row["configuration"] == "dense":
-                axis.annotate(row["configuration"].removeprefix("none ").removesuffix(" plain"),
-                              (x, y), xytext=(5, 3), textcoords="offset points", fontsize=7,
-                              color=colour)  # fmt: skip
+            if column == "work" and float(row["work"]) > 0.999 and row["configuration"] != "dense":
+                continue  # all of them are at 1
+            draw(axis, row, float(row[column]))
         axis.set(xlabel=label)
+        axis.grid(alpha=0.3)
     axes[0].set(ylabel="right answers, %, with 95 % intervals")
-    axes[1].set(xscale="log")
+    handles = {h.get_label(): h for axis in axes for h in axis.get_legend_handles_labels()[0]}
+    figure.legend(handles.values(), handles.keys(), loc="outside right upper", frameon=False)
     figure.savefig(FIGURE, dpi=80, metadata={"Software": None})
     print(FIGURE)
+
+
+def draw(axis: Axes, row: dict[str, str], x: float) -> None:
+    """Draw one configuration, with its number beside it."""
+    name = row["configuration"]
+    family, colour, number = next(f for start, f in FAMILIES.items() if name.startswith(start))
+    y, low, high = (100 * float(row[key]) for key in ("accuracy", "low", "high"))
+    axis.errorbar(
+        x, y, [[y - low], [high - y]], fmt="o", color=colour, elinewidth=0.5, label=family
+    )
+    if number and (match := re.search(number, name)):
+        axis.annotate(match[1], (x, y), xytext=(5, 4), textcoords="offset points", fontsize=8,
+                      color=colour)  # fmt: skip
 
 
 if __name__ == "__main__":
