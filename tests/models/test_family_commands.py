@@ -76,6 +76,15 @@ def test_chat(stc, family, clip, monkeypatch, memory) -> None:
     assert "frames seen, answered from" in said
 
 
+@pytest.mark.parametrize("option", [("--retrieve-tokens", 99), ("--storage", "int8")])
+@pytest.mark.parametrize("memory", ["plain", "window"])
+def test_what_only_rekv_has_is_refused_with_another_memory(stc, clip, memory, option) -> None:
+    for command in (("chat", clip), ("serve",)):
+        code, said = stc(*command, "--model", "llava-onevision-tiny", "--memory", memory, *option)
+        assert code == 2
+        assert f"belongs to --memory rekv, not to {memory}" in said
+
+
 @pytest.mark.parametrize("memory", ["rekv", "window"])
 def test_eval(stc, family, clip, tmp_path, memory) -> None:
     name, folder = family

@@ -85,7 +85,7 @@ def chat(settings: ChatSettings) -> int:
     rekv = replace(
         COMMAND_MEMORY, retrieve_tokens=settings.retrieve_tokens, storage=settings.storage
     )
-    memory = command_memory(settings.memory, rekv)
+    memory = command_memory(settings.memory, rekv, COMMAND_MEMORY)
     video = LiveVideo(settings.source, settings.fps, stop, fast=settings.fast)
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)

@@ -151,6 +151,7 @@ class ServeSettings:
                     retrieve_tokens=self.retrieve_tokens,
                     storage=self.storage,
                 ),
+                STREAM_MEMORY,
             ),
         )
 

@@ -84,9 +84,20 @@ def memory_name(config: MemoryConfig) -> str:
     return next(name for name, kind in _CONFIGS.items() if isinstance(config, kind))
 
 
-def command_memory(name: str, settings: RekvConfig) -> MemoryConfig:
-    """Return the memory that a command was given by name; ``settings`` are those of ``rekv``."""
-    return settings if name == "rekv" else memory_config(name)
+def command_memory(name: str, settings: RekvConfig, defaults: RekvConfig) -> MemoryConfig:
+    """Return the memory that a command was given by name; ``settings`` are those of ``rekv``.
+
+    Settings that were changed for a memory that has none of them are refused.
+    """
+    if name == "rekv":
+        return settings
+    memory = memory_config(name)
+    if settings != defaults:
+        raise ValueError(
+            "what is retrieved, stored and held in main memory belongs to --memory rekv, not to "
+            f"{name}"
+        )
+    return memory
 
 
 def make_memory(language_model: nn.Module, config: MemoryConfig) -> Memory:
