@@ -7,6 +7,8 @@ import faulthandler
 import os
 import threading
 import time
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -187,7 +189,7 @@ def _in_child(seed: int) -> tuple[str, str | None]:
     With one thread, as in workers of torch's DataLoader: the threads of OpenMP did not come along,
     and torch's own operators wait for them for ever.
     """
-    child = os.fork()
+    child = _fork()
     if child == 0:
         faulthandler.dump_traceback_later(120, exit=True)
         torch.set_num_threads(1)
@@ -206,3 +208,23 @@ def _in_child(seed: int) -> tuple[str, str | None]:
     os.kill(child, 9)
     os.waitpid(child, 0)
     return "after a fork", f"did not end after a fork: {make(seed)}"
+
+
+def _fork() -> int:
+    """Fork while no other thread runs.
+
+    One that the child has not got may hold a lock of AddressSanitizer's allocator, which GCC 12
+    does not open in the child; threads that were joined are at it when they free their memory.
+    """
+    while any(_runs(thread) for thread in Path("/proc/self/task").iterdir()):
+        time.sleep(0.001)
+    return os.fork()
+
+
+def _runs(thread: Path) -> bool:
+    """Whether it is another thread than this one and does not sleep."""
+    if int(thread.name) == threading.get_native_id():
+        return False
+    with suppress(FileNotFoundError, ProcessLookupError):
+        return (thread / "stat").read_text().rpartition(") ")[2][0] != "S"
+    return False
