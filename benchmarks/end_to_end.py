@@ -35,7 +35,7 @@ from stc_video.video import VideoFrame, ahead, open_video
 MODELS = {"dinov2-s": None, "siglip-base": "siglip-base"}
 SETTINGS = {
     "default": CacheConfig(),
-    "quality 0.99, no audits": CacheConfig(quality=0.99, audits=False),
+    "quality 0.993, no audits": CacheConfig(quality=0.993, audits=False),
 }
 TOKENS = 64
 
