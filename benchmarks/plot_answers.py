@@ -31,6 +31,7 @@ FAMILIES = {
     "last 4": ("last 4 frames", "#74b816", None),
     "STC's": ("STC's setting", "#c92a2a", None),
     "ours": ("motion and 4 tokens, quality", "#2b8a3e", r"quality ([\d.]+)"),
+    "blind": ("blind", "#adb5bd", None),
     "dense": ("dense, all tokens", "#000000", None),
 }
 PANELS = {"work": "work of the tower, of dense", "context_tokens": "tokens read for an answer"}

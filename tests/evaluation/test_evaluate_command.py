@@ -106,8 +106,8 @@ def test_controls_comparisons_and_what_went_wrong(
     assert evaluate("ovo-bench", data, videos, model_folder, out, *SMALL, *more) == 0
     found = read(out)
     names = [one["name"] for one in found["configurations"]]
-    assert names == ["motion stc-6 rekv-4096", "stc-i4 stc-6 rekv-4096", "dense", "last 4 frames",
-                     "uniform frames", "random tokens"]  # fmt: skip
+    assert names == ["motion stc-6 rekv-4096", "stc-i4 stc-6 rekv-4096", "dense", "blind",
+                     "last 4 frames", "uniform frames", "random tokens"]  # fmt: skip
     main, _, dense = found["configurations"][:3]
     assert main["against_dense"]["official"]["videos"] == 3
     assert "against_dense" not in dense
@@ -130,7 +130,7 @@ def test_what_is_a_control_by_itself_is_run_once(
             "--max-new-tokens", 2)  # fmt: skip
     assert evaluate("ovo-bench", data, videos, model_folder, out, *more) == 0
     names = [one["name"] for one in read(out)["configurations"]]
-    assert names == ["dense", "uniform frames"]
+    assert names == ["dense", "blind", "uniform frames"]
     assert "this is the dense configuration" in (out / "evaluation.html").read_text()
 
 
@@ -141,7 +141,7 @@ def test_a_study_saves_ever_more(videos: Path, model_folder: Path, tmp_path: Pat
     assert evaluate("ovo-bench", data, videos, model_folder, out, *more) == 0
     found = {one["name"]: one["cost"] for one in read(out)["configurations"]}
     assert next(iter(found)) == "dense"
-    assert {"last 4 frames", "STC's setting"} < set(found)
+    assert {"blind", "last 4 frames", "STC's setting"} < set(found)
     kept = [cost["tokens_per_frame"] for name, cost in found.items() if name.startswith("none dtd")]
     assert kept == [8, 4, 2, 1]
     assert found["STC's setting"]["work"] < found["dense"]["work"] == 1
@@ -192,6 +192,8 @@ def test_bad_input_is_one_sentence_before_the_model(
         ("ovo-bench", data, videos, ("--prune", "x"), "name must be one of stc, dtd"),
         ("ovo-bench", data, videos, ("--compare", "speed=3"), "--compare must be key=value"),
         ("ovo-bench", data, videos, ("--compare", "interval=a"), "interval must be a number"),
+        ("ovo-bench", data, videos, ("--compare", "blind=1"), "--compare must be key=value"),
+        ("ovo-bench", data, videos, ("--compare", "storage=int5"), "storage must be one of exact"),
         ("ovo-bench", data, videos, ("--shard", "3/2"), "--shard must be i/n"),
         ("ovo-bench", data, videos, ("--limit", 0), "--limit must be at least 1"),
         ("ovo-bench", data, videos, ("--frames", 8), "--frames belongs to --protocol clip"),

@@ -11,9 +11,11 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from benchmark_files import PROACTIVE, ovo_choice, ovo_rows, streaming_entry, write_json
+from clip_maker import moving_square, write_clip
 from forking import fork
 from killed_save import kill_before
 
@@ -86,9 +88,26 @@ def test_controls_read_as_many_tokens(chat, videos, tmp_path: Path) -> None:
     assert len(frames["uniform frames"]) == 1
     assert found["dense", "1"]["frames"] == 9
     plain = replace(STC, name="", memory="plain")
-    uniform = controls(plain, 16)[2]
+    uniform = controls(plain, 16)[3]
     found = run(tmp_path / "b", chat, videos, queries, [uniform])
     assert found["uniform frames", "1"]["frames"] == 4  # 9 * 6 / 16 rounded, the first included
+
+
+def test_blind_answers_do_not_depend_on_the_pictures(chat, tmp_path: Path) -> None:
+    def inverted(index: int) -> np.ndarray:
+        return 255 - moving_square(index)
+
+    for name, paint in (("one.mp4", moving_square), ("other.mp4", inverted)):
+        write_clip(tmp_path / name, 16, paint=paint)
+    asked = [
+        ovo_choice(n, video=name, realtime=3) for n, name in enumerate(("one.mp4", "other.mp4"))
+    ]
+    data = write_json(tmp_path / "o.json", asked)
+    blind = next(one for one in controls(DENSE, 16) if one.blind)
+    queries = load_queries("ovo-bench", data).queries
+    found = texts(run(tmp_path / "a", chat, tmp_path, queries, [DENSE, blind]))
+    assert found["blind", "0"] == found["blind", "1"]
+    assert found["dense", "0"] != found["dense", "1"]
 
 
 def test_uniform_frames_of_a_clip(chat, videos, tmp_path: Path) -> None:

@@ -59,7 +59,7 @@ class EvaluationSettings:
     ] = None
     controls: Annotated[
         bool,
-        _option(CASES, "Add dense, the last 4 frames, uniform frames and random tokens."),
+        _option(CASES, "Add dense, blind, the last 4 frames, uniform frames, random tokens."),
     ] = False
     study: Annotated[
         bool,

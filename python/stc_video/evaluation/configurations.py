@@ -13,8 +13,13 @@ from stc_video.pruners import Pruner, make_pruner
 
 #: name of the control that others are compared with
 DENSE = "dense"
+#: name of the control that sees nothing
+BLIND = "blind"
 _POLICIES = ("none", "motion", "stc")
 _MEMORIES = ("plain", "rekv", "window")
+_REKV = ("retrieve_tokens", "window_tokens", "host_bytes", "eviction", "storage")
+#: fields that `--compare` does not set
+_FIXED = ("pruner_settings", "blind")
 
 
 @dataclass(frozen=True)
@@ -30,11 +35,14 @@ class Configuration:
         default.
     prune, tokens_per_frame, pruner_settings
         Of the pruner; without a number of tokens it decides by itself how many it keeps.
-    memory, retrieve_tokens, window_frames, spread, max_tokens
-        Of the memory: what ``rekv`` retrieves, which frames ``window`` keeps, and how much
-        ``plain`` holds.
+    memory, retrieve_tokens, window_tokens, host_bytes, eviction, storage
+        Of the memory ``rekv``: what it retrieves, and what it holds in which form.
+    window_frames, spread, max_tokens
+        Which frames ``window`` keeps, and how much ``plain`` holds.
     frame_share
         Part of the sampled frames that are pushed at all, evenly.
+    blind
+        Every picture is black.
     """
 
     name: str = ""
@@ -47,10 +55,15 @@ class Configuration:
     pruner_settings: Mapping[str, Any] = field(default_factory=dict)
     memory: str = "rekv"
     retrieve_tokens: int = RekvConfig.retrieve_tokens
+    window_tokens: int = RekvConfig.window_tokens
+    host_bytes: int = RekvConfig.host_bytes
+    eviction: str = RekvConfig.eviction
+    storage: str = RekvConfig.storage
     window_frames: int = WindowConfig.frames
     spread: str = WindowConfig.spread
     max_tokens: int = PlainConfig.max_tokens
     frame_share: float = 1.0
+    blind: bool = False
 
     def __post_init__(self) -> None:
         """Check every value before a model is loaded."""
@@ -88,7 +101,7 @@ class Configuration:
             return PlainConfig(self.max_tokens)
         if self.memory == "window":
             return WindowConfig(self.window_frames, self.spread)
-        return RekvConfig(retrieve_tokens=self.retrieve_tokens)
+        return RekvConfig(**{name: getattr(self, name) for name in _REKV})
 
     def _own_name(self) -> str:
         cache = [self.policy, *(f"{name[0]}{getattr(self, name):g}" for name in
@@ -99,7 +112,9 @@ class Configuration:
             else f"{self.prune}-{self.tokens_per_frame or 'free'}"
         )
         size = {"plain": "", "rekv": f"-{self.retrieve_tokens}", "window": f"-{self.window_frames}"}
-        return " ".join(["-".join(cache), kept, self.memory + size[self.memory]])
+        own = [f"{name.partition('_')[0]}-{getattr(self, name)}" for name in _REKV[1:]
+               if getattr(self, name) != getattr(RekvConfig, name)]  # fmt: skip
+        return " ".join(["-".join(cache), kept, self.memory + size[self.memory], *own])
 
 
 def parse_configuration(text: str, base: Configuration) -> Configuration:
@@ -117,10 +132,10 @@ def parse_configuration(text: str, base: Configuration) -> Configuration:
     for part in text.split(","):
         key, found, value = (piece.strip() for piece in part.partition("="))
         key = key.replace("-", "_")
-        if not found or key not in defaults or key == "pruner_settings":
+        if not found or key not in defaults or key in _FIXED:
             raise ValueError(
                 f"--compare must be key=value,... with keys of "
-                f"{', '.join(name for name in defaults if name != 'pruner_settings')}; got {part!r}"
+                f"{', '.join(name for name in defaults if name not in _FIXED)}; got {part!r}"
             )
         try:
             changed[key] = kinds.get(key, type(defaults[key]))(value)
@@ -144,7 +159,8 @@ def controls(base: Configuration, frame_tokens: int | None) -> list[Configuratio
     plain = replace(base, name=DENSE, policy="none", prune="none", pruner_settings={},
                     quality=None, ratio=None, interval=None)  # fmt: skip
     random = replace(plain, name="random tokens", prune="random")
-    made = [plain, replace(plain, name="last 4 frames", memory="window", window_frames=4)]
+    made = [plain, replace(plain, name=BLIND, blind=True),
+            replace(plain, name="last 4 frames", memory="window", window_frames=4)]  # fmt: skip
     if base.prune != "none" and base.tokens_per_frame is None:
         return made
     if frame_tokens is not None:

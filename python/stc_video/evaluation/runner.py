@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from stc_video.errors import MemoryFullError
 from stc_video.evaluation.answers import Answers
 from stc_video.evaluation.configurations import Configuration
@@ -98,8 +100,9 @@ class _Contender:
         number, self._seen = self._seen, self._seen + 1
         if self.problem or (number and int(number * share) == int((number - 1) * share)):
             return
+        image = np.zeros_like(frame.image) if self.configuration.blind else frame.image
         try:
-            self.session.push(frame.image, frame.time)
+            self.session.push(image, frame.time)
         except MemoryFullError as error:
             self.problem = f"memory full: {error}"
 

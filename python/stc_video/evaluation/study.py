@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from stc_video.evaluation.configurations import DENSE, Configuration
+from stc_video.evaluation.configurations import BLIND, DENSE, Configuration
 
 _QUALITIES = (0.983, 0.95, 0.9, 0.8)
 _INTERVALS = (2, 4)
@@ -25,6 +25,7 @@ def study(frame_tokens: int) -> list[Configuration]:
         to whole tokens and at least one; shares of as many tokens stand once.
     """
     dense = Configuration(DENSE, policy="none", prune="none", memory="plain")
+    blind = replace(dense, name=BLIND, blind=True)
     motion = [replace(dense, name="", policy="motion", quality=q) for q in _QUALITIES]
     stc = [replace(dense, name="", policy="stc", ratio=0.25, interval=i) for i in _INTERVALS]
     counts = dict.fromkeys(max(1, round(frame_tokens * share)) for share in _SHARES)
@@ -38,4 +39,4 @@ def study(frame_tokens: int) -> list[Configuration]:
     quarter = max(1, round(frame_tokens / 4))
     ours = [replace(one, name=f"ours, quality {one.quality:g}, {quarter} tokens", prune="dtd",
                     tokens_per_frame=quarter) for one in motion[1:3]]  # fmt: skip
-    return [dense, *motion, *stc, *pruned, *memories, last, theirs, *ours]
+    return [dense, blind, *motion, *stc, *pruned, *memories, last, theirs, *ours]
