@@ -1,6 +1,6 @@
 # The commands a person types. CI calls the same ones.
 #
-#   make demo     install into .venv, encode two videos, leave out/report.html
+#   make demo     install into .venv, encode two videos, ask about a stream, leave out/report.html
 #   make test     install into .venv, run the tests that need no GPU
 #   make test-long    those that take longest: builds of the sources, a promise on every hard clip,
 #                 every combination of shape, dtype and layout

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`stc demo`: both clips, and the page that leads to their reports."""
+"""`stc demo`: both clips, the page that leads to their reports, and the question on it."""
 
 from __future__ import annotations
 
@@ -36,7 +36,10 @@ def test_the_still_camera_pays_and_keeps_its_promise(tmp_path: Path, capsys) -> 
         "cartoon/report.html",
     ]
     assert page.count("held") >= 2
+    assert "<strong>Answer:</strong> T A, which is right." in page
+    assert len(re.findall(r'<figure><img src="data:image/webp;base64,', page)) == 4
     printed = " ".join(capsys.readouterr().out.split())
+    assert "Which sign was on the card when it was last seen? T A (right)" in printed
     assert "Verdict: on the street: motion" in printed
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`stc demo`: a camera that stands still, and a cartoon, on one page."""
+"""`stc demo`: a camera that stands still, a cartoon, and a question about a stream, on one page."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from stc_video.cli.run_settings import RunSettings
 from stc_video.cli.stop import INTERRUPTED
 from stc_video.report import RunRecord, headline, run_verdict, summarise, write_html, write_json
 from stc_video.report.page import write_page
+from stc_video.report.pictures import data_url
 from stc_video.report.summary import percent
 from stc_video.report.verdict import Tried, Verdict, best_verdict
 
@@ -49,9 +50,10 @@ class Card(NamedTuple):
 def demo(settings: DemoSettings) -> int:
     """Encode a street seen by a camera that stands still, and a cartoon with cuts.
 
-    Writes report.html, which leads to the full report of each.
+    Then ask a small model about a stream. Writes report.html, which leads to each full report.
     Exit code: 0 done, 2 bad input, 130 interrupted.
     """
+    from stc_video.evaluation.world.example import answer_one
     from stc_video.studies.still_camera import write_street
     from stc_video.video import default_clip
 
@@ -78,6 +80,9 @@ def demo(settings: DemoSettings) -> int:
         write_html(record, folder / "report.html")
         write_json(record, folder / "report.json")
         records[name] = record
+    console.print("A question about a stream, to a small model", style="bold")
+    example = answer_one(settings.out / "world", settings.device)
+    pictures = [(f"{time:.0f} s", data_url(picture)) for time, picture in example.frames]
     verdict, cards = _verdict(records), [_card(name, one) for name, one in records.items()]
     page = settings.out / "report.html"
     write_page(
@@ -86,13 +91,17 @@ def demo(settings: DemoSettings) -> int:
         styles=["page.css", "demo.css"],
         scripts=[],
         data={},
-        headline="A camera that stands still, and a cartoon",
+        headline="A camera that stands still, a cartoon, and a question",
         verdict=verdict,
         warnings=[],
         cards=cards,
         columns=_COLUMNS[1:],
+        example=example,
+        pictures=pictures,
     )
     console.print(text_table(_COLUMNS, [(card.name, *card.cells) for card in cards]))
+    judged = "right" if example.is_right else f"wrong: {example.right}"
+    console.print(f"{example.question} {example.answer} ({judged})", markup=False, soft_wrap=True)
     console.print(f"Report: [bold]{page}[/bold] (open in a browser)", soft_wrap=True)
     show_verdict(console, verdict)
     return 0
