@@ -58,6 +58,7 @@ def prepare(benchmark: str, folder: Path) -> tuple[Path, list[str]]:
                            ["sample_1_real.mp4"]),
         "mlvu": ([mlvu_row()], ["1_plotQA/movie_1.mp4"]),
         "video-mme": ([video_mme_entry(1)], ["001.mp4"]),
+        "video-mme-subtitles": ([video_mme_entry(1)], ["001.mp4"]),
         "rekv": ([rekv_entry()], ["v.mp4"]),
     }[benchmark]  # fmt: skip
     return write_json(folder / "data.json", content), names
@@ -67,7 +68,7 @@ def prepare(benchmark: str, folder: Path) -> tuple[Path, list[str]]:
     ("kind", "asked", "column"),
     [("ovo-bench", 7, "Total"), ("streamingbench", 2, "micro"), ("streamingbench-csv", 1, "micro"),
      ("mlvu", 1, "M-Avg"), ("egoschema", 2, "subset"), ("video-mme", 1, "short"),
-     ("rekv", 2, "micro")],
+     ("video-mme-subtitles", 1, "short"), ("rekv", 2, "micro")],
 )  # fmt: skip
 def test_every_benchmark(
     videos: Path, model_folder: Path, tmp_path: Path, kind: str, asked: int, column: str
@@ -77,8 +78,12 @@ def test_every_benchmark(
         path = tmp_path / "videos" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(videos / "v.mp4", path)
-    out, name = tmp_path / "out", kind.removesuffix("-csv")
-    assert evaluate(name, data, tmp_path / "videos", model_folder, out, *SMALL) == 0
+    out, name = tmp_path / "out", kind.removesuffix("-csv").removesuffix("-subtitles")
+    more: tuple[object, ...] = ()
+    if kind.endswith("subtitles"):
+        (tmp_path / "001.srt").write_text("1\n00:00:01,000 --> 00:00:02,000\nGood morning\n")
+        more = ("--subtitles", tmp_path)
+    assert evaluate(name, data, tmp_path / "videos", model_folder, out, *SMALL, *more) == 0
     found = read(out)
     assert (found["asked"], found["questions"]) == (asked, asked)
     (one,) = found["configurations"]
@@ -88,6 +93,7 @@ def test_every_benchmark(
     assert all(len(digest) == 64 for digest in protocol["files"].values())
     assert protocol["resolution"] == "112 x 112"
     assert protocol["sampling"]["fps"] == 1.0
+    assert ("subtitles" in protocol["options"]) == bool(more)
     assert found["made_with"]["torch"]
     page = (out / "evaluation.html").read_text()
     assert "Accuracy against cost" in page
@@ -100,7 +106,9 @@ def test_every_benchmark(
 def test_controls_comparisons_and_what_went_wrong(
     videos: Path, model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    rows = [*ovo_rows(), ovo_choice(9, video="gone.mp4"), ovo_choice(10, realtime=99)]
+    rows = [*ovo_rows(), ovo_choice(9, video="gone.mp4"), ovo_choice(10, realtime=99),
+            ovo_choice(11, "XYZ"), ovo_choice(12, options=[]),
+            ovo_choice(13, video="broken.mp4", realtime=6)]  # fmt: skip
     data, out = write_json(tmp_path / "o.json", rows), tmp_path / "out"
     more = ("--controls", "--compare", "policy=stc,interval=4")
     assert evaluate("ovo-bench", data, videos, model_folder, out, *SMALL, *more) == 0
@@ -109,15 +117,20 @@ def test_controls_comparisons_and_what_went_wrong(
     assert names == ["motion stc-6 rekv-4096", "stc-i4 stc-6 rekv-4096", "dense", "blind",
                      "last 4 frames", "uniform frames", "random tokens"]  # fmt: skip
     main, _, dense = found["configurations"][:3]
-    assert main["against_dense"]["official"]["videos"] == 3
+    assert main["against_dense"]["official"]["videos"] == 4
     assert "against_dense" not in dense
     assert main["cost"]["tokens_per_frame"] == 6
     assert dense["cost"]["tokens_per_frame"] == 16
     assert dense["cost"]["work"] == 1
-    assert [(p["kind"], p["count"], p["examples"]) for p in main["problems"]] == [
-        ("missing video", 1, ["9"]), ("asked after the end of the video", 1, ["10"])]  # fmt: skip
+    assert sorted((p["kind"], p["count"], p["examples"]) for p in main["problems"]) == [
+        ("asked after the end of the video", 1, ["10"]), ("broken video", 1, ["13"]),
+        ("missing video", 1, ["9"]), ("no options", 1, ["12"]), ("unknown task", 1, ["11"])
+    ]  # fmt: skip
+    assert found["asked"] == len(rows) + 2  # none is left out
+    assert "EPM 5 (published 297)" in " ".join(found["notes"])
     page = (out / "evaluation.html").read_text()
     assert "gone.mp4" not in page or "missing video" in page
+    assert "another version of the file" in page
     assert page.count("data:image/webp") > 3  # frames of wrong answers
     assert "missing video, such as 9" in " ".join(capsys.readouterr().out.split())
 

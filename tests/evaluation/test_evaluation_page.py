@@ -24,7 +24,12 @@ COST = {"frames": 4, "tokens_kept": 256, "tokens_seen": 784, "work": 0.5,
 
 
 def results(
-    folder: Path, wrong: dict[str, int], *, random: bool = False, rows: int = 40
+    folder: Path,
+    wrong: dict[str, int],
+    *,
+    random: bool = False,
+    rows: int = 40,
+    said: str = "</script><b>A",
 ) -> Results:
     """Every question is in a video of its own; of each configuration the first ones are wrong."""
     content = [ovo_choice(n, ("EPM", "OCR")[n % 2], video=f"{n:03}.mp4") for n in range(rows)]
@@ -36,7 +41,7 @@ def results(
         for name, count in wrong.items():
             for n, query in enumerate(questions.queries):
                 answers.answer(
-                    name, query.key, answer="C" if n >= count else "</script><b>A", time=None,
+                    name, query.key, answer="C" if n >= count else said, time=None,
                     problem="", note="", frames=4, context_tokens=100, seconds={},
                     retrieved=[[0, 0.0, 3]],
                 )  # fmt: skip
@@ -75,6 +80,16 @@ def test_numbers(tmp_path: Path) -> None:
     header, rows = score_rows(made, "official")
     assert rows[0][header.index("Total")] == "75.0"
     assert headline(made).startswith("ovo-bench: 75.0 % (Total) by ours, 83.3 % of the dense")
+
+
+def test_empty_answers_are_counted_and_named(tmp_path: Path) -> None:
+    made = results(tmp_path, {"ours": 2}, said="")
+    ours = made.data["configurations"][0]
+    assert [(p["kind"], p["count"]) for p in ours["problems"]] == [("empty answer", 2)]
+    micro = next(s for s in ours["scores"]["official"] if s["column"] == "micro")
+    assert (micro["right"], micro["total"]) == (38, 40)
+    page = write_report(made, tmp_path / "page.html", videos=tmp_path, command="x", created="y")
+    assert "empty answer" in page.read_text()
 
 
 def test_files_of_two_protocols_are_refused(tmp_path: Path) -> None:
