@@ -36,10 +36,10 @@ def test_the_still_camera_pays_and_keeps_its_promise(tmp_path: Path, capsys) -> 
         "cartoon/report.html",
     ]
     assert page.count("held") >= 2
-    assert "<strong>Answer:</strong> T A, which is right." in page
+    assert "<strong>Answer:</strong> green B, which is right." in page
     assert len(re.findall(r'<figure><img src="data:image/webp;base64,', page)) == 4
     printed = " ".join(capsys.readouterr().out.split())
-    assert "Which sign was on the card when it was last seen? T A (right)" in printed
+    assert "What colour was the square when it was last seen? green B (right)" in printed
     assert "Verdict: on the street: motion" in printed
 
 

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.skipif(
 RETRIEVED = 64
 #: of as many frames as the model was trained with
 WINDOW = 384
-SIGN = look_of(CARD, ("2", "7", "K", UNABLE))
+SIGN = look_of(CARD, ("M", "7", "K", UNABLE))
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +109,7 @@ def test_two_streams_never_answer_about_each_other(camera, tmp_path: Path):
 
 def test_a_pruner_that_drops_what_is_asked_about_is_seen_to_lose(camera):
     right = {"kept": 0, "dropped": 0}
-    for number, sign in enumerate("27K"):
+    for number, sign in enumerate("M7K"):
         quarter = number + 1
         tokens = camera.stream({4: thing(CARD, sign, quarter)}, 12, number)
         there = places(quarter)
