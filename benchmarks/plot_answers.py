@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Draw what ``stc eval --study`` measured of the small model, into ``docs/figures/answers.png``.
 
-python benchmarks/plot_answers.py
+    python benchmarks/plot_answers.py
+
+It also prints the table of docs/world.md.
 """
 
 from __future__ import annotations
 
 import csv
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
@@ -37,9 +40,44 @@ FAMILIES = {
 PANELS = {"work": "work of the tower, of dense", "context_tokens": "tokens read for an answer"}
 
 
+HEADER = ("configuration", "work", "tokens per frame", "tokens read", "right", "accuracy, %",
+          "kept, %")  # fmt: skip
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    """Rows of a `scores.csv` that are about all questions."""
+    with path.open(newline="") as file:
+        return [row for row in csv.DictReader(file) if row["by"] == "all"]
+
+
+def table(rows: Sequence[dict[str, str]]) -> list[str]:
+    """Lines of a table for the documents."""
+    lines = [HEADER, ("---",) * len(HEADER)]
+    for row in rows:
+        low, high = percent(row["low"]), percent(row["high"])
+        kept = percent(row["kept"])
+        between = f" ({percent(row['kept_low'])} to {percent(row['kept_high'])})" if kept else ""
+        cells = (
+            row["configuration"],
+            f"{float(row['work']):.2f}",
+            f"{float(row['tokens_per_frame']):.3g}",
+            f"{float(row['context_tokens']):.0f}",
+            f"{row['right']} of {row['total']}",
+            f"{percent(row['accuracy'])} ({low} to {high})",
+            kept + between,
+        )
+        lines.append(cells)
+    return [f"| {' | '.join(cells)} |" for cells in lines]
+
+
+def percent(value: str) -> str:
+    """A part in percent; empty if there is none."""
+    return f"{100 * float(value):.0f}" if value else ""
+
+
 def main() -> None:
-    with RESULTS.open(newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["by"] == "all"]
+    rows = read(RESULTS)
+    print("\n".join(table(rows)))
     figure, axes = plt.subplots(1, 2, figsize=(12.5, 5), sharey=True, layout="constrained")
     for axis, (column, label) in zip(axes, PANELS.items(), strict=True):
         for row in rows:

@@ -4,10 +4,15 @@
 from __future__ import annotations
 
 import json
+import os
+import random
 import shutil
+import signal
+import time
 from pathlib import Path
 
 import pytest
+import torch
 from benchmark_files import (
     PROACTIVE,
     egoschema_row,
@@ -22,6 +27,8 @@ from benchmark_files import (
     write_json,
     write_streaming_csv,
 )
+from forking import fork
+from waiting import wait_for
 
 from stc_video.cli.app import run_app
 
@@ -186,6 +193,45 @@ def test_shards_and_resume_make_one_run(videos: Path, model_folder: Path, tmp_pa
     path.write_bytes(b"".join(kept) + b'{"kind": "ans')
     assert evaluate(*args, tmp_path / "whole", *SMALL, "--resume") == 0
     assert {e["key"]: e["answer"] for e in lines(path)[1:] if e["kind"] == "answer"} == answers
+
+
+@pytest.mark.long
+def test_twenty_kills_of_the_command_at_any_moment(
+    videos: Path, model_folder: Path, tmp_path: Path
+) -> None:
+    rows = [ovo_choice(n, video=("v.mp4", "COIN/b.mp4")[n % 2], realtime=n % 6) for n in range(240)]
+    args = ("ovo-bench", write_json(tmp_path / "o.json", rows), videos, model_folder)
+    assert evaluate(*args, tmp_path / "whole", *SMALL) == 0
+    out, chance = tmp_path / "out", random.Random(0)
+    path, ends = out / "answers.jsonl", [0]
+
+    def written() -> int:
+        return len(path.read_bytes().splitlines()) if path.exists() else 0
+
+    for _ in range(20):
+        if not (child := fork()):
+            torch.set_num_threads(1)
+            evaluate(*args, out, *SMALL, "--resume")
+            os._exit(0)
+        wanted = written() + chance.randrange(8)
+        wait_for(lambda: written() >= wanted)  # noqa: B023
+        time.sleep(chance.uniform(0, 0.02))
+        os.kill(child, signal.SIGKILL)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+        ends.append(written())
+    assert len(set(ends)) > 10, ends
+    assert ends[-1] < len(rows)
+    assert evaluate(*args, out, *SMALL, "--resume") == 0
+    kept, whole = (
+        [
+            (e["key"], e["answer"])
+            for e in lines(folder / "answers.jsonl")[1:]
+            if e["kind"] == "answer"
+        ]
+        for folder in (out, tmp_path / "whole")
+    )
+    assert sorted(kept) == sorted(whole)
+    assert len(kept) == len(rows)
 
 
 def test_bad_input_is_one_sentence_before_the_model(

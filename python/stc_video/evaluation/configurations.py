@@ -17,7 +17,8 @@ DENSE = "dense"
 BLIND = "blind"
 _POLICIES = ("none", "motion", "stc")
 _MEMORIES = ("plain", "rekv", "window")
-_REKV = ("retrieve_tokens", "window_tokens", "host_bytes", "eviction", "storage")
+_REKV = ("retrieve_tokens", "retrieval", "recent_frames", "window_tokens", "host_bytes", "eviction",
+         "storage")  # fmt: skip
 #: fields that `--compare` does not set
 _FIXED = ("pruner_settings", "blind")
 
@@ -35,7 +36,7 @@ class Configuration:
         default.
     prune, tokens_per_frame, pruner_settings
         Of the pruner; without a number of tokens it decides by itself how many it keeps.
-    memory, retrieve_tokens, window_tokens, host_bytes, eviction, storage
+    memory, retrieve_tokens, retrieval, recent_frames, window_tokens, host_bytes, eviction, storage
         Of the memory ``rekv``: what it retrieves, and what it holds in which form.
     window_frames, spread, max_tokens
         Which frames ``window`` keeps, and how much ``plain`` holds.
@@ -55,6 +56,8 @@ class Configuration:
     pruner_settings: Mapping[str, Any] = field(default_factory=dict)
     memory: str = "rekv"
     retrieve_tokens: int = RekvConfig.retrieve_tokens
+    retrieval: str = RekvConfig.retrieval
+    recent_frames: int = RekvConfig.recent_frames
     window_tokens: int = RekvConfig.window_tokens
     host_bytes: int = RekvConfig.host_bytes
     eviction: str = RekvConfig.eviction
