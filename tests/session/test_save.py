@@ -258,6 +258,22 @@ def test_a_save_is_checked_against_model_and_settings(model, open_session, tmp_p
         assert set(changed.__dict__) == before
 
 
+def test_how_many_new_frames_are_read_may_change(model, open_session, tmp_path):
+    session = open_session(rekv(tmp_path / "blocks"))
+    session.push(video(8))
+    session.save(tmp_path / "save")
+    session.close()
+    memory = rekv(tmp_path / "blocks", retrieve_tokens=6, recent_frames=1)
+    loaded = rekv(tmp_path / "blocks", recent_frames=1)
+    settings = {"cache": None, "prune": "none"}
+    with pytest.raises(ValueError, match="memory was"):
+        StreamingSession.load(tmp_path / "save", model, make_tokenizer(), memory=memory, **settings)
+    again = open_session(loaded, cls=loader(tmp_path / "save"))
+    retrieved = again.ask(QUESTION, max_new_tokens=1).retrieved
+    assert retrieved[-1].number == 7
+    assert retrieved[-1].layers == 3  # in every layer
+
+
 def test_a_missing_or_damaged_save_is_named(model, tmp_path):
     def load():
         StreamingSession.load(tmp_path, model, make_tokenizer())

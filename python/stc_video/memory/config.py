@@ -128,5 +128,6 @@ class WindowConfig:
 MemoryConfig: TypeAlias = PlainConfig | RekvConfig | WindowConfig
 
 
-#: the memory of `stc run --ask`, `stc chat` and `stc serve`
-COMMAND_MEMORY = RekvConfig(retrieval="normalised")
+#: The memory of `stc run --ask`, `stc chat` and `stc serve`. The newest frame is always read: docs/
+#: world.md has how many answers about what is there now are lost without it.
+COMMAND_MEMORY = RekvConfig(retrieval="normalised", recent_frames=1)

@@ -22,6 +22,9 @@ _GEOMETRY = (
     "num_key_value_heads", "vocab_size", "image_size", "patch_size",
 )  # fmt: skip
 _SAMPLED = 64
+#: of a memory: a scorer is a function, where the files lie does not matter, and how many of the
+#: newest frames a question reads is decided when it is asked
+_NOT_COMPARED = ("scorer", "disk_folder", "recent_frames")
 
 
 def model_fingerprint(model: PreTrainedModel, *, by_name: bool = False) -> dict[str, Any]:
@@ -86,7 +89,7 @@ def with_defaults(saved: dict[str, Any], memory: Any) -> dict[str, Any]:
     """
     defaults = {"cache": _computing(CacheConfig()), "memory": _as_dict(type(memory)())}
     filled = {
-        name: {**values, **saved[name]}
+        name: _compared({**values, **saved[name]})
         for name, values in _as_json(defaults).items()
         if isinstance(saved.get(name), dict)
     }
@@ -105,9 +108,11 @@ def _computing(config: CacheConfig) -> dict[str, Any]:
 
 def _as_dict(memory: Any) -> dict[str, Any]:
     assert is_dataclass(memory)
-    # A scorer is a function, and where the files lie does not matter.
-    skipped = ("scorer", "disk_folder")
-    return {name: value for name, value in vars(memory).items() if name not in skipped}
+    return _compared(vars(memory))
+
+
+def _compared(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if name not in _NOT_COMPARED}
 
 
 def _as_json(value: dict[str, Any]) -> dict[str, Any]:
