@@ -32,9 +32,8 @@ FAMILIES = {
     "none random": ("random, tokens", "#7a4fc9", r"-(\d+)"),
     "none none rekv": ("rekv, tokens retrieved", "#0c8577", r"-(\d+)"),
     "last 4": ("last 4 frames", "#74b816", None),
-    "STC's setting": ("STC's setting", "#c92a2a", None),
-    "STC's cacher": ("STC's cacher and dtd", "#e64980", None),
-    "ours": ("motion and dtd, quality", "#2b8a3e", r"quality ([\d.]+)"),
+    "STC's": ("STC's setting", "#c92a2a", None),
+    "ours": ("motion and 4 tokens, quality", "#2b8a3e", r"quality ([\d.]+)"),
     "blind": ("blind", "#adb5bd", None),
     "dense": ("dense, all tokens", "#000000", None),
 }

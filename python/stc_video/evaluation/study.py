@@ -36,9 +36,7 @@ def study(frame_tokens: int) -> list[Configuration]:
     last = replace(dense, name="last 4 frames", memory="window", window_frames=4)
     share = max(1, round(frame_tokens * _STC_SHARE))
     theirs = replace(stc[0], name="STC's setting", prune="stc", tokens_per_frame=share)
-    same = replace(theirs, name=f"STC's cacher, dtd, {share} tokens", prune="dtd")
     quarter = max(1, round(frame_tokens / 4))
-    ours = [replace(one, name=f"ours, quality {one.quality:g}, {count} tokens", prune="dtd",
-                    tokens_per_frame=count)
-            for one, count in zip(motion[2:], (quarter, share), strict=True)]  # fmt: skip
-    return [dense, blind, *motion, *stc, *pruned, *memories, last, theirs, same, *ours]
+    ours = [replace(one, name=f"ours, quality {one.quality:g}, {quarter} tokens", prune="dtd",
+                    tokens_per_frame=quarter) for one in motion[1:3]]  # fmt: skip
+    return [dense, blind, *motion, *stc, *pruned, *memories, last, theirs, *ours]
