@@ -54,3 +54,12 @@ def test_it_is_understood(command: str, videos: Path, tmp_path: Path, capsys) ->
         shutil.copy(videos / "v.mp4", path)
     assert run_app(complete(command, data, tmp_path)) == 2
     assert "no-model: there is no such folder" in " ".join(capsys.readouterr().err.split())
+
+
+def test_the_table_of_answers_is_that_of_its_csv() -> None:
+    import plot_answers
+
+    page = (DOCS / "world.md").read_text().splitlines()
+    rows = plot_answers.table(plot_answers.read(plot_answers.RESULTS))[2:]
+    assert len(rows) > 20
+    assert [row for row in rows if row not in page] == []
