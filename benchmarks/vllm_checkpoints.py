@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checkpoints of small Qwen2.5-VL and Qwen3-VL with random weights, as vLLM reads them.
+"""Checkpoints of small Qwen-VL and LLaVA-OneVision with random weights, as vLLM reads them.
 
 Real classes of transformers save them, with their processors; nothing is downloaded.
 """
@@ -12,9 +12,9 @@ import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-NAMES = ("qwen2.5-vl", "qwen3-vl")
-#: side of a frame in pixels, so that both towers see 8 x 8 patches
-SIDE = {"qwen2.5-vl": 112, "qwen3-vl": 128}
+#: side of a frame in pixels by name, so that every tower sees 8 x 8 patches
+SIDE = {"qwen2.5-vl": 112, "qwen3-vl": 128, "qwen3-vl-moe": 128, "llava-onevision": 112}
+NAMES = tuple(SIDE)
 SPECIAL = (
     "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>",
     "<|image_pad|>", "<|video_pad|>",
@@ -49,32 +49,54 @@ def make_checkpoint(name: str, folder: Path, **vision: object) -> Path:
 
 
 def _config(name: str, settings: dict[str, object]) -> transformers.PretrainedConfig:
-    rope = {"rope_type": "default", "type": "mrope", "mrope_section": [8, 4, 4],
-            "rope_theta": 1e4, "mrope_interleaved": name == "qwen3-vl"}  # fmt: skip
     text = {
         "hidden_size": 128, "intermediate_size": 96, "num_hidden_layers": 2,
-        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32,
+        "num_attention_heads": 4, "num_key_value_heads": 2,
         "vocab_size": 256 + len(SPECIAL), "max_position_embeddings": 4096,
-        "tie_word_embeddings": False, "rope_scaling": rope, "rope_parameters": rope,
-        "bos_token_id": None, "eos_token_id": IDS["<|im_end|>"],
+        "tie_word_embeddings": False, "bos_token_id": None, "eos_token_id": IDS["<|im_end|>"],
     }  # fmt: skip
-    vision = {
-        "depth": 4, "hidden_size": 128, "intermediate_size": 160, "out_hidden_size": 128,
-        "num_heads": 4,
-    }  # fmt: skip
+    vision = {"hidden_size": 128, "intermediate_size": 160} | settings
+    if name == "llava-onevision":
+        return _llava_config(text, vision)
+    rope = {"rope_type": "default", "type": "mrope", "mrope_section": [8, 4, 4],
+            "rope_theta": 1e4, "mrope_interleaved": name.startswith("qwen3-vl")}  # fmt: skip
+    text |= {"head_dim": 32, "rope_scaling": rope, "rope_parameters": rope}
+    vision = {"depth": 4, "out_hidden_size": 128, "num_heads": 4} | vision
     ids = {
         "image_token_id": IDS["<|image_pad|>"], "video_token_id": IDS["<|video_pad|>"],
         "vision_start_token_id": IDS["<|vision_start|>"],
         "vision_end_token_id": IDS["<|vision_end|>"], "tie_word_embeddings": False,
     }  # fmt: skip
-    if name == "qwen3-vl":
-        vision |= {"num_position_embeddings": 64, "deepstack_visual_indexes": [1]}
-        kind, model = transformers.Qwen3VLConfig, "Qwen3VLForConditionalGeneration"
-    else:
-        vision |= {"window_size": 56, "fullatt_block_indexes": [2], "tokens_per_second": 2}
+    if name == "qwen2.5-vl":
+        vision = {"window_size": 56, "fullatt_block_indexes": [2], "tokens_per_second": 2} | vision
         kind, model = transformers.Qwen2_5_VLConfig, "Qwen2_5_VLForConditionalGeneration"
-    vision |= settings
+    else:
+        vision = {"num_position_embeddings": 64, "deepstack_visual_indexes": [1]} | vision
+        kind, model = transformers.Qwen3VLConfig, "Qwen3VLForConditionalGeneration"
+    if name == "qwen3-vl-moe":
+        text |= {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 96}
+        kind, model = transformers.Qwen3VLMoeConfig, "Qwen3VLMoeForConditionalGeneration"
     return kind(text_config=text, vision_config=vision, architectures=[model], **ids)
+
+
+def _llava_config(
+    text: dict[str, object], vision: dict[str, object]
+) -> transformers.PretrainedConfig:
+    side = SIDE["llava-onevision"]
+    tower = {"num_hidden_layers": 4, "num_attention_heads": 4, "image_size": side, "patch_size": 14}
+    return transformers.LlavaOnevisionConfig(
+        text_config={"model_type": "qwen2"} | text,
+        vision_config={"model_type": "siglip_vision_model"} | tower | vision,
+        image_token_index=IDS["<|image_pad|>"],
+        video_token_index=IDS["<|video_pad|>"],
+        image_grid_pinpoints=_pinpoints(side),
+        architectures=["LlavaOnevisionForConditionalGeneration"],
+    )
+
+
+def _pinpoints(side: int) -> list[list[int]]:
+    """Sizes of pictures that are cut into views of their own: one, or two side by side."""
+    return [[side, side], [side, 2 * side]]
 
 
 def _processor(name: str) -> transformers.ProcessorMixin:
@@ -87,19 +109,37 @@ def _processor(name: str) -> transformers.ProcessorMixin:
         tokenizer_object=raw, pad_token="<|endoftext|>", eos_token="<|im_end|>",
         model_max_length=4096,
     )  # fmt: skip
+    parts = {"tokenizer": tokenizer, "chat_template": CHAT}
+    if name == "llava-onevision":
+        return _llava_processor(parts)
     side = SIDE[name] ** 2
     size = {"shortest_edge": side // 4, "longest_edge": side * 64}
-    if name == "qwen3-vl":
-        patch = {"patch_size": 16, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
-        videos, kind = transformers.Qwen3VLVideoProcessor, transformers.Qwen3VLProcessor
-        video_size = {"shortest_edge": side, "longest_edge": side * 64}
-    else:
+    if name == "qwen2.5-vl":
         patch = {"patch_size": 14}
         videos, kind = transformers.Qwen2VLVideoProcessor, transformers.Qwen2_5_VLProcessor
         video_size = size
+    else:
+        patch = {"patch_size": 16, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+        videos, kind = transformers.Qwen3VLVideoProcessor, transformers.Qwen3VLProcessor
+        video_size = {"shortest_edge": side, "longest_edge": side * 64}
     return kind(
         image_processor=transformers.Qwen2VLImageProcessor(size=size, **patch),
         video_processor=videos(size=video_size, **patch),
-        tokenizer=tokenizer,
-        chat_template=CHAT,
+        **parts,
+    )
+
+
+def _llava_processor(parts: dict[str, object]) -> transformers.ProcessorMixin:
+    side = SIDE["llava-onevision"]
+    size = {"height": side, "width": side}
+    return transformers.LlavaOnevisionProcessor(
+        image_processor=transformers.LlavaOnevisionImageProcessor(
+            size=size, image_grid_pinpoints=_pinpoints(side)
+        ),
+        video_processor=transformers.LlavaOnevisionVideoProcessor(size=size),
+        num_image_tokens=64,
+        vision_feature_select_strategy="full",
+        image_token="<|image_pad|>",
+        video_token="<|video_pad|>",
+        **parts,
     )
