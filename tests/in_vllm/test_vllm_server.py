@@ -19,6 +19,7 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 from small_engine import noise
@@ -44,8 +45,9 @@ class Server:
             "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "1",
             "VLLM_LOGGING_LEVEL": "INFO",
         }  # fmt: skip
+        # `vllm serve` looks for a distribution called vllm, which that for CPUs is not.
         command = [
-            sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", self.model,
+            sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", self.model,
             "--host", "127.0.0.1", "--port", str(self.port), "--dtype", "float32",
             "--enforce-eager", "--max-model-len", "1024", "--max-num-seqs", "4",
         ]  # fmt: skip
@@ -173,6 +175,28 @@ def test_two_clients_of_one_name_at_once(server):
     for one in clients:
         one.join()
     assert found == expected
+
+
+def test_the_example_feeds_a_camera_and_gets_an_answer(server, folder):
+    clip = folder / "clip.mp4"
+    with av.open(clip, "w") as container:
+        stream = container.add_stream("mpeg4", rate=4)
+        stream.width = stream.height = SIDE[NAME]
+        for number in range(6):
+            shown = av.VideoFrame.from_ndarray(frame(50 + number // 3), format="rgb24")
+            container.mux(stream.encode(shown))
+        container.mux(stream.encode())
+    seen = server.metric("stc_tower_rows_total")
+    ended = server.metric("stc_tower_ended_total")
+    run = subprocess.run(
+        [sys.executable, "docs/examples/vllm_camera.py", "--url",
+         f"http://127.0.0.1:{server.port}/v1", "--name", "camera 1", "--fps", "4", str(clip)],
+        input="What happens?\n", capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.strip()
+    assert server.metric("stc_tower_rows_total") >= seen + 6 * 64
+    assert server.metric("stc_tower_ended_total") == ended + 1
 
 
 def test_a_killed_server_starts_afresh(server, model, folder):

@@ -13,6 +13,7 @@ ARCHITECTURES = {
     "Qwen2_5_VLForConditionalGeneration": "StreamingQwen2_5VL",
     "Qwen3VLForConditionalGeneration": "StreamingQwen3VL",
     "Qwen3VLMoeForConditionalGeneration": "StreamingQwen3VLMoe",
+    "LlavaOnevisionForConditionalGeneration": "StreamingLlavaOnevision",
 }
 
 _MODELS = "model_executor/models"
@@ -50,6 +51,21 @@ HOOKS: dict[str, dict[str, tuple[str, ...]]] = {
     f"{_MODELS}/qwen3_vl_moe.py": {
         "Qwen3VLMoeForConditionalGeneration": (),
         "Qwen3VLMoeProcessingInfo": (),
+    },
+    f"{_MODELS}/llava_onevision.py": {
+        "LlavaOnevisionForConditionalGeneration.embed_multimodal": ("kwargs",),
+        "LlavaOnevisionForConditionalGeneration.load_weights": ("weights",),
+        "LlavaOnevisionMultiModalProcessor._get_mm_fields_config": (
+            "hf_inputs",
+            "hf_processor_mm_kwargs",
+        ),
+        "LlavaOnevisionMultiModalProcessor._apply_hf_processor_main": ("mm_items", "hf_kwargs"),
+        "LlavaOnevisionProcessingInfo": (),
+        "LlavaOnevisionDummyInputsBuilder": (),
+    },
+    f"{_MODELS}/siglip.py": {
+        "SiglipVisionModel.forward": ("pixel_values",),
+        "SiglipEncoderLayer.forward": ("hidden_states",),
     },
     f"{_MODELS}/registry.py": {"_ModelRegistry.register_model": ("model_arch", "model_cls")},
     "multimodal/registry.py": {

@@ -10,16 +10,17 @@ from contextvars import ContextVar
 from typing import Any
 
 from torch import Tensor
-from vllm.model_executor.models import qwen2_5_vl, qwen3_vl, qwen3_vl_moe
+from vllm.model_executor.models import llava_onevision, qwen2_5_vl, qwen3_vl, qwen3_vl_moe
 from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.multimodal.hasher import MultiModalHasher
 from vllm.multimodal.inputs import MultiModalFieldConfig
 
-from stc_video.integrations.vllm.encoder import StreamEncoder
 from stc_video.integrations.vllm.names import END, NAMELESS, STREAM, StreamName
 from stc_video.integrations.vllm.plugin import log
 from stc_video.integrations.vllm.pruning import compute_retention_mask
+from stc_video.integrations.vllm.qwen import QwenEncoder
 from stc_video.integrations.vllm.settings import Settings
+from stc_video.integrations.vllm.siglip import SiglipEncoder
 
 _SETTINGS = Settings.of() or Settings()
 #: modality -> the field in which its items carry their streams' names
@@ -78,7 +79,10 @@ class _NamedItems:
 class _StreamingTower:
     """Part of a model: encodes named items by their streams."""
 
-    stc_encoder: StreamEncoder | None = None
+    stc_encoder: QwenEncoder | SiglipEncoder | None = None
+    #: what encodes, and where the tower is
+    _kind: type[QwenEncoder | SiglipEncoder] = QwenEncoder
+    _tower = "visual"
 
     def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
         super().__init__(vllm_config=vllm_config, prefix=prefix)  # type: ignore[call-arg]
@@ -86,7 +90,7 @@ class _StreamingTower:
         try:
             if not reason:
                 # No module of this model: its weights are the tower's.
-                encoder = StreamEncoder(self.visual, _SETTINGS, log)  # type: ignore[attr-defined]
+                encoder = self._kind(getattr(self, self._tower), _SETTINGS, log)
                 object.__setattr__(self, "stc_encoder", encoder)
         except AttributeError as error:
             reason = f"the tower is another one than was tested: {error}"
@@ -99,7 +103,8 @@ class _StreamingTower:
         found = next((name for name in names if isinstance(name, Tensor)), None)
         encoder, context = self.stc_encoder, nullcontext()
         if encoder is not None and found is not None:
-            context = encoder.naming(StreamName.from_numbers(found))  # type: ignore[assignment]
+            names = StreamName.from_numbers(found)
+            context = encoder.naming(names, kwargs)  # type: ignore[assignment]
         with context:
             return super().embed_multimodal(**kwargs)  # type: ignore[misc]
 
@@ -131,6 +136,10 @@ class _Qwen3VLProcessor(_NamedItems, qwen3_vl.Qwen3VLMultiModalProcessor):
     pass
 
 
+class _LlavaOnevisionProcessor(_NamedItems, llava_onevision.LlavaOnevisionMultiModalProcessor):
+    pass
+
+
 @MULTIMODAL_REGISTRY.register_processor(
     _Qwen2_5VLProcessor,
     info=qwen2_5_vl.Qwen2_5_VLProcessingInfo,
@@ -156,3 +165,17 @@ class StreamingQwen3VL(_StreamingTower, qwen3_vl.Qwen3VLForConditionalGeneration
 )
 class StreamingQwen3VLMoe(_StreamingTower, qwen3_vl_moe.Qwen3VLMoeForConditionalGeneration):
     """Qwen3-VL with experts, with a tower that reuses its work per stream."""
+
+
+@MULTIMODAL_REGISTRY.register_processor(
+    _LlavaOnevisionProcessor,
+    info=llava_onevision.LlavaOnevisionProcessingInfo,
+    dummy_inputs=llava_onevision.LlavaOnevisionDummyInputsBuilder,
+)
+class StreamingLlavaOnevision(
+    _StreamingTower, llava_onevision.LlavaOnevisionForConditionalGeneration
+):
+    """LLaVA-OneVision with a SigLIP that reuses its work per stream."""
+
+    _kind = SiglipEncoder
+    _tower = "vision_tower"

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -28,7 +28,8 @@ class StreamName:
     Attributes
     ----------
     key
-        Digest of the name, 32 hexadecimal digits; empty for an item without a name.
+        Digest of the name, 32 hexadecimal digits, and behind a slash the number of a view that is
+        not the whole picture; empty for an item without a name.
     is_last
         Whether the stream ends with this request.
     """
@@ -60,6 +61,15 @@ class StreamName:
         digest = hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=16)
         return cls(digest.hexdigest(), end), rest
 
+    def of_view(self, number: int) -> StreamName:
+        """Name one of the views that a picture is cut into; the first is the whole picture."""
+        return replace(self, key=f"{self.key}/{number}") if self.key and number else self
+
+    @property
+    def stream(self) -> str:
+        """The key of the whole picture."""
+        return stream_of(self.key)
+
     def numbers(self) -> list[int]:
         """Return the name as three int64 numbers; zeros for no name."""
         digest = bytes.fromhex(self.key or "00" * 16)
@@ -79,6 +89,11 @@ class StreamName:
     def repeated(self, items: int) -> Tensor:
         """Return the numbers once for each item, (items, 3) int64."""
         return torch.tensor(self.numbers()).repeat(items, 1)
+
+
+def stream_of(key: str) -> str:
+    """Key of the whole picture, of which a key names a view."""
+    return key.partition("/")[0]
 
 
 NAMELESS = StreamName()

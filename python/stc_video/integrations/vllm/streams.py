@@ -11,6 +11,7 @@ import torch
 from stc_video.cacher.motion.state import MotionState
 from stc_video.cacher.streams import Layout
 from stc_video.cacher.varlen_cacher import VarlenStream
+from stc_video.integrations.vllm.names import stream_of
 from stc_video.integrations.vllm.totals import Totals
 from stc_video.towers.varlen import VarlenTower
 
@@ -62,16 +63,16 @@ class StreamTable:
         return stream is not None and stream.state is not None and stream.layout == layout
 
     def drop(self, keys: Collection[str]) -> int:
-        """Forget streams; returns how many of them there were."""
-        known = [key for key in keys if key in self._streams]
+        """Forget streams with all their views; returns how many of them there were."""
+        known = [key for key in self._streams if stream_of(key) in keys]
         for key in known:
             self._streams.pop(key).drop_state()
         self.count()
-        return len(known)
+        return len({stream_of(key) for key in known})
 
     def clear(self) -> None:
         """Forget all streams, as after a change of weights."""
-        self.drop(list(self._streams))
+        self.drop([stream_of(key) for key in self._streams])
 
     def count(self) -> None:
         """Enter into the totals how many streams there are, and what they hold."""
