@@ -66,7 +66,12 @@ def test_our_pruner_in_place_of_evs(tmp_path, name):
         whole.append(made := stock(*args, **kwargs)) or made
     )
     frames = [noise(engine.side, seed) for seed in range(140, 148)]
-    engine.ask(video(frames))
+    request = video(frames)
+    if name == "qwen3-vl":
+        # 0.32 expects no other marks around a video than those of its frames: EVS fails, too.
+        for mark in ("<|vision_start|>", "<|vision_end|>"):
+            request["prompt"] = request["prompt"].replace(mark, "")
+    engine.ask(request)
     mask = compute_retention_mask(whole[0], (4, 8, 8), 2, 0.5, prune="stc")
     assert int(mask.sum()) == compute_retained_tokens_count(16, 4, 0.5)
     kept, width = engine.encoded[0], whole[0].shape[1]
