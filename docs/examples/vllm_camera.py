@@ -3,7 +3,7 @@
 
 Needs ``openai``, ``av`` and ``pillow``, and a server with the plugin on (docs/vllm.md):
 
-    STC_VLLM=on vllm serve Qwen/Qwen3-VL-8B-Instruct
+    STC_VLLM=on vllm serve Qwen/Qwen3-VL-8B-Instruct --trust-request-mm-kwargs
     python vllm_camera.py --name "camera 1" clip.mp4          # or rtsp://..., /dev/video0
 
 Each line that is typed is a question about the last frames. Frames go to the server as they come,
