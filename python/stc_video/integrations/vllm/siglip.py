@@ -31,10 +31,11 @@ class SiglipEncoder(StreamEncoder):
 
     @staticmethod
     def _take_apart(visual: nn.Module) -> VarlenTower:
-        geometry = FrameGeometry()
+        tower, geometry = cast(Any, visual).vision_model, FrameGeometry()
+        if hasattr(tower.embeddings, "class_embedding"):
+            raise AttributeError(f"{type(visual).__name__} has a class token, which SigLIP has not")
         blocks = tuple(
-            EngineBlock.taken_apart(layer, _LAYOUT, geometry)
-            for layer in cast(Any, visual).vision_model.encoder.layers
+            EngineBlock.taken_apart(layer, _LAYOUT, geometry) for layer in tower.encoder.layers
         )
         return VarlenTower(visual, (visual,), blocks, (), 1, 0, geometry)
 
@@ -54,7 +55,8 @@ class SiglipEncoder(StreamEncoder):
         ]
 
     def _forward(self, visual: nn.Module, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        if args or not any(name.key for name in self._names):
+        wants_more = args or kwargs.get("select_layers")  # outputs of other blocks than the last
+        if wants_more or not any(name.key for name in self._names):
             stocked: Tensor = self._root.stock(x, *args, **kwargs)
             return stocked
         self._options = kwargs
