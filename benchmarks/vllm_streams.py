@@ -149,7 +149,7 @@ def main() -> None:
             subprocess.run(
                 [sys.executable, *sys.argv, "--model", model],
                 check=True,
-                env={**os.environ, **settings},
+                env={"VLLM_CPU_KVCACHE_SPACE": "2", **os.environ, **settings},
             )
             rows += [row | environment() for row in json.loads(found.read_text())]
     for row in rows:

@@ -191,6 +191,37 @@ def test_the_frames_of_one_video_without_a_name(engine):
     assert (totals.dense, totals.unchanged, totals.streams, totals.ended) == (1, unchanged, 0, 0)
 
 
+def test_a_stream_named_by_the_uuid_of_its_frames(engine):
+    """One uuid, other pictures: none is taken for another."""
+    frames = [noise(engine.side, seed) for seed in range(132, 135)]
+    encoder = engine.attach()
+    expected = stock(engine, frames)
+    engine.embed(frames[:1], stc_stream="cam")
+    for at, frame in enumerate(frames):
+        engine.encoded.clear()
+        request = engine.shown([frame])
+        (modality,) = request["multi_modal_data"]
+        request["multi_modal_uuids"] = {modality: ["stc_stream:cam"]}
+        engine.ask(request, tokens=1)
+        close(engine.encoded, expected[at : at + 1] if at else [])
+    assert (encoder.totals.dense, encoder.totals.streams) == (3, 1)
+    request["multi_modal_uuids"] = {modality: ["stc_end:cam"]}
+    engine.ask(request, tokens=1)
+    assert (encoder.totals.unchanged, encoder.totals.streams) == (1, 0)
+
+
+def test_a_frame_that_is_not_sent_is_an_error(engine):
+    engine.attach()
+    request = engine.shown([noise(engine.side, 136)])
+    (modality,) = request["multi_modal_data"]
+    request |= {
+        "multi_modal_data": {modality: [None]},
+        "multi_modal_uuids": {modality: ["stc_stream:cam"]},
+    }
+    with pytest.raises(ValueError, match="must be sent"):
+        engine.ask(request, tokens=1)
+
+
 @pytest.mark.parametrize(
     "options", [{"stc_stream": "x" * 10_000}, {"stc_stream": 3}, {"stc_end": True}]
 )

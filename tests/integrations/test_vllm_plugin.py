@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 import zipfile
+from dataclasses import replace
 
 import pytest
 import torch
@@ -61,6 +62,17 @@ def test_names_travel_as_numbers():
     assert StreamName.taken_from({"fps": 2}) == (NAMELESS, {"fps": 2})
     assert torch.equal(NAMELESS.repeated(2), torch.zeros(2, 3, dtype=torch.int64))
     assert StreamName.from_numbers(NAMELESS.repeated(1)) == [NAMELESS]
+
+
+def test_names_in_uuids():
+    name, _ = StreamName.taken_from({"stc_stream": "a:b"})
+    assert StreamName.from_uuids(["stc_stream:a:b"] * 3) == name
+    assert StreamName.from_uuids(["stc_end:a:b"]) == replace(name, is_last=True)
+    assert StreamName.from_uuids([None, "a picture", "stc_stream"]) == NAMELESS
+    with pytest.raises(ValueError, match="must be of one stream, got 2 different uuids"):
+        StreamName.from_uuids(["stc_stream:a", None])
+    with pytest.raises(ValueError, match="got 0 characters"):
+        StreamName.from_uuids(["stc_stream:"])
 
 
 @pytest.mark.parametrize(

@@ -41,6 +41,7 @@ class _NamedItems:
         """Process a request; its other options do not see the name."""
         name, rest = StreamName.taken_from(inputs.hf_processor_mm_kwargs)
         inputs.hf_processor_mm_kwargs = rest
+        name = _named_by_uuid(inputs) or name
         token = _NAME.set(name)
         try:
             return super().apply(inputs, timing_ctx)  # type: ignore[misc]
@@ -74,6 +75,22 @@ class _NamedItems:
                 for modality, field in _FIELDS.items()
             },
         }
+
+
+def _named_by_uuid(inputs: Any) -> StreamName | None:
+    """Return the name in a request's uuids, which are taken off; None if there is none.
+
+    vLLM takes what has one uuid for the same picture; these are the frames of a stream.
+    """
+    uuids = inputs.mm_uuid_items or {}
+    name = StreamName.from_uuids(uuid for items in uuids.values() for uuid in items)
+    if not name.key:
+        return None
+    for items in inputs.mm_data_items.values():
+        if any(item is None for item in items.get_all_items_for_hash()):
+            raise ValueError(f"{STREAM}: a picture whose uuid names a stream must be sent")
+    inputs.mm_uuid_items = None
+    return name
 
 
 class _StreamingTower:

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Names of streams, as clients give them and as they travel to the worker.
 
-A client names the stream of a request's pictures and videos in ``mm_processor_kwargs``. The worker
+A client names the stream of a request's pictures and videos in ``mm_processor_kwargs``, which a
+server may refuse, or in the ``uuid`` of each of them. The worker
 gets no text but the fields of each item, so there the name is three numbers: a digest of 128 bits,
 and whether the stream ends with the request.
 """
@@ -9,7 +10,7 @@ and whether the stream ends with the request.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -17,6 +18,8 @@ from torch import Tensor
 
 #: fields of ``mm_processor_kwargs``
 STREAM, END = "stc_stream", "stc_end"
+#: what a ``uuid`` begins with that names a stream
+_IN_UUID = (f"{STREAM}:", f"{END}:")
 #: characters that a name may have
 LONGEST = 256
 
@@ -60,6 +63,26 @@ class StreamName:
             raise ValueError(f"{STREAM}: must be a text of 1 to {LONGEST} characters, got {got}")
         digest = hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=16)
         return cls(digest.hexdigest(), end), rest
+
+    @classmethod
+    def from_uuids(cls, uuids: Iterable[object]) -> StreamName:
+        """Return the name in the ``uuid`` of each picture and video of a request, if it is there.
+
+        Raises
+        ------
+        ValueError
+            If they are not all of one stream, or the name is none as above.
+        """
+        given = list(dict.fromkeys(uuids))
+        if not any(isinstance(one, str) and one.startswith(_IN_UUID) for one in given):
+            return NAMELESS
+        if len(given) > 1:
+            raise ValueError(
+                f"{STREAM}: all pictures and videos of a request must be of one stream, "
+                f"got {len(given)} different uuids"
+            )
+        field, _, name = str(given[0]).partition(":")
+        return cls.taken_from({STREAM: name, END: field == END})[0]
 
     def of_view(self, number: int) -> StreamName:
         """Name one of the views that a picture is cut into; the first is the whole picture."""
