@@ -3,7 +3,7 @@
 
 Needs ``openai``, ``av`` and ``pillow``, and a server with the plugin on (docs/vllm.md):
 
-    STC_VLLM=on vllm serve Qwen/Qwen3-VL-8B-Instruct --trust-request-mm-kwargs
+    STC_VLLM=on vllm serve Qwen/Qwen3-VL-8B-Instruct
     python vllm_camera.py --name "camera 1" clip.mp4          # or rtsp://..., /dev/video0
 
 Each line that is typed is a question about the last frames. Frames go to the server as they come,
@@ -18,6 +18,7 @@ import io
 import sys
 import threading
 import time
+import uuid
 from collections import deque
 from collections.abc import Iterator
 from typing import Any
@@ -48,13 +49,14 @@ class Camera:
 
     def __init__(self, client: openai.OpenAI, model: str, name: str, window: int) -> None:
         self.client, self.model, self.name = client, model, name
-        self.window: deque[str] = deque(maxlen=window)
+        # Each frame with what no other has.
+        self.window: deque[tuple[str, str]] = deque(maxlen=window)
         self.has_begun = threading.Event()
 
     def show(self, frame: str) -> None:
         """Let the server encode a frame; a single token of an answer is asked for."""
-        self.window.append(frame)
-        self._send([frame], "Go on.", max_tokens=1)
+        self.window.append((frame, uuid.uuid4().hex))
+        self._send([self.window[-1]], "Go on.", max_tokens=1)
         self.has_begun.set()
 
     def ask(self, question: str) -> str:
@@ -65,15 +67,19 @@ class Camera:
     def end(self) -> None:
         """Tell the server that it may forget the stream."""
         if self.window:
-            self._send([self.window[-1]], "The end.", max_tokens=1, stc_end=True)
+            self._send([self.window[-1]], "The end.", max_tokens=1, field="stc_end")
 
-    def _send(self, shown: list[str], text: str, max_tokens: int, **options: Any) -> str:
-        pictures = [{"type": "image_url", "image_url": {"url": frame}} for frame in shown]
+    def _send(
+        self, shown: list[tuple[str, str]], text: str, max_tokens: int, field: str = "stc_stream"
+    ) -> str:
+        pictures: list[Any] = [
+            {"type": "image_url", "image_url": {"url": frame}, "uuid": f"{field}:{self.name}/{key}"}
+            for frame, key in shown
+        ]
         answer = self.client.chat.completions.create(
             model=self.model,
             messages=[{"role": "user", "content": [*pictures, {"type": "text", "text": text}]}],
             max_tokens=max_tokens,
-            extra_body={"mm_processor_kwargs": {"stc_stream": self.name, **options}},
         )
         return answer.choices[0].message.content or ""
 

@@ -191,8 +191,8 @@ def test_the_frames_of_one_video_without_a_name(engine):
     assert (totals.dense, totals.unchanged, totals.streams, totals.ended) == (1, unchanged, 0, 0)
 
 
-def test_a_stream_named_by_the_uuid_of_its_frames(engine):
-    """One uuid, other pictures: none is taken for another."""
+def test_a_stream_named_by_the_uuids_of_its_frames(engine):
+    """One uuid, other pictures, as of two clients: none is taken for another."""
     frames = [noise(engine.side, seed) for seed in range(132, 135)]
     encoder = engine.attach()
     expected = stock(engine, frames)
@@ -201,11 +201,11 @@ def test_a_stream_named_by_the_uuid_of_its_frames(engine):
         engine.encoded.clear()
         request = engine.shown([frame])
         (modality,) = request["multi_modal_data"]
-        request["multi_modal_uuids"] = {modality: ["stc_stream:cam"]}
+        request["multi_modal_uuids"] = {modality: ["stc_stream:cam/7"]}
         engine.ask(request, tokens=1)
         close(engine.encoded, expected[at : at + 1] if at else [])
     assert (encoder.totals.dense, encoder.totals.streams) == (3, 1)
-    request["multi_modal_uuids"] = {modality: ["stc_end:cam"]}
+    request["multi_modal_uuids"] = {modality: ["stc_end:cam/7"]}
     engine.ask(request, tokens=1)
     assert (encoder.totals.unchanged, encoder.totals.streams) == (1, 0)
 
@@ -216,7 +216,7 @@ def test_a_frame_that_is_not_sent_is_an_error(engine):
     (modality,) = request["multi_modal_data"]
     request |= {
         "multi_modal_data": {modality: [None]},
-        "multi_modal_uuids": {modality: ["stc_stream:cam"]},
+        "multi_modal_uuids": {modality: ["stc_stream:cam/7"]},
     }
     with pytest.raises(ValueError, match="must be sent"):
         engine.ask(request, tokens=1)

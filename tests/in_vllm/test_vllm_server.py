@@ -33,7 +33,7 @@ NAME = "qwen3-vl"
 class Server:
     """A server of vLLM in a process group of its own."""
 
-    def __init__(self, model: Path, log: Path) -> None:
+    def __init__(self, model: Path, log: Path, *options: str) -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
@@ -49,8 +49,7 @@ class Server:
         command = [
             sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", self.model,
             "--host", "127.0.0.1", "--port", str(self.port), "--dtype", "float32",
-            "--enforce-eager", "--max-model-len", "1024", "--max-num-seqs", "4",
-            "--trust-request-mm-kwargs",
+            "--enforce-eager", "--max-model-len", "1024", "--max-num-seqs", "4", *options,
         ]  # fmt: skip
         self.process = subprocess.Popen(
             command, env=environment, stdout=log.open("w"), stderr=subprocess.STDOUT,
@@ -79,13 +78,14 @@ class Server:
         lines = [line for line in self.get("/metrics").splitlines() if line.startswith(name)]
         return sum(float(line.rsplit(" ", 1)[1]) for line in lines)
 
-    def request(self, frame: np.ndarray, **options: object) -> bytes:
+    def request(self, frame: np.ndarray, uuid: str | None = None, **options: object) -> bytes:
         from PIL import Image
 
         data = io.BytesIO()
         Image.fromarray(frame).save(data, "PNG")
         url = "data:image/png;base64," + base64.b64encode(data.getvalue()).decode()
-        content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": "?"}]
+        picture = {"type": "image_url", "image_url": {"url": url}, "uuid": uuid}
+        content = [picture, {"type": "text", "text": "?"}]
         body = {
             "model": self.model, "messages": [{"role": "user", "content": content}],
             "max_tokens": 8, "temperature": 0, "ignore_eos": True,
@@ -93,7 +93,7 @@ class Server:
         return json.dumps(body | ({"mm_processor_kwargs": options} if options else {})).encode()
 
     def ask(self, frame: np.ndarray, **options: object) -> str:
-        """Return the answer about a frame."""
+        """Return the answer about a frame; its ``uuid`` or other options may name a stream."""
         request = urllib.request.Request(
             f"http://127.0.0.1:{self.port}/v1/chat/completions",
             self.request(frame, **options),
@@ -125,7 +125,7 @@ def model(folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def server(model: Path, folder: Path) -> Iterator[Server]:
-    started = Server(model, folder / "first.log")
+    started = Server(model, folder / "first.log", "--trust-request-mm-kwargs")
     yield started
     started.kill()
 
@@ -147,7 +147,14 @@ def test_a_named_frame_is_counted_and_answered_as_the_stock_one(server):
     assert server.metric("stc_tower_state_bytes") > 0
 
 
-@pytest.mark.parametrize("options", [{"stc_stream": "x" * 10_000}, {"stc_stream": ["a"]}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"uuid": "stc_stream:" + "x" * 10_000 + "/0"},
+        {"stc_stream": "x" * 10_000},
+        {"stc_stream": ["a"]},
+    ],
+)
 def test_a_wrong_name_is_status_400(server, options):
     with pytest.raises(urllib.error.HTTPError) as refused:
         server.ask(frame(2), **options)
@@ -168,8 +175,8 @@ def test_two_clients_of_one_name_at_once(server):
     found: dict[int, str] = {}
 
     def client(seeds: range) -> None:
-        for seed in seeds:
-            found[seed] = server.ask(frame(seed), stc_stream="shared")
+        for number, seed in enumerate(seeds):
+            found[seed] = server.ask(frame(seed), uuid=f"stc_stream:shared/{number}")
 
     clients = [threading.Thread(target=client, args=(range(at, at + 3),)) for at in (20, 23)]
     for one in clients:
@@ -205,11 +212,15 @@ def test_the_example_feeds_a_camera_and_gets_an_answer(server, folder):
 
 
 def test_a_killed_server_starts_afresh(server, model, folder):
-    expected = server.ask(frame(30), stc_stream="cam")
+    """It is one that trusts nobody: there the uuid names a stream."""
+    expected = server.ask(frame(30), uuid="stc_stream:cam/0")
     server.kill()
     again = Server(model, folder / "second.log")
     try:
-        assert again.ask(frame(30), stc_stream="cam") == expected
+        assert again.ask(frame(30), uuid="stc_stream:cam/0") == expected
         assert again.metric("stc_tower_dense_total") == 1
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            again.ask(frame(31), stc_stream="cam")
+        assert "--trust-request-mm-kwargs" in refused.value.read().decode()
     finally:
         again.kill()

@@ -65,14 +65,27 @@ def test_names_travel_as_numbers():
 
 
 def test_names_in_uuids():
-    name, _ = StreamName.taken_from({"stc_stream": "a:b"})
-    assert StreamName.from_uuids(["stc_stream:a:b"] * 3) == name
-    assert StreamName.from_uuids(["stc_end:a:b"]) == replace(name, is_last=True)
+    name, _ = StreamName.taken_from({"stc_stream": "a/b:c"})
+    assert StreamName.from_uuids(["stc_stream:a/b:c/1", "stc_stream:a/b:c/2"]) == name
+    assert StreamName.from_uuids(["stc_end:a/b:c/3"]) == replace(name, is_last=True)
     assert StreamName.from_uuids([None, "a picture", "stc_stream"]) == NAMELESS
-    with pytest.raises(ValueError, match="must be of one stream, got 2 different uuids"):
-        StreamName.from_uuids(["stc_stream:a", None])
-    with pytest.raises(ValueError, match="got 0 characters"):
-        StreamName.from_uuids(["stc_stream:"])
+
+
+@pytest.mark.parametrize(
+    ("uuids", "message"),
+    [
+        (["stc_stream:a/1", None], "got 'stc_stream:a/1' to 'None'"),
+        (["stc_stream:a/1", "stc_stream:b/1"], "the name of one stream"),
+        (["stc_stream:a/1", "stc_end:a/2"], "the name of one stream"),
+        (["stc_stream:a"], "'/' and what no other frame has"),
+        (["stc_stream:a/"], "'/' and what no other frame has"),
+        (["stc_stream:/1"], "got 0 characters"),
+        (["stc_stream:" + "x" * 10_000 + "/1"], "got 10000 characters"),
+    ],
+)
+def test_a_wrong_uuid_is_refused(uuids, message):
+    with pytest.raises(ValueError, match=message):
+        StreamName.from_uuids(uuids)
 
 
 @pytest.mark.parametrize(

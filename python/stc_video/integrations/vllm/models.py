@@ -80,7 +80,8 @@ class _NamedItems:
 def _named_by_uuid(inputs: Any) -> StreamName | None:
     """Return the name in a request's uuids, which are taken off; None if there is none.
 
-    vLLM takes what has one uuid for the same picture; these are the frames of a stream.
+    vLLM takes what has one uuid for the same picture, and would show one client the frames of
+    another that uses the same name.
     """
     uuids = inputs.mm_uuid_items or {}
     name = StreamName.from_uuids(uuid for items in uuids.values() for uuid in items)

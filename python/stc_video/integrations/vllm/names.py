@@ -2,14 +2,15 @@
 """Names of streams, as clients give them and as they travel to the worker.
 
 A client names the stream of a request's pictures and videos in ``mm_processor_kwargs``, which a
-server may refuse, or in the ``uuid`` of each of them. The worker
-gets no text but the fields of each item, so there the name is three numbers: a digest of 128 bits,
-and whether the stream ends with the request.
+server may refuse, or in the ``uuid`` of each of them. The worker gets no text but the fields of
+each item, so there the name is three numbers: a digest of 128 bits, and whether the stream ends
+with the request.
 """
 
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
@@ -18,8 +19,8 @@ from torch import Tensor
 
 #: fields of ``mm_processor_kwargs``
 STREAM, END = "stc_stream", "stc_end"
-#: what a ``uuid`` begins with that names a stream
-_IN_UUID = (f"{STREAM}:", f"{END}:")
+#: a ``uuid`` that names a stream
+_UUID = re.compile(f"(?P<field>{STREAM}|{END}):(?P<name>.*)/[^/]+", re.DOTALL)
 #: characters that a name may have
 LONGEST = 256
 
@@ -73,15 +74,18 @@ class StreamName:
         ValueError
             If they are not all of one stream, or the name is none as above.
         """
-        given = list(dict.fromkeys(uuids))
-        if not any(isinstance(one, str) and one.startswith(_IN_UUID) for one in given):
+        given = [str(uuid) for uuid in uuids]
+        if not any(uuid.startswith((f"{STREAM}:", f"{END}:")) for uuid in given):
             return NAMELESS
-        if len(given) > 1:
+        found = {match and match.group("field", "name") for match in map(_UUID.fullmatch, given)}
+        stream = found.pop()
+        if found or stream is None:
             raise ValueError(
-                f"{STREAM}: all pictures and videos of a request must be of one stream, "
-                f"got {len(given)} different uuids"
+                f"{STREAM}: the uuids of all pictures and videos of a request must be "
+                f"'{STREAM}:', the name of one stream, '/' and what no other frame has, "
+                f"got {given[0][:40]!r} to {given[-1][:40]!r}"
             )
-        field, _, name = str(given[0]).partition(":")
+        field, name = stream
         return cls.taken_from({STREAM: name, END: field == END})[0]
 
     def of_view(self, number: int) -> StreamName:
