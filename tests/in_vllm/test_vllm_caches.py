@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What vLLM does around its tower: caches, preemption, pruning, pictures cut into views."""
+"""What vLLM does around its tower: caches, preemption, pruning."""
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
-from small_engine import Engine, noise, partly, pictures, video
+from small_engine import Engine, noise, video
 from vllm_checkpoints import make_checkpoint
 
 from stc_video.integrations.vllm import compute_retained_tokens_count, compute_retention_mask
@@ -78,23 +77,3 @@ def test_our_pruner_in_place_of_evs(tmp_path, name):
     if name == "qwen3-vl":
         kept = kept[kept[:, -1] > 0]  # of the frames, not of the text between them
     assert torch.equal(kept[:, :width], whole[0][mask])
-
-
-def test_views_of_a_picture_are_compared_each_with_its_own(engine):
-    """LLaVA-OneVision sees a wide picture whole, its left half and its right half."""
-    if not engine.has_views:
-        pytest.skip("only LLaVA-OneVision cuts pictures into views")
-    frame = np.concatenate([noise(engine.side, 160), noise(engine.side, 161)], 1)
-    changed = frame.copy()
-    changed[:, : engine.side] = partly(frame[:, : engine.side], 162)
-    encoder = engine.attach()
-    expected = engine.ask(pictures([frame])), list(engine.encoded)
-    engine.forget()
-    assert engine.ask(pictures([frame], stc_stream="cam")) == expected[0]
-    torch.testing.assert_close(engine.encoded, expected[1], rtol=1e-4, atol=1e-4)
-    totals = encoder.totals
-    assert (totals.dense, totals.streams) == (3, 3)
-    engine.ask(pictures([changed], stc_stream="cam"))
-    assert (totals.dense, totals.cached, totals.unchanged) == (3, 2, 1)
-    engine.ask(video([noise(engine.side, 163)], stc_stream="cam", stc_end=True))
-    assert (totals.streams, totals.ended) == (0, 1)
