@@ -48,6 +48,7 @@ class Engine:
         self.llm = LLM(model=folder, **chosen)
         self.model = self.llm.apply_model(lambda model: model)[0]
         self.visual = self.model.vision_tower if self.has_views else self.model.visual
+        self.rows_at_start = self.model.stc_encoder.totals.rows
         self.encoded: list[torch.Tensor] = []
         stock = self.model.embed_multimodal
 

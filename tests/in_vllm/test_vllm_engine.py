@@ -30,7 +30,7 @@ def stock(engine, frames):
 
 
 def test_profiling_leaves_no_state(engine):
-    assert engine.model.stc_encoder.totals.rows == 0
+    assert engine.rows_at_start == 0
 
 
 def test_with_every_token_changed_it_is_the_stock_model(engine):
