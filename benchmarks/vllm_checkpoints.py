@@ -32,8 +32,11 @@ CHAT = (
 )
 
 
-def make_checkpoint(name: str, folder: Path, **vision: object) -> Path:
-    """Write a checkpoint into a folder, and return that; ``vision`` are settings of its tower."""
+def make_checkpoint(name: str, folder: Path, spread: float = 0.15, **vision: object) -> Path:
+    """Write a checkpoint into a folder, and return that.
+
+    ``spread`` is the standard deviation of its weights, ``vision`` are settings of its tower.
+    """
     config = _config(name, vision)
     kind = getattr(transformers, config.architectures[0])
     with torch.random.fork_rng(devices=[]):
@@ -42,7 +45,7 @@ def make_checkpoint(name: str, folder: Path, **vision: object) -> Path:
         with torch.no_grad():
             for parameter_name, parameter in model.named_parameters():
                 if parameter.dim() > 1 or parameter_name.endswith("bias"):
-                    parameter.normal_(0.0, 0.5 if "embed_tokens" in parameter_name else 0.15)
+                    parameter.normal_(0.0, 0.5 if "embed_tokens" in parameter_name else spread)
             model.lm_head.weight[256:] = 0.0  # no answer ends, or has a placeholder
     model.save_pretrained(folder)
     _publish(name, folder / "model.safetensors")
