@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers.modeling_outputs import BaseModelOutput
 from zoo import ENTRIES, PATCH, SIZE, SMALL, Entry, tensors
 
 import stc_video
@@ -166,6 +167,33 @@ def test_any_other_tower_is_refused_and_left_as_it_was(entry: Entry) -> None:
     assert list(tower.state_dict()) == keys
     if "its cacher is off again" in str(refused.value):
         call(tower, entry, picture(1))
+
+
+def _adding(encoder_class: type) -> type:
+    """An encoder that adds the output of its first block to that of its last."""
+
+    class Adding(encoder_class):
+        def forward(self, inputs_embeds: Tensor, *_: Any, **__: Any) -> BaseModelOutput:
+            states = [inputs_embeds]
+            for layer in self.layers:
+                output = layer(states[-1], None)
+                states.append(output[0] if isinstance(output, tuple) else output)
+            return BaseModelOutput(last_hidden_state=states[1] + states[-1])
+
+    return Adding
+
+
+def test_a_tower_that_uses_inner_outputs_without_saying_so_is_refused() -> None:
+    entry = next(entry for entry in SUPPORTED if entry.model == "siglip")
+    tower = entry.build()
+    layers = layers_of(tower)
+    encoder = next(module for module in tower.modules() if layers in module.children())
+    encoder.__class__ = _adding(type(encoder))
+    before = contents(tower)
+    stc_video.attach_cacher(tower)
+    with pytest.raises(UnsupportedModelError, match="output of a block in the middle"):
+        call(tower, entry, picture(1))
+    assert contents(tower) == before
 
 
 def test_the_table_of_families_says_what_these_tests_show() -> None:

@@ -225,6 +225,7 @@ _VJEPA2 = {
     "pred_num_attention_heads": 4, "pred_num_hidden_layers": 2,
 }  # fmt: skip
 _DEEPSTACK = {"deepstack_visual_indexes": [1]}
+_GRANITE = {"deepstack_visual_indexes": [0, 1], "scale_factor": 2}
 _KIMI = {"pos_emb_height": 8, "pos_emb_width": 8}
 _MOLMO2 = {"image_size": [SIZE, SIZE], "head_dim": 12, "num_position_embeddings": SIDE**2}
 _GROUPED = _MOLMO2 | {"num_key_value_heads": 2}
@@ -280,6 +281,7 @@ ENTRIES = (
     Entry("tipsv2", "Tipsv2VisionModel"),
     Entry("idefics2", "Idefics2VisionTransformer"),
     Entry("idefics2", "Idefics2VisionTransformer", padded),
+    Entry("granite_docling", "GraniteDoclingVisionModel", settings=_GRANITE),
     Entry("idefics3", "Idefics3VisionTransformer", padded),
     Entry("smolvlm", "SmolVLMVisionTransformer", padded),
     Entry("hunyuan_vl", "HunYuanVLVisionTransformer", rows(1), several=_ROW),
@@ -345,12 +347,6 @@ ENTRIES = (
     # a causal attention, a message between frames, layers that others look at
     Entry("phi4_multimodal", "Phi4MultimodalVisionModel", refused="is_causal=True"),
     Entry("x_clip", "XCLIPVisionModel", refused=_WEIGHT, settings={"num_frames": 1}),
-    Entry(
-        "granite_docling",
-        "GraniteDoclingVisionModel",
-        refused="a block in the middle",
-        settings={"deepstack_visual_indexes": [0, 1], "scale_factor": 2},
-    ),
     # a merger between two blocks
     Entry("minicpmv4_6", "MiniCPMV4_6VisionModel", strip, "a merger", settings=_INSERTED),
     Entry("minicpmv4_7", "MiniCPMV4_7VisionModel", strip, "a merger", settings=_INSERTED),

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from stc_video.towers.block import Block
+from stc_video.towers.block import Tower
 from stc_video.towers.bypassed import is_foreign
 from stc_video.towers.patching import PatchedHook
 
@@ -141,13 +141,17 @@ def mask_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return kwargs.get("attention_mask", args[0] if args else None)
 
 
-def looked_at(blocks: Sequence[Block]) -> frozenset[int]:
-    """Numbers of the blocks whose output a hook of somebody sees, there or as the next one's input.
+def looked_at(tower: Tower) -> frozenset[int]:
+    """Numbers of the blocks whose output goes elsewhere than to the next block, in any call.
 
-    The hooks by which transformers collects outputs do nothing unless hidden states are asked for.
+    The tower makes something of it by itself (DeepStack), or a hook of somebody sees it, there or
+    as the next one's input. The hooks by which transformers collects outputs do nothing unless
+    hidden states are asked for.
     """
-    seen = set()
-    for number, block in enumerate(blocks):
+    configs = (getattr(module, "config", None) for module in tower.ancestors)
+    taken = (getattr(config, "deepstack_visual_indexes", None) or () for config in configs)
+    seen = {number for numbers in taken for number in numbers if number < len(tower.blocks)}
+    for number, block in enumerate(tower.blocks):
         layer = block.layer
         if layer._forward_hooks and any(map(is_foreign, layer._forward_hooks.values())):
             seen.add(number)
