@@ -85,9 +85,10 @@ class CacheConfig:
         Encode a frame densely where :meth:`Cacher.warmup` found a cached one to be no faster.
     pack_weights
         Keep weights of a tower a second time, in the form in which they multiply fastest. On a
-        CPU those of all linear layers, as float32 if it has no instructions for 16-bit numbers;
-        on a GPU those of query, key and value, as one matrix. ``stats().packed_bytes`` tells the
-        price. The tower's own dense results may then differ from the stock ones by rounding.
+        CPU those of all linear layers of blocks and mergers, as float32 if it has no instructions
+        for 16-bit numbers; on a GPU those of query, key and value, as one matrix.
+        ``stats().packed_bytes`` tells the price. The tower's own dense results may then differ
+        from the stock ones by rounding.
     """
 
     policy: str = "motion"

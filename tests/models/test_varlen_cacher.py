@@ -370,11 +370,9 @@ def test_failing_at_any_patch_leaves_nothing_half_patched(tower, monkeypatch):
 
 
 def _patched_modules(tower):
-    for block in tower.blocks:
-        yield block
-        yield from (m for m in block.modules() if type(m) is torch.nn.Linear)
-    yield tower.merger
-    yield from getattr(tower, "deepstack_merger_list", ())
+    for part in (*tower.blocks, tower.merger, *getattr(tower, "deepstack_merger_list", ())):
+        yield part
+        yield from (m for m in part.modules() if type(m) is torch.nn.Linear)
 
 
 def test_other_towers_of_packed_frames_are_named(tower, windowed):

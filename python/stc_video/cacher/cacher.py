@@ -107,7 +107,7 @@ class Cacher:
         )
         try:
             self._watcher.install()
-            self._weights.install(self._tower.blocks)
+            self._weights.install(self._tower)
         except BaseException:
             self._remove()
             raise

@@ -77,7 +77,7 @@ class WeightCopy:
 
 @dataclass
 class PrepackedWeights:
-    """The copies of the weights of a tower's blocks, in use while the cacher encodes.
+    """The copies of the weights of a tower's blocks and mergers, in use while the cacher encodes.
 
     Attributes
     ----------
@@ -106,14 +106,14 @@ class PrepackedWeights:
         fused: Tower = replace(cast(Any, tower), blocks=blocks)
         return fused
 
-    def install(self, blocks: Sequence[Block]) -> None:
+    def install(self, tower: Tower) -> None:
         """Patch the linear layers; they behave as before until :meth:`active`."""
         if not self.enabled:
             return
-        for block in blocks:
-            for module in block.layer.modules():
-                if type(module) is nn.Linear and has_own_forward(module):
-                    self._install_on(module)
+        for module in (inner for part in tower.cached_modules for inner in part.modules()):
+            if type(module) is nn.Linear and has_own_forward(module):
+                self._install_on(module)
+        for block in tower.blocks:
             if block.qkv is None:
                 self._fuse_on(block)
 
