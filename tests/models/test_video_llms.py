@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from tiny_qwen_vl import IMAGE, VIDEO, grid_of, rope_index
 from tiny_video_llms import (
+    CONFIGS,
     QWEN,
     features_by_hand,
     frame_tokens,
@@ -29,6 +31,7 @@ from transformers.models.gemma3 import modeling_gemma3
 import stc_video
 from stc_video import CacheConfig, UnsupportedModelError, accelerate
 from stc_video.memory.held_cache import empty_cache
+from stc_video.models.families import MODEL_FAMILIES
 
 KEPT, NEW = 2, 5
 CLOSE = {"atol": 1e-5, "rtol": 0}
@@ -100,6 +103,18 @@ def test_nothing_pruned_and_nothing_cached_is_the_stock_model(family, case):
         torch.testing.assert_close(model(**given).logits[real], logits[real], **CLOSE)
         assert torch.equal(greedy(model, **given), answer)
     assert "forward" not in vars(model.model) | vars(model)
+
+
+def test_the_page_has_a_row_for_each_of_these_prompts():
+    page = Path(__file__).parents[2].joinpath("docs/generate.md").read_text(encoding="utf-8")
+    table = page.split("## Prompts of the other models")[1].split("\n## ")[0]
+    lines = [line for line in table.splitlines() if line.startswith("|")]
+    heading, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    assert [row[0] for row in rows] == [*CASES, "turns"]
+    assert all(cell.startswith("works") for row in rows for cell in row[1:])
+    types = {name.replace("-", "_").replace(".", "_") for name in CONFIGS}
+    named = [family.name for family in MODEL_FAMILIES if types & set(family.classes)]
+    assert sorted(", ".join(heading[1:]).split(", ")) == sorted(named)
 
 
 def test_an_image_alone_loses_nothing(family):
