@@ -139,12 +139,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
-    rows = []
+    rows, where = [], environment()
     for name in given.families:
         for fraction in (0.125, 0.25):
             row = measure(name, fraction, given.layers, given.repeats)
             print(row, flush=True)
-            rows.append(row | environment())
+            rows.append(row | where)
     if given.out is not None:
         write_rows(given.out, rows)
 

@@ -11,11 +11,15 @@ import pytest
 import torch
 import transformers
 from clip_maker import moving_square
+from transformers import CONFIG_MAPPING
 
+import stc_video
 from stc_video import UnsupportedModelError
+from stc_video.loading.checkpoint import TOWER_CLASSES
 from stc_video.loading.geometries import build_random
 from stc_video.loading.placement import ModelError
 from stc_video.loading.vision import load_model
+from stc_video.models.families import family_of
 from stc_video.models.preprocess import default_processor
 
 SMALL: dict[str, Any] = {
@@ -81,6 +85,33 @@ def test_towers_from_folders(tmp_path: Path, kind: str, prefix: int, grid: tuple
         features = model.features(tokens)
     assert features.shape == (2, grid[0] * grid[1], 32)
     assert torch.equal(features, tokens[:, prefix:])
+
+
+TOWERS = [kind for kind in TOWER_CLASSES if family_of(kind) is None]
+
+
+@pytest.mark.parametrize("kind", TOWERS)
+def test_a_tower_of_every_type_is_loaded_and_cached(tmp_path: Path, kind: str) -> None:
+    """From a folder of the type itself: the tower alone, or a model with a text tower."""
+    if kind not in CONFIG_MAPPING or not hasattr(transformers, TOWER_CLASSES[kind]):
+        pytest.skip(f"transformers {transformers.__version__} has no {kind}")
+    config = CONFIG_MAPPING[kind]
+    vision = {**SMALL, "image_size": 70, "patch_size": 14, "num_patches": 25, "projection_dim": 16}
+    if "vision_config" in getattr(config, "sub_configs", ()):
+        text = {**TEXT, "projection_dim": 16, "pad_token_id": 0}
+        whole = transformers.AutoModel.from_config(config(vision_config=vision, text_config=text))
+    else:
+        known = config().to_dict()
+        small = {name: value for name, value in vision.items() if name in known}
+        whole = getattr(transformers, TOWER_CLASSES[kind])(config(**small))
+    whole.eval().save_pretrained(tmp_path)
+    model = load_model(tmp_path, device="cpu")
+    inputs = model.pixels(FRAMES[:1])
+    with torch.inference_mode():
+        tokens = model.encode(inputs)
+        stc_video.attach_cacher(model.tower)
+        torch.testing.assert_close(model.encode(inputs), tokens)
+    assert model.features(tokens).shape[1] == model.grid[0] * model.grid[1]
 
 
 @pytest.mark.parametrize("kind", ["SiglipVisionModel", "Siglip2VisionModel", "Dinov2Model"])

@@ -22,7 +22,7 @@ class ModelsSettings:
 
 
 WHOLE = ("Whole model", "Sessions", "Exact", "Approximate", "Refused")
-TOWERS = ("Vision tower", "In transformers", "Support", "Note")
+TOWERS = ("Vision tower", "In transformers", "Support", "Commands", "Note")
 
 
 def models(settings: ModelsSettings) -> int:
@@ -63,9 +63,27 @@ def tower_rows() -> list[tuple[str, ...]]:
     from stc_video.towers.families import TOWER_FAMILIES
 
     return [
-        (family.name, ", ".join(family.models), family.support, family.note or "-")
+        (
+            family.name,
+            ", ".join(family.models),
+            family.support,
+            _commands(family.models),
+            family.note or "-",
+        )
         for family in TOWER_FAMILIES
     ]
+
+
+def _commands(models: Sequence[str]) -> str:
+    """Commands that load towers of these types, and of which types if not of all."""
+    from stc_video.loading.checkpoint import TOWER_CLASSES
+
+    loaded = {kind.removesuffix("_vision_model").removesuffix("_vision") for kind in TOWER_CLASSES}
+    taken = [model for model in models if model in loaded]
+    if not taken:
+        return "-"
+    which = "" if len(taken) == len(models) else f" ({', '.join(taken)})"
+    return f"run, fidelity, calibrate{which}"
 
 
 def markdown_tables() -> Iterator[str]:

@@ -22,24 +22,35 @@ from stc_video.models.preprocess import load_processor
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+#: types of models with a text tower, too, and the class of the vision tower
+_WITH_TEXT = {
+    "siglip": "SiglipVisionModel",
+    "siglip2": "Siglip2VisionModel",
+    "clip": "CLIPVisionModel",
+    "chinese_clip": "ChineseCLIPVisionModel",
+    "clipseg": "CLIPSegVisionModel",
+    "metaclip_2": "MetaClip2VisionModel",
+    "mlcd": "MLCDVisionModel",
+    "owlvit": "OwlViTVisionModel",
+    "owlv2": "Owlv2VisionModel",
+    "tipsv2": "Tipsv2VisionModel",
+}
 #: model type of the configuration -> class that holds a tower that takes single frames
 TOWER_CLASSES = {
-    "siglip": "SiglipVisionModel",
-    "siglip_vision_model": "SiglipVisionModel",
-    "siglip2": "Siglip2VisionModel",
-    "siglip2_vision_model": "Siglip2VisionModel",
-    "clip": "CLIPVisionModel",
-    "clip_vision_model": "CLIPVisionModel",
+    **_WITH_TEXT,
+    **{f"{kind}_vision_model": name for kind, name in _WITH_TEXT.items()},
+    "aimv2_vision_model": "Aimv2VisionModel",
     "dinov2": "Dinov2Model",
     "dinov2_with_registers": "Dinov2WithRegistersModel",
     "dinov3_vit": "DINOv3ViTModel",
     "vit": "ViTModel",
+    "deit": "DeiTModel",
+    "vit_msn": "ViTMSNModel",
     "ijepa": "IJepaModel",
-    "mlcd": "MLCDVisionModel",
-    "mlcd_vision_model": "MLCDVisionModel",
-    "metaclip_2": "MetaClip2VisionModel",
-    "metaclip_2_vision_model": "MetaClip2VisionModel",
+    "sapiens2": "Sapiens2Model",
     "internvl_vision": "InternVLVisionModel",
+    "idefics3_vision": "Idefics3VisionTransformer",
+    "smolvlm_vision": "SmolVLMVisionTransformer",
     "llava_onevision": "LlavaOnevisionForConditionalGeneration",
     "llava_next_video": "LlavaNextVideoForConditionalGeneration",
     "internvl": "InternVLForConditionalGeneration",

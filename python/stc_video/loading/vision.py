@@ -25,6 +25,7 @@ from stc_video.models.preprocess import (
     Preprocessor,
     default_processor,
     patch_processor,
+    square_side,
 )
 from stc_video.towers.pre_norm import count_prefix_tokens
 
@@ -262,9 +263,9 @@ def wrap_model(
     elif processor is None and config.model_type.startswith("siglip2"):
         processor = patch_processor(config.patch_size, config.num_patches or _NAFLEX_PATCHES)
     elif processor is None:
-        processor = default_processor(config.model_type, config.image_size)
+        processor = default_processor(config.model_type, square_side(config.image_size))
     if vision is None:
-        preprocessor = Preprocessor(processor, config.patch_size)
+        preprocessor = Preprocessor(processor, square_side(config.patch_size))
     prefix = count_prefix_tokens(tower)
     return LoadedModel(
         tower=tower,
@@ -294,10 +295,9 @@ def vision_encoder(model: PreTrainedModel) -> Encoder | None:
 
 def _describe(config: Any, prefix: int, whole: str | None) -> str:
     family = _FAMILIES.get(config.model_type.removesuffix("_vision_model"), config.model_type)
-    patch = config.patch_size
     text = (
         f"{family}, {config.num_hidden_layers} layers, {config.hidden_size} wide, "
-        f"{config.num_attention_heads} heads, patch {patch if isinstance(patch, int) else patch[0]}"
+        f"{config.num_attention_heads} heads, patch {square_side(config.patch_size)}"
     )
     if prefix:
         text += f", {prefix} prefix token{'s' if prefix > 1 else ''}"

@@ -22,7 +22,7 @@ from stc_video.models.adapter import SessionAdapter
 from stc_video.models.conversation import Conversation
 from stc_video.models.pictures import to_pixels, to_times, warn_if_unprepared
 from stc_video.models.placeholders import kept_places
-from stc_video.models.preprocess import Preprocessor, square_processor
+from stc_video.models.preprocess import Preprocessor, square_processor, square_side
 from stc_video.models.prompt import Encoder, Written
 from stc_video.models.prompted import PromptedAdapter
 from stc_video.versions import VIDEO_MODELS_FROM, require_transformers
@@ -48,7 +48,7 @@ class PictureAdapter(PromptedAdapter):
         self._inner: Any = model.model
         self.tower = getattr(self._inner, self.tower_name)
         config: Any = self.tower.config
-        self.side, self._patch = _side(config.image_size), _side(config.patch_size)
+        self.side, self._patch = square_side(config.image_size), square_side(config.patch_size)
         rows = self.side // self._patch
         self.tower_grid = rows, rows
         self.tokens = self._tokens(rows * rows)
@@ -361,14 +361,6 @@ class _PictureSessionAdapter(SessionAdapter):
     def restore(self, state: Any) -> None:
         """Go on with a saved stream, or begin one."""
         self._number = 0 if state is None else state["number"]
-
-
-def _side(size: Any) -> int:
-    """A side of a square that some configurations describe by two."""
-    height, width = size if isinstance(size, (list, tuple)) else (size, size)
-    if height != width:
-        raise UnsupportedModelError(f"accelerate: pictures must be squares, got {height} x {width}")
-    return int(height)
 
 
 def _runs(marks: list[bool]) -> list[tuple[int, int]]:

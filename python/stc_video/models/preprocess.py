@@ -14,6 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from stc_video.errors import UnsupportedModelError
 from stc_video.models.exact_resize import ExactResize, side_of
 
 if TYPE_CHECKING:
@@ -174,6 +175,14 @@ class Preprocessor:
         std = torch.tensor(self.processor.image_std).view(3, 1, 1)
         colours = ((pixels * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
         return [Image.fromarray(c.permute(1, 2, 0).numpy()) for c in colours]
+
+
+def square_side(size: int | Sequence[int]) -> int:
+    """A side of a square that some configurations describe by two."""
+    height, width = (size, size) if isinstance(size, int) else size
+    if height != width:
+        raise UnsupportedModelError(f"pictures must be squares, got {height} x {width}")
+    return height
 
 
 def _middle(frame: npt.NDArray[np.uint8], shape: tuple[int, int]) -> npt.NDArray[np.uint8]:
