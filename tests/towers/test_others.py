@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
+import torch
 import transformers
 from test_every_tower import SUPPORTED, assert_same, call, contents, picture
 from torch import nn
@@ -26,6 +27,31 @@ def test_the_others_that_take_towers_apart_do_not_trust_them_either(name: str, w
         call(tower, entry, picture(1))
     assert contents(tower) == before
     call(tower, entry, picture(1))
+
+
+@pytest.mark.parametrize("what", ["attach_tome", "capture_attention"])
+def test_a_merger_between_two_blocks_is_refused_by_the_others(what: str) -> None:
+    entry = next(e for e in ENTRIES if e.model == "minicpmv4_6")
+    tower = entry.build()
+    before = contents(tower)
+    with pytest.raises(UnsupportedModelError, match=f"^{what}: .* a merger behind block 1 of 3"):
+        getattr(stc_video, what)(tower)
+    assert contents(tower) == before
+
+
+@pytest.mark.parametrize("states", [True, [1, -1], [-3]], ids=str)
+def test_hidden_states_on_both_sides_of_a_merger(states: bool | list[int]) -> None:
+    entry = next(e for e in ENTRIES if e.model == "minicpmv4_6")
+    tower = entry.build()
+    given = entry.arguments(picture(1)) | {"output_hidden_states": states}
+    with torch.no_grad():
+        stock = tower(**given).hidden_states
+        stc_video.attach_cacher(tower)
+        ours = tower(**given).hidden_states, tower(**given).hidden_states
+    wanted = range(len(stock)) if states is True else states
+    for number in wanted:
+        for hidden in ours:
+            torch.testing.assert_close(hidden[number], stock[number])
 
 
 @pytest.mark.parametrize("entry", [e for e in SUPPORTED if "video" not in str(e)][:21], ids=str)

@@ -347,10 +347,10 @@ ENTRIES = (
     # a causal attention, a message between frames, layers that others look at
     Entry("phi4_multimodal", "Phi4MultimodalVisionModel", refused="is_causal=True"),
     Entry("x_clip", "XCLIPVisionModel", refused=_WEIGHT, settings={"num_frames": 1}),
-    # a merger between two blocks
-    Entry("minicpmv4_6", "MiniCPMV4_6VisionModel", strip, "a merger", settings=_INSERTED),
-    Entry("minicpmv4_7", "MiniCPMV4_7VisionModel", strip, "a merger", settings=_INSERTED),
-    Entry("minicpm_ocr", "MiniCPMOcrVisionModel", strip, "a merger", settings=_INSERTED),
+    # supported, with a merger between two blocks
+    Entry("minicpmv4_6", "MiniCPMV4_6VisionModel", strip, several=_ROW, settings=_INSERTED),
+    Entry("minicpmv4_7", "MiniCPMV4_7VisionModel", strip, several=_ROW, settings=_INSERTED),
+    Entry("minicpm_ocr", "MiniCPMOcrVisionModel", strip, several=_ROW, settings=_INSERTED),
     # weights that no known part has, windows, or other kinds of towers
     Entry("beit", "BeitModel", refused=_WEIGHT),
     Entry("swin", "SwinModel", refused="attend in windows", settings=_SWIN),

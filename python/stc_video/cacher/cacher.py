@@ -376,7 +376,7 @@ class Cacher:
         self._tower.geometry.enter(tables_in(arguments), frames.shape[1])
         request = self._watcher.take()
         self._self_check.names_hidden_states = not isinstance(request.hidden, bool)
-        output_layers = request.layers(len(self._tower.blocks)) | looked_at(self._tower)
+        output_layers = request.layers(self._tower) | looked_at(self._tower)
         batch = FrameBatch(frames, key_mask(mask), output_layers)
         names = self._active or (DEFAULT_STREAM,)
         if self._is_rehearsal:

@@ -187,7 +187,7 @@ class VarlenCacher(Cacher):
         request = self._watcher.take()
         self._self_check.names_hidden_states = not isinstance(request.hidden, bool)
         grids = self._grids(request.grids, len(rows), self._active or (DEFAULT_STREAM,))
-        output_layers = request.layers(len(self._tower.blocks)) | looked_at(self._tower)
+        output_layers = request.layers(self._tower) | looked_at(self._tower)
         output_layers |= {site.layer for site in self._tower.mergers}
         positions = bind(self._tower.blocks[0].layer, args, kw)
         call = VarlenCall(self._tower, rows, grids, positions)

@@ -310,6 +310,10 @@ class Tower(Protocol):
         """The transformer blocks, in order."""
 
     @property
+    def depth(self) -> int:
+        """How many blocks there are, with those that run as they are behind these."""
+
+    @property
     def prefix_tokens(self) -> int:
         """Class token and registers at the start of the sequence."""
 

@@ -39,15 +39,16 @@ class TowerRequest:
     hidden: bool | frozenset[int] = False
     grids: tuple[tuple[int, ...], ...] = ()
 
-    def layers(self, count: int) -> frozenset[int]:
-        """Numbers of the layers whose output is wanted, the last one always."""
+    def layers(self, tower: Tower) -> frozenset[int]:
+        """Numbers of the tower's layers whose output is wanted, the last one always."""
+        count = len(tower.blocks)
         last = count - 1
         if self.hidden is False:
             return frozenset((last,))
         if self.hidden is True:
             return frozenset(range(count))
-        wanted = {number % (count + 1) - 1 for number in self.hidden}
-        return frozenset(layer for layer in wanted if layer >= 0) | {last}
+        wanted = {number % (tower.depth + 1) - 1 for number in self.hidden}
+        return frozenset(layer for layer in wanted if 0 <= layer < count) | {last}
 
 
 @dataclass

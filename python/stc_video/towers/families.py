@@ -51,7 +51,7 @@ _ONE_PICTURE = "one picture a call, since all pictures of a call lie in one row"
 _ONE_VIDEO = "one video or image a call, or one for each stream"
 _SPANS_FRAMES = "its tokens span frames, so that no token belongs to one frame alone"
 _WINDOWS = "its blocks attend in windows or pool between stages"
-_MERGED = "a merger between two of its blocks makes fewer tokens of them"
+_MERGED = f"blocks behind the merger between two of them run as they are; {_ONE_PICTURE}"
 _IN_ORDER = "with mask_ratio=0 and noise given, else its tokens are shuffled"
 _OTHER_WEIGHTS = "its blocks have weights that no row of the table names"
 _NO_BLOCKS = "it has no list of blocks that fit a row of the table"
@@ -103,7 +103,7 @@ TOWER_FAMILIES = (
     _exact("Pixtral", "pixtral", note=_ONE_PICTURE),
     _exact("HunYuan-VL", "hunyuan_vl", "hy_v4_vl", note=_ONE_PICTURE),
     _exact("MiniMax-M3", "minimax_m3_vl", note=_ONE_PICTURE),
-    _refused("MiniCPM-V", "minicpmv4_6", "minicpmv4_7", "minicpm_ocr", note=_MERGED, by_name=True),
+    _exact("MiniCPM-V", "minicpmv4_6", "minicpmv4_7", "minicpm_ocr", note=_MERGED),
     _refused("V-JEPA 2", "vjepa2", note=_SPANS_FRAMES, by_name=True),
     _refused("VideoMAE", "videomae", note=_SPANS_FRAMES, by_name=True),
     _refused("ViViT", "vivit", "timesformer", "videoprism", note=_SPANS_FRAMES, by_name=True),

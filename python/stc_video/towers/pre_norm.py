@@ -7,7 +7,7 @@ releases of transformers (``vision_model.encoder.layers``, ``encoder.layers``, `
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from torch import nn
@@ -38,6 +38,9 @@ class PreNormTower:
         Class token and registers at the start of the sequence.
     geometry
         Of the frames under way; the blocks look at it.
+    depth
+        How many blocks there are; those behind a merger are not among ``blocks`` and run as they
+        are.
     """
 
     root: nn.Module
@@ -46,6 +49,7 @@ class PreNormTower:
     path: str
     prefix_tokens: int
     geometry: FrameGeometry
+    depth: int
 
     @classmethod
     def of(cls, root: nn.Module) -> PreNormTower:
@@ -74,14 +78,16 @@ class PreNormTower:
                 f"attach_cacher: the blocks of {type(root).__name__} must be on one device, "
                 f"got {', '.join(sorted(devices))}"
             )
-        geometry = FrameGeometry(keeps_tables=True)
+        geometry, ancestors = FrameGeometry(keeps_tables=True), tuple(_ancestors(root, path))
+        in_front = list(layers)[: _until_merger(ancestors)]
         return cls(
             root=root,
-            ancestors=tuple(_ancestors(root, path)),
-            blocks=tuple(Block.of(layer, geometry) for layer in layers),
+            ancestors=ancestors,
+            blocks=tuple(Block.of(layer, geometry) for layer in in_front),
             path=path,
             prefix_tokens=count_prefix_tokens(root),
             geometry=geometry,
+            depth=len(layers),
         )
 
     @property
@@ -97,10 +103,23 @@ class PreNormTower:
 def find_tower(root: nn.Module, caller: str) -> PreNormTower:
     """Find the blocks of a tower for another function than ``attach_cacher``, named in errors."""
     try:
-        return PreNormTower.of(root)
+        tower = PreNormTower.of(root)
     except UnsupportedModelError as error:
         reason = str(error).removeprefix("attach_cacher: ")
         raise UnsupportedModelError(f"{caller}: {reason}") from None
+    if tower.depth != len(tower.blocks):
+        raise UnsupportedModelError(
+            f"{caller}: {type(root).__name__} is not a supported tower: a merger behind block "
+            f"{len(tower.blocks) - 1} of {tower.depth} makes fewer tokens of them"
+        )
+    return tower
+
+
+def _until_merger(ancestors: Sequence[nn.Module]) -> int | None:
+    """How many blocks are in front of a merger between two of them (MiniCPM-V); None for all."""
+    configs = (getattr(module, "config", None) for module in ancestors)
+    numbers = (getattr(config, "insert_layer_id", None) for config in configs)
+    return next((number + 1 for number in numbers if number is not None and number >= 0), None)
 
 
 def _block_lists(root: nn.Module) -> Iterator[tuple[str, nn.ModuleList | nn.Sequential]]:

@@ -63,6 +63,11 @@ class VarlenTower:
     geometry: FrameGeometry
 
     @property
+    def depth(self) -> int:
+        """How many blocks there are."""
+        return len(self.blocks)
+
+    @property
     def prefix_tokens(self) -> int:
         """Every row is a patch."""
         return 0
