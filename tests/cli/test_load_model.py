@@ -104,6 +104,8 @@ def test_a_tower_of_every_type_is_loaded_and_cached(tmp_path: Path, kind: str) -
         known = config().to_dict()
         small = {name: value for name, value in vision.items() if name in known}
         whole = getattr(transformers, TOWER_CLASSES[kind])(config(**small))
+    if whole.config.model_type not in CONFIG_MAPPING:
+        pytest.skip(f"transformers {transformers.__version__} saves a {kind} that it cannot load")
     whole.eval().save_pretrained(tmp_path)
     model = load_model(tmp_path, device="cpu")
     inputs = model.pixels(FRAMES[:1])
