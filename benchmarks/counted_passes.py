@@ -177,5 +177,5 @@ def _packed(layers: int) -> PreNormTower:
     """With the weights of query, key and value as one, as the cacher has them on a GPU."""
     tower = _found(layers)
     weights = PrepackedWeights()
-    weights.install(tower.blocks)
+    weights.install(tower)
     return weights.fuse(tower)

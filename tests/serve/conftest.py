@@ -48,7 +48,7 @@ def chat(folder: Path) -> ChatModel:
     return load_chat_model(folder)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # so that a file may have a model of its own
 def service(chat: ChatModel) -> Callable[..., AbstractContextManager[tuple[TestClient, StreamHub]]]:
     """Makes services in this process: ``with service(max_streams=2) as (client, hub):``."""
 
