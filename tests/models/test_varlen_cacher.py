@@ -388,3 +388,13 @@ def test_other_towers_of_packed_frames_are_named(tower, windowed):
     pair = torch.nn.ModuleList([tower, windowed])
     with pytest.raises(UnsupportedModelError, match="holds 2 towers"):
         stc_video.attach_cacher(pair)
+
+
+@pytest.mark.parametrize("name", ["qwen2.5-vl", "qwen3-vl"])
+def test_weights_of_mergers_are_packed_too(name):
+    tower = make_tower(name)
+    cacher = stc_video.attach_cacher(tower)
+    encode(tower, video(tower, 1)[0])
+    linears = [module for module in tower.modules() if isinstance(module, torch.nn.Linear)]
+    assert len(linears) > sum(1 for module in tower.blocks.modules() if module in set(linears))
+    assert cacher.stats().packed_bytes == 4 * sum(module.weight.numel() for module in linears)
