@@ -70,6 +70,24 @@ def test_each_weight_is_copied_once(policy):
     assert nbytes == 4 * WEIGHTS
 
 
+def test_weights_that_were_made_in_inference_mode_are_copied_too():
+    with torch.inference_mode():
+        tower = make_tower("siglip")
+    pictures = noisy_walk(6)
+    packed, nbytes = encode_with(tower, pictures, CacheConfig())
+    plain, _ = encode_with(tower, pictures, PLAIN)
+    assert nbytes == 4 * WEIGHTS
+    assert_alike(packed, plain)
+    cacher = stc_video.attach_cacher(tower)
+    encode(tower, pictures[:2])
+    with torch.inference_mode():
+        layers_of(tower)[1].mlp.fc1.weight *= 1.5
+    cacher.refresh()
+    with cacher.paused():
+        stock = last_hidden(tower, pictures[1])
+    assert_alike([last_hidden(tower, pictures[1])], [stock])
+
+
 @pytest.mark.parametrize("policy", ["motion", "stc"])
 @pytest.mark.parametrize("name", ["siglip", "dinov2", "dinov2-registers", "clip"])
 def test_one_product_gives_what_three_give(name, policy, without_packing):

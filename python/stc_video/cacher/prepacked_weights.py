@@ -251,5 +251,4 @@ def _is_eligible(linear: nn.Linear, x: Tensor) -> bool:
         and x.dtype in (torch.float32, torch.bfloat16, torch.float16)
         and x.numel() > 0
         and not torch.is_grad_enabled()
-        and not weight.is_inference()
     )
