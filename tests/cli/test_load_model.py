@@ -15,7 +15,7 @@ from transformers import CONFIG_MAPPING
 
 import stc_video
 from stc_video import UnsupportedModelError
-from stc_video.loading.checkpoint import TOWER_CLASSES
+from stc_video.loading.checkpoint import MODEL_CLASSES
 from stc_video.loading.geometries import build_random
 from stc_video.loading.placement import ModelError
 from stc_video.loading.vision import load_model
@@ -87,13 +87,13 @@ def test_towers_from_folders(tmp_path: Path, kind: str, prefix: int, grid: tuple
     assert torch.equal(features, tokens[:, prefix:])
 
 
-TOWERS = [kind for kind in TOWER_CLASSES if family_of(kind) is None]
+TOWERS = [kind for kind in MODEL_CLASSES if family_of(kind) is None]
 
 
 @pytest.mark.parametrize("kind", TOWERS)
 def test_a_tower_of_every_type_is_loaded_and_cached(tmp_path: Path, kind: str) -> None:
     """From a folder of the type itself: the tower alone, or a model with a text tower."""
-    if kind not in CONFIG_MAPPING or not hasattr(transformers, TOWER_CLASSES[kind]):
+    if kind not in CONFIG_MAPPING or not hasattr(transformers, MODEL_CLASSES[kind]):
         pytest.skip(f"transformers {transformers.__version__} has no {kind}")
     config = CONFIG_MAPPING[kind]
     vision = {**SMALL, "image_size": 70, "patch_size": 14, "num_patches": 25, "projection_dim": 16}
@@ -103,7 +103,7 @@ def test_a_tower_of_every_type_is_loaded_and_cached(tmp_path: Path, kind: str) -
     else:
         known = config().to_dict()
         small = {name: value for name, value in vision.items() if name in known}
-        whole = getattr(transformers, TOWER_CLASSES[kind])(config(**small))
+        whole = getattr(transformers, MODEL_CLASSES[kind])(config(**small))
     if whole.config.model_type not in CONFIG_MAPPING:
         pytest.skip(f"transformers {transformers.__version__} saves a {kind} that it cannot load")
     whole.eval().save_pretrained(tmp_path)

@@ -76,9 +76,9 @@ def tower_rows() -> list[tuple[str, ...]]:
 
 def _commands(models: Sequence[str]) -> str:
     """Commands that load towers of these types, and of which types if not of all."""
-    from stc_video.loading.checkpoint import TOWER_CLASSES
+    from stc_video.loading.checkpoint import MODEL_CLASSES
 
-    loaded = {kind.removesuffix("_vision_model").removesuffix("_vision") for kind in TOWER_CLASSES}
+    loaded = {kind.removesuffix("_vision_model").removesuffix("_vision") for kind in MODEL_CLASSES}
     taken = [model for model in models if model in loaded]
     if not taken:
         return "-"

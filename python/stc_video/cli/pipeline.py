@@ -183,7 +183,7 @@ class Pipeline:
             reason=record.reason,
             cost=float(record.cost),
             changed=int(record.changed),
-            encoded=tuple(record.encoded[record.prefix_tokens :].tolist()),
+            encoded=tuple(model.in_raster(record.encoded[record.prefix_tokens :]).tolist()),
             kept=None if kept is None else _places(kept),
             similarity=mean,
             similarity_worst=worst,

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,8 +35,8 @@ _WITH_TEXT = {
     "owlv2": "Owlv2VisionModel",
     "tipsv2": "Tipsv2VisionModel",
 }
-#: model type of the configuration -> class that holds a tower that takes single frames
-TOWER_CLASSES = {
+#: model type of the configuration -> class that holds a tower that takes frames
+MODEL_CLASSES = {
     **_WITH_TEXT,
     **{f"{kind}_vision_model": name for kind, name in _WITH_TEXT.items()},
     "aimv2_vision_model": "Aimv2VisionModel",
@@ -51,19 +51,11 @@ TOWER_CLASSES = {
     "internvl_vision": "InternVLVisionModel",
     "idefics3_vision": "Idefics3VisionTransformer",
     "smolvlm_vision": "SmolVLMVisionTransformer",
-    "llava_onevision": "LlavaOnevisionForConditionalGeneration",
-    "llava_next_video": "LlavaNextVideoForConditionalGeneration",
-    "internvl": "InternVLForConditionalGeneration",
-    "smolvlm": "SmolVLMForConditionalGeneration",
-    "gemma3": "Gemma3ForConditionalGeneration",
-}
-#: the same, and those with a tower that takes packed frames
-MODEL_CLASSES = TOWER_CLASSES | {
-    kind: name for family in MODEL_FAMILIES for kind, name in family.classes.items()
+    **{kind: name for family in MODEL_FAMILIES for kind, name in family.classes.items()},
 }
 
 
-def model_class(model_type: str, classes: Mapping[str, str] = TOWER_CLASSES) -> Any:
+def model_class(model_type: str) -> Any:
     """Return the transformers class for this type of model.
 
     Raises
@@ -73,30 +65,26 @@ def model_class(model_type: str, classes: Mapping[str, str] = TOWER_CLASSES) -> 
     """
     import transformers
 
-    if model_type not in classes:
+    if model_type not in MODEL_CLASSES:
         raise UnsupportedModelError(
             f"models of type {model_type!r} are not supported; supported are "
-            f"{', '.join(t for t in classes if not t.endswith('_vision_model'))}"
+            f"{', '.join(t for t in MODEL_CLASSES if not t.endswith('_vision_model'))}"
         )
-    if not hasattr(transformers, classes[model_type]):
+    if not hasattr(transformers, MODEL_CLASSES[model_type]):
         raise UnsupportedModelError(
             f"models of type {model_type!r} need a release of transformers with "
-            f"{classes[model_type]}, got {transformers.__version__}"
+            f"{MODEL_CLASSES[model_type]}, got {transformers.__version__}"
         )
-    return getattr(transformers, classes[model_type])
+    return getattr(transformers, MODEL_CLASSES[model_type])
 
 
-def load_checkpoint(
-    name: str, dtype: torch.dtype, classes: Mapping[str, str] = TOWER_CLASSES
-) -> tuple[PreTrainedModel, str, Any | None]:
+def load_checkpoint(name: str, dtype: torch.dtype) -> tuple[PreTrainedModel, str, Any | None]:
     """Load from a folder or the hub, and make sure that every weight was there.
 
     Parameters
     ----------
     name, dtype
         Folder or Hugging Face id, and what its weights become.
-    classes
-        Which types of models are welcome, and their classes.
 
     Returns
     -------
@@ -111,7 +99,7 @@ def load_checkpoint(
     local = folder.is_dir() or not _hub_resolves()
     with _quiet_transformers():
         try:
-            model, missing = _from_pretrained(name, dtype, local, classes)
+            model, missing = _from_pretrained(name, dtype, local)
             processor = load_processor(name)
         except UnsupportedModelError:
             raise
@@ -125,13 +113,13 @@ def load_checkpoint(
 
 
 def _from_pretrained(
-    name: str, dtype: torch.dtype, local: bool, classes: Mapping[str, str]
+    name: str, dtype: torch.dtype, local: bool
 ) -> tuple[PreTrainedModel, list[str]]:
     """Return the model and the names of the weights that the checkpoint lacks."""
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(name, local_files_only=local)
-    model, report = model_class(config.model_type, classes).from_pretrained(
+    model, report = model_class(config.model_type).from_pretrained(
         name, dtype=dtype, local_files_only=local, output_loading_info=True
     )
     return model, sorted(report["missing_keys"])

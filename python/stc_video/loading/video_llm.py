@@ -14,13 +14,14 @@ import torch
 
 from stc_video.errors import UnsupportedModelError
 from stc_video.loading.byte_tokenizer import byte_tokenizer, unreadable
-from stc_video.loading.checkpoint import MODEL_CLASSES, TOWER_CLASSES, load_checkpoint
+from stc_video.loading.checkpoint import load_checkpoint
 from stc_video.loading.geometries import GEOMETRIES, build_random
 from stc_video.loading.placement import ModelError, find_device, find_dtype
 from stc_video.loading.vision import LoadedModel, wrap_model
 from stc_video.loading.world_model import WORLD_MODEL, load_world_model
 from stc_video.memory import memory_name
 from stc_video.models.families import MODEL_FAMILIES, family_of
+from stc_video.models.qwen_vision import QwenEncoder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -74,16 +75,16 @@ class ChatModel:
         Raises
         ------
         UnsupportedModelError
-            If the tower does not take single frames.
+            If two pictures are a frame of the model in a session.
         """
-        kind = self.model.config.model_type
-        if kind not in TOWER_CLASSES:
-            raise UnsupportedModelError(
-                f"model {self.name}: a tower that takes frames one by one is needed here, got that "
-                f"of {kind}; stc chat and stc serve work with it"
-            )
         processor = self.processor.image_processor
-        return wrap_model(self.model, self.name, processor, random=self.random, whole=True)
+        made = wrap_model(self.model, self.name, processor, random=self.random, whole=True)
+        if isinstance(made.vision, QwenEncoder):
+            raise UnsupportedModelError(
+                f"model {self.name}: stc run asks no questions of a {type(self.model).__name__}, "
+                "whose frames are pairs of pictures in a session; stc chat and stc serve do"
+            )
+        return made
 
 
 def load_chat_model(
@@ -133,7 +134,7 @@ def load_chat_model(
         model, tokenizer = load_world_model()
         images, random = None, False
     else:
-        model, given, images = load_checkpoint(given, kind, MODEL_CLASSES)
+        model, given, images = load_checkpoint(given, kind)
         family = family_of(model.config.model_type)
         if family is None or not hasattr(model, "generate"):
             raise _speechless(given, type(model).__name__)

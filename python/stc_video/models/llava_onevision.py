@@ -3,8 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,6 +21,7 @@ from stc_video.models.placeholders import (
 from stc_video.models.preprocess import Preprocessor, default_processor
 from stc_video.models.prompt import Encoder, Written
 from stc_video.models.prompted import PromptedAdapter
+from stc_video.towers.observers import outputs_of
 from stc_video.towers.pre_norm import PreNormTower
 from stc_video.versions import VIDEO_MODELS_FROM, require_transformers
 
@@ -79,7 +79,7 @@ class VisionEncoder:
             (F, T, D): the hidden states that the projector takes. T = 729 at 384 px.
         """
         # Asking for hidden states would keep those of every layer on most releases.
-        with _outputs_of(self._layers) as outputs:
+        with outputs_of(self._layers) as outputs:
             self.tower(**inputs)
         return torch.cat(outputs, dim=-1) if len(outputs) > 1 else outputs[0]
 
@@ -313,21 +313,3 @@ def _layers_of(tower: nn.Module, chosen: int | Sequence[int]) -> list[nn.Module]
             f"got {chosen}"
         )
     return [blocks[number - 1].layer for number in outputs]
-
-
-@contextmanager
-def _outputs_of(layers: Sequence[nn.Module]) -> Iterator[list[Tensor]]:
-    """Collect what the layers return while the block runs, in the order of the layers."""
-    by_layer: dict[nn.Module, Tensor] = {}
-    outputs: list[Tensor] = []
-
-    def keep(layer: nn.Module, _: Any, output: Any) -> None:
-        by_layer[layer] = output[0] if isinstance(output, tuple) else output
-
-    hooks = [layer.register_forward_hook(keep) for layer in dict.fromkeys(layers)]
-    try:
-        yield outputs
-    finally:
-        for hook in hooks:
-            hook.remove()
-    outputs += [by_layer[layer] for layer in layers]

@@ -163,6 +163,14 @@ class Preprocessor:
         """
         from PIL import Image
 
+        pixels = self.shown(inputs)
+        mean = torch.tensor(self.processor.image_mean).view(3, 1, 1)
+        std = torch.tensor(self.processor.image_std).view(3, 1, 1)
+        colours = ((pixels * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
+        return [Image.fromarray(c.permute(1, 2, 0).numpy()) for c in colours]
+
+    def shown(self, inputs: dict[str, Tensor]) -> Tensor:
+        """Return the pictures (F, 3, rows * patch, columns * patch), still normalised."""
         rows, columns = self.grid(inputs)
         side = self.patch_size
         pixels = inputs["pixel_values"].detach().float().cpu()
@@ -170,11 +178,7 @@ class Preprocessor:
             patches = pixels.reshape(-1, rows, columns, side, side, 3)
             pixels = patches.permute(0, 5, 1, 3, 2, 4).reshape(-1, 3, rows * side, columns * side)
         # A picture whose sides are no multiple of the patch loses its rim in the tower too.
-        pixels = pixels[..., : rows * side, : columns * side]
-        mean = torch.tensor(self.processor.image_mean).view(3, 1, 1)
-        std = torch.tensor(self.processor.image_std).view(3, 1, 1)
-        colours = ((pixels * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
-        return [Image.fromarray(c.permute(1, 2, 0).numpy()) for c in colours]
+        return pixels[..., : rows * side, : columns * side]
 
 
 def square_side(size: int | Sequence[int]) -> int:

@@ -29,6 +29,8 @@ class Qwen3VLAdapter(QwenVLAdapter):
     the language model's forward is given its part of the row while a call is under way.
     """
 
+    normalisation = MappingProxyType({"image_mean": [0.5] * 3, "image_std": [0.5] * 3})
+
     def __init__(self, model: PreTrainedModel, positions: str | None) -> None:
         super().__init__(model, positions)
         taps = getattr(self.tower.config, "deepstack_visual_indexes", None)
@@ -89,8 +91,6 @@ class _Qwen3SessionAdapter(QwenSessionAdapter):
     A frame whose pictures have no times is said to be a second behind the one before, the first
     one at zero.
     """
-
-    normalisation = MappingProxyType({"image_mean": [0.5] * 3, "image_std": [0.5] * 3})
 
     def __init__(self, adapter: Qwen3VLAdapter, processor: Any) -> None:
         super().__init__(adapter, getattr(processor, "image_processor", None))

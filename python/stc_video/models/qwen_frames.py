@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from stc_video.models.preprocess import processor_class
+from stc_video.models.preprocess import Preprocessor, processor_class
 
 #: bounds of a picture's size in tokens, those of the released processors for video
 MIN_TOKENS, MAX_TOKENS = 128, 768
@@ -34,6 +35,10 @@ class TemporalPatches:
 
     Attributes
     ----------
+    processor
+        transformers' own, with these settings.
+    merge
+        Side of a merge block, the rows of which follow one another.
     pictures
         How many make a frame.
     values
@@ -51,10 +56,11 @@ class TemporalPatches:
     ) -> None:
         config: Any = tower.config
         keep = {k: getattr(processor, k, None) for k in ("image_mean", "image_std", "resample")}
+        self.merge: int = config.spatial_merge_size
         self.pictures: int = config.temporal_patch_size
         token = (config.patch_size * config.spatial_merge_size) ** 2
         self.values = 3 * self.pictures * config.patch_size**2
-        self._make = processor_class("Qwen2VLImageProcessor")(
+        self.processor = processor_class("Qwen2VLImageProcessor")(
             size={"shortest_edge": min_tokens * token, "longest_edge": max_tokens * token},
             patch_size=config.patch_size,
             temporal_patch_size=config.temporal_patch_size,
@@ -77,7 +83,7 @@ class TemporalPatches:
         Tensor
             (T, h, w, P) float32: T temporal patches of h x w rows.
         """
-        out = self._make(
+        out = self.processor(
             images=list(frames), return_tensors="pt", input_data_format="channels_last"
         )
         _, height, width = (int(side) for side in out["image_grid_thw"][0])
@@ -89,3 +95,50 @@ class TemporalPatches:
         moving = still.unflatten(0, (-1, self.pictures)).movedim(1, 3)
         patches: Tensor = moving.reshape(len(moving), height, width, -1)
         return patches
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class StillPatches(Preprocessor):
+    """Makes a frame of each picture alone, a temporal patch in which it stands still.
+
+    Attributes
+    ----------
+    patches
+        Makes temporal patches.
+    """
+
+    patches: TemporalPatches
+
+    @classmethod
+    def of(cls, patches: TemporalPatches) -> StillPatches:
+        """Take pictures as these temporal patches do."""
+        made: Any = patches.processor
+        return cls(processor=made, patch_size=made.patch_size, patches=patches)
+
+    def __call__(self, frames: Sequence[npt.NDArray[np.uint8]]) -> dict[str, Tensor]:
+        """Prepare frames (H, W, 3): `pixel_values` (F, h, w, P) float32."""
+        twice = [picture for picture in frames for _ in range(self.patches.pictures)]
+        return {"pixel_values": self.patches(twice)}
+
+    def grid(self, inputs: dict[str, Tensor]) -> tuple[int, int]:
+        """Return rows and columns of the patches of such inputs."""
+        _, height, width, _ = inputs["pixel_values"].shape
+        return height, width
+
+    def shown(self, inputs: dict[str, Tensor]) -> Tensor:
+        """Return the pictures (F, 3, h * patch, w * patch), still normalised."""
+        (height, width), block, side = self.grid(inputs), self.patches.merge, self.patch_size
+        rows = inputs["pixel_values"].detach().float().cpu()
+        split = (
+            height // block,
+            width // block,
+            block,
+            block,
+            3,
+            self.patches.pictures,
+            side,
+            side,
+        )
+        newest = rows.reshape(len(rows), *split)[:, :, :, :, :, :, -1]
+        pictures = newest.permute(0, 5, 1, 3, 6, 2, 4, 7)
+        return pictures.reshape(len(rows), 3, height * side, width * side)

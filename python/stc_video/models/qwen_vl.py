@@ -37,6 +37,10 @@ class QwenVLAdapter(PromptedAdapter):
     allowed_positions = ("original",)
     position_axes = 3
     refused = MappingProxyType({"guidance_scale": _GUIDANCE, "assistant_model": _ASSISTANT})
+    #: of pictures, where the processor does not say
+    normalisation: Mapping[str, Any] = MappingProxyType({})
+    #: how many features of its tower a token has besides that which enters the language model
+    deep = 0
     #: whether turns after the first are numbered like text
     flat_turns = False
 
@@ -77,6 +81,10 @@ class QwenVLAdapter(PromptedAdapter):
         if pixels is None:
             return None
         return pixels.shape[1] // self._merge, pixels.shape[2] // self._merge
+
+    def temporal_patches(self, images: Any | None) -> TemporalPatches:
+        """Return what makes frames of pictures, with settings of the model's image processor."""
+        return TemporalPatches(self.tower, images, **self.normalisation)
 
     def session_adapter(self, processor: Any) -> SessionAdapter:
         """Prepare for a session with the model's processor or tokenizer."""
@@ -180,12 +188,9 @@ class QwenSessionAdapter(SessionAdapter):
         The model's image processor, or None.
     """
 
-    #: of pictures, where the processor does not say
-    normalisation: Mapping[str, Any] = MappingProxyType({})
-
     def __init__(self, adapter: QwenVLAdapter, images: Any) -> None:
         self._adapter = adapter
-        self._patches = TemporalPatches(adapter.tower, images, **self.normalisation)
+        self._patches = adapter.temporal_patches(images)
         config: Any = adapter.tower.config
         self._step = int(getattr(config, "tokens_per_second", None) or 1)
         self._waiting: list[tuple[Any, float | None]] = []

@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Observers of attention: they are shown the queries and keys of every pass of a cacher.
+"""Who looks at the layers of a tower while it runs.
 
+Observers of attention are shown the queries and keys of every pass of a cacher.
 A cacher and whoever wants to see its attention know the same layers and not each other, and either
 may come first; so observers are kept here, by layer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TypeAlias
+from typing import Any, TypeAlias
 from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
@@ -47,3 +48,21 @@ def unobserved(layer: nn.Module) -> Iterator[None]:
     finally:
         if observers is not None:
             _OBSERVERS[layer] = observers
+
+
+@contextmanager
+def outputs_of(layers: Sequence[nn.Module]) -> Iterator[list[Tensor]]:
+    """Collect what the layers return while the block runs, in the order of the layers."""
+    by_layer: dict[nn.Module, Tensor] = {}
+    outputs: list[Tensor] = []
+
+    def keep(layer: nn.Module, _: Any, output: Any) -> None:
+        by_layer[layer] = output[0] if isinstance(output, tuple) else output
+
+    hooks = [layer.register_forward_hook(keep) for layer in dict.fromkeys(layers)]
+    try:
+        yield outputs
+    finally:
+        for hook in hooks:
+            hook.remove()
+    outputs += [by_layer[layer] for layer in layers]

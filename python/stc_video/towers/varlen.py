@@ -13,7 +13,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from stc_video.errors import UnsupportedModelError
 from stc_video.towers.block import Block
@@ -130,6 +131,19 @@ class VarlenTower:
             return (height * width,)
         rows, columns = (_pieces(side // self.merge, self.window) for side in (height, width))
         return tuple(r * c * self.merge**2 for r in rows for c in columns)
+
+    def places(self, height: int, width: int) -> Tensor:
+        """Places on a grid, counted row by row, of the rows of a frame as the blocks see them.
+
+        For frames whose rows come merge block by merge block, as from Qwen-VL's processors.
+        """
+        side = self.merge
+        raster = torch.arange(height * width).view(height // side, side, width // side, side)
+        blocks = raster.transpose(1, 2)
+        window = self.window or max(blocks.shape[:2])
+        return torch.cat([
+            part.flatten() for rows in blocks.split(window) for part in rows.split(window, dim=1)
+        ])  # fmt: skip
 
 
 def _pieces(length: int, size: int) -> list[int]:
