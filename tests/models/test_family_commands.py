@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from test_video_llm_sessions import writer_of
-from tiny_video_llms import QWEN, make_model, model_names
+from tiny_video_llms import make_model, model_names
 
 for _folder in ("video", "evaluation"):
     sys.path.append(str(Path(__file__).parents[1] / _folder))
@@ -29,7 +29,6 @@ NAMES = [name for name in model_names() if "moe" not in name]
 #: memories that a family cannot have, with what is said
 NO_REKV = "memory must be plain or window for Qwen3.5, got rekv; refused there are"
 NO_SESSIONS = "memory must be none for Gemma 3, got"
-FRAMES_APART = "a tower that takes frames one by one is needed here"
 
 
 @pytest.fixture(scope="module", params=NAMES)
@@ -124,7 +123,7 @@ def chat_memory(config: ServeConfig) -> str:
 
 
 def test_commands_of_towers(stc, family, clip, tmp_path) -> None:
-    name, folder = family
+    _, folder = family
     given = (clip, "--model", folder, "--fps", 2)
     for words in (
         ("run", *given, "--tokens-per-frame", 2, "--out", tmp_path / "run"),
@@ -132,8 +131,4 @@ def test_commands_of_towers(stc, family, clip, tmp_path) -> None:
         ("fidelity", *given, "--policies", "stc", "--out", tmp_path / "f"),
     ):
         code, said = stc(*words)
-        if name in QWEN:
-            assert code == 2
-            assert FRAMES_APART in said or "are not supported" in said
-        else:
-            assert code == 0, said
+        assert code == 0, said

@@ -162,13 +162,14 @@ def _load(
     name = settings.model or settings.random_weights
     assert name is not None
     chat = load_chat_model(name, **place)
+    vision = chat.vision()
     interview = Interview(
         chat,
         questions,
         retrieve_tokens=settings.retrieve_tokens,
         max_new_tokens=settings.max_new_tokens,
     )
-    return chat.vision(), interview
+    return vision, interview
 
 
 def _with_answers(
