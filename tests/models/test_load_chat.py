@@ -17,6 +17,7 @@ from tiny_qwen_vl import make_model as make_qwen
 from tiny_qwen_vl import make_tokenizer as make_qwen_tokenizer
 from tiny_video_llms import QWEN, features_by_hand, model_names, pictures
 from tiny_video_llms import make_model as make_video_llm
+from transformers import AutoModelForImageTextToText
 
 from stc_video import StreamingSession, UnsupportedModelError
 from stc_video.loading.placement import ModelError
@@ -134,3 +135,26 @@ def test_every_family_by_its_folder(name: str, tmp_path: Path) -> None:
     shown = loaded.pixels([np.zeros((60, 80, 3), np.uint8)])["pixel_values"]
     assert shown.shape == (1, 3, 56, 56)
     assert loaded.feature_grid == (2, 2)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_rotary_frequencies_are_not_rounded(name: str, tmp_path: Path) -> None:
+    """With weights in bfloat16 as with others: transformers keeps what is no weight."""
+    make_qwen(name).save_pretrained(tmp_path)
+    make_qwen_tokenizer(CHAT).save_pretrained(tmp_path)
+    stock = AutoModelForImageTextToText.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    chat = load_chat_model(tmp_path, dtype="bfloat16").model
+    tower = load_model(tmp_path, dtype="bfloat16").tower
+    for ours, theirs in ((chat, stock), (tower, stock.model.visual)):
+        assert {weight.dtype for weight in ours.parameters()} == {torch.bfloat16}
+        expected = dict(theirs.named_buffers())
+        assert any("inv_freq" in buffer for buffer in expected)
+        assert all(torch.equal(buffer, expected[at]) for at, buffer in ours.named_buffers())
+
+
+@pytest.mark.parametrize("name", ["llava-onevision-tiny", "stc-world"])
+def test_nor_are_those_of_models_that_are_made_here(name: str) -> None:
+    model = load_chat_model(name, dtype="bfloat16").model
+    types = {at: buffer.dtype for at, buffer in model.named_buffers() if "inv_freq" in at}
+    assert set(types.values()) == {torch.float32}
+    assert {weight.dtype for weight in model.parameters()} == {torch.bfloat16}

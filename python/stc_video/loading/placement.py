@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import torch
+from torch import nn
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -48,3 +49,13 @@ def find_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
     if dtype not in _DTYPES:
         raise ValueError(f"dtype must be auto, {', '.join(_DTYPES)}; got {dtype!r}")
     return _DTYPES[dtype]
+
+
+def cast_weights(model: nn.Module, dtype: torch.dtype) -> None:
+    """Give the weights of a model a type, as ``from_pretrained(dtype=...)`` does.
+
+    Buffers keep theirs: the frequencies of rotary positions are float32, and rounded ones turn by
+    other angles, the further the larger the position is.
+    """
+    for weight in model.parameters():
+        weight.data = weight.data.to(dtype)

@@ -16,7 +16,7 @@ from stc_video.errors import UnsupportedModelError
 from stc_video.loading.byte_tokenizer import byte_tokenizer, unreadable
 from stc_video.loading.checkpoint import load_checkpoint
 from stc_video.loading.geometries import GEOMETRIES, build_random
-from stc_video.loading.placement import ModelError, find_device, find_dtype
+from stc_video.loading.placement import ModelError, cast_weights, find_device, find_dtype
 from stc_video.loading.vision import LoadedModel, wrap_model
 from stc_video.loading.world_model import WORLD_MODEL, load_world_model
 from stc_video.memory import memory_name
@@ -129,9 +129,11 @@ def load_chat_model(
         generation.pad_token_id = tokenizer.pad_token_id
         generation.eos_token_id = tokenizer.eos_token_id
         generation.suppress_tokens = unreadable(tokenizer, model.config)
+        cast_weights(model, kind)
         images, random = None, True
     elif given == WORLD_MODEL and not Path(given).exists():
         model, tokenizer = load_world_model()
+        cast_weights(model, kind)
         images, random = None, False
     else:
         model, given, images = load_checkpoint(given, kind)
@@ -140,7 +142,7 @@ def load_chat_model(
             raise _speechless(given, type(model).__name__)
         tokenizer, random = _load_tokenizer(given), False
     untyped: Any = model
-    untyped.to(where, kind)
+    untyped.to(where)
     model.train(False)
     model.requires_grad_(False)
     processor = SimpleNamespace(tokenizer=tokenizer, image_processor=images)

