@@ -128,17 +128,10 @@ class StillPatches(Preprocessor):
     def shown(self, inputs: dict[str, Tensor]) -> Tensor:
         """Return the pictures (F, 3, h * patch, w * patch), still normalised."""
         (height, width), block, side = self.grid(inputs), self.patches.merge, self.patch_size
-        rows = inputs["pixel_values"].detach().float().cpu()
-        split = (
-            height // block,
-            width // block,
-            block,
-            block,
-            3,
-            self.patches.pictures,
-            side,
-            side,
-        )
-        newest = rows.reshape(len(rows), *split)[:, :, :, :, :, :, -1]
-        pictures = newest.permute(0, 5, 1, 3, 6, 2, 4, 7)
-        return pictures.reshape(len(rows), 3, height * side, width * side)
+        values = inputs["pixel_values"].detach().float().cpu()
+        patches: Tensor = values.unflatten(3, (3, self.patches.pictures, side, side))[
+            :, :, :, :, -1
+        ]
+        blocks = patches.reshape(-1, height // block, width // block, block, block, 3, side, side)
+        raster: Tensor = blocks.permute(0, 5, 1, 3, 6, 2, 4, 7)
+        return raster.reshape(-1, 3, height * side, width * side)
