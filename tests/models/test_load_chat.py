@@ -152,9 +152,8 @@ def test_rotary_frequencies_are_not_rounded(name: str, tmp_path: Path) -> None:
         assert all(torch.equal(buffer, expected[at]) for at, buffer in ours.named_buffers())
 
 
-@pytest.mark.parametrize("name", ["llava-onevision-tiny", "stc-world"])
-def test_nor_are_those_of_models_that_are_made_here(name: str) -> None:
-    model = load_chat_model(name, dtype="bfloat16").model
+def test_nor_are_those_of_random_weights() -> None:
+    model = load_chat_model("llava-onevision-tiny", dtype="bfloat16").model
     types = {at: buffer.dtype for at, buffer in model.named_buffers() if "inv_freq" in at}
     assert set(types.values()) == {torch.float32}
     assert {weight.dtype for weight in model.parameters()} == {torch.bfloat16}

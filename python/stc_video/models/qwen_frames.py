@@ -129,9 +129,8 @@ class StillPatches(Preprocessor):
         """Return the pictures (F, 3, h * patch, w * patch), still normalised."""
         (height, width), block, side = self.grid(inputs), self.patches.merge, self.patch_size
         values = inputs["pixel_values"].detach().float().cpu()
-        patches: Tensor = values.unflatten(3, (3, self.patches.pictures, side, side))[
-            :, :, :, :, -1
-        ]
+        every = values.unflatten(3, (3, self.patches.pictures, side, side))
+        patches = every.select(4, -1)
         blocks = patches.reshape(-1, height // block, width // block, block, block, 3, side, side)
         raster: Tensor = blocks.permute(0, 5, 1, 3, 6, 2, 4, 7)
         return raster.reshape(-1, 3, height * side, width * side)
