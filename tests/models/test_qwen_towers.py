@@ -115,13 +115,14 @@ def test_fidelity_and_calibration(saved, clip, tmp_path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("option", "reason"),
+    ("command", "option", "reason"),
     [
-        (("--ask", "what?"), "stc chat and stc serve do"),
-        (("--fit", "crop"), "this model takes whole pictures of any shape"),
+        ("run", ("--ask", "what?"), "stc chat and stc serve do"),
+        ("run", ("--fit", "crop"), "this model takes whole pictures of any shape"),
+        ("prune-study", (), "stc run --prune works with it"),
     ],
 )
-def test_what_a_run_does_not_do(saved, clip, tmp_path, capsys, option, reason) -> None:
+def test_what_is_refused(saved, clip, tmp_path, capsys, command, option, reason) -> None:
     name, folder = saved
     writer = (
         tiny_qwen_vl.make_tokenizer(tiny_qwen_vl.CHAT)
@@ -129,7 +130,7 @@ def test_what_a_run_does_not_do(saved, clip, tmp_path, capsys, option, reason) -
         else writer_of(name)
     )
     writer.save_pretrained(folder)
-    words = ("run", clip, "--model", folder, *option, "--out", tmp_path)
+    words = (command, clip, "--model", folder, *option, "--out", tmp_path)
     assert run_app([str(word) for word in words]) == 2
     said = capsys.readouterr().err.strip()
     assert len(said.splitlines()) == 1
