@@ -227,8 +227,8 @@ def load_model(
     else:
         model, shown, processor = load_checkpoint(str(name), kind)
     loaded = wrap_model(model, shown, processor, random=random_weights is not None)
-    untyped: Any = model
-    untyped.to(where)
+    part: Any = loaded.vision or loaded.tower  # the language model of a whole model stays
+    part.to(where)
     loaded.device, loaded.dtype = where, kind
     return loaded
 

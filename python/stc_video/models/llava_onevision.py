@@ -60,6 +60,11 @@ class VisionEncoder:
         self._layers = _layers_of(self.tower, inner.config.vision_feature_layer)
         self._drop_cls: bool = inner.config.vision_feature_select_strategy == "default"
 
+    def to(self, device: torch.device) -> None:
+        """Move the tower and the projector."""
+        self.tower.to(device)
+        self._projector.to(device)
+
     def tokens(self, inputs: dict[str, Tensor]) -> Tensor:
         """Run the tower.
 

@@ -185,6 +185,11 @@ class PictureEncoder:
         self._adapter = adapter
         self.tower = adapter.tower
 
+    def to(self, device: torch.device) -> None:
+        """Move the tower and the projector."""
+        model: Any = self._adapter.model
+        model.model.to(device)
+
     def tokens(self, inputs: dict[str, Tensor]) -> Tensor:
         """Run the tower on ``pixel_values`` (F, 3, S, S): (F, T, C)."""
         tokens: Tensor = self.tower(**inputs).last_hidden_state

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from stc_video.models.preprocess import Preprocessor
@@ -37,6 +38,10 @@ class QwenEncoder:
         assert parts is not None
         self._parts = parts
         self._last: tuple[Tensor, Tensor] | None = None
+
+    def to(self, device: torch.device) -> None:
+        """Move the tower, which holds the merger."""
+        self.tower.to(device)
 
     def tokens(self, inputs: dict[str, Tensor]) -> Tensor:
         """Run the tower on ``pixel_values`` (F, h, w, P): (F, h * w, C), what the merger takes.
