@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import threading
 import time
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from types import TracebackType
 
 from stc_video.checks import check_between
+from stc_video.video.errors import VideoWarning
 from stc_video.video.source import VideoFrame
 
 _LOOK = 0.2  # seconds between looks at signals, whose handlers may have to end the iteration
@@ -41,7 +43,7 @@ class CameraLoop:
     lost : dict of str to int
         Frames of each camera that were passed over.
     errors : dict of str to Exception
-        What ended a camera before its time; the others go on.
+        What ended a camera before its time, which a `VideoWarning` says; the others go on.
 
     Raises
     ------
@@ -74,7 +76,14 @@ class CameraLoop:
         """
         for thread in list(self._threads.values()):
             thread.start()
-        while frames := self._step():
+        told: set[str] = set()
+        while True:
+            frames = self._step()
+            for name in self.errors.keys() - told:
+                told.add(name)
+                warnings.warn(f"{name}: {self.errors[name]}", VideoWarning, stacklevel=2)
+            if not frames:
+                return
             yield {name: frames[name] for name in self.lost if name in frames}
 
     def close(self) -> None:
