@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -100,8 +100,7 @@ def check_backend_name(backend: str, source: str) -> str:
     return backend
 
 
-@contextmanager
-def use_backend(backend: str) -> Iterator[None]:
+def use_backend(backend: str) -> AbstractContextManager[None]:
     """Use one backend for every operator called inside the ``with`` block.
 
     Parameters
@@ -115,7 +114,12 @@ def use_backend(backend: str) -> Iterator[None]:
     ValueError
         If there is no backend of that name.
     """
-    token = _chosen.set(check_backend_name(backend, "use_backend"))
+    return _using(check_backend_name(backend, "use_backend"))
+
+
+@contextmanager
+def _using(backend: str) -> Iterator[None]:
+    token = _chosen.set(backend)
     try:
         yield
     finally:

@@ -126,6 +126,6 @@ def test_run_chat_and_serve_answer_from_the_same_kind_of_memory(
     model = ("--model", "llava-onevision-tiny", "--threads", "1")
     assert run(clip, "--max-frames", 2, *MODEL, "--ask", "what?", *SHORT, "--out", tmp_path) == 0
     assert run_app(["chat", str(clip), *model, "--fast"]) == 0
-    memory = RekvConfig(retrieval="normalised", recent_frames=1)
+    memory = RekvConfig()
     assert memories == [memory, memory]
     assert ServeConfig().memory == replace(memory, host_bytes=1 << 30)

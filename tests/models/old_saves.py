@@ -31,7 +31,8 @@ PRUNER = {"prune": "stc", "prefill_chunk": 4}
 CASES: dict[str, dict[str, Any]] = {
     "llava-plain-motion": {"memory": "plain", "cache": MOTION, "tokens_per_frame": 6, **PRUNER},
     "llava-rekv-stc": {
-        "memory": RekvConfig(window_tokens=24, retrieve_tokens=30, host_bytes=1 << 20),
+        "memory": RekvConfig(window_tokens=24, retrieve_tokens=30, host_bytes=1 << 20,
+                             retrieval="plain", recent_frames=0),
         "cache": "stc", "tokens_per_frame": 6, **PRUNER,
     },
     "qwen-plain-motion": {"memory": "plain", "cache": MOTION, "tokens_per_frame": 3, **PRUNER},

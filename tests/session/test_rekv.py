@@ -16,7 +16,9 @@ QUESTION = slice(1, 4)
 
 
 def config(**settings) -> RekvConfig:
-    return RekvConfig(**{"slab_bytes": 1 << 18, "host_bytes": 1 << 22, **settings})
+    """The paper's retrieval, but for the settings given."""
+    paper = {"retrieval": "plain", "recent_frames": 0}
+    return RekvConfig(**{"slab_bytes": 1 << 18, "host_bytes": 1 << 22, **paper, **settings})
 
 
 def embeds(tokens: int, seed: int) -> torch.Tensor:

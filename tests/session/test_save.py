@@ -258,13 +258,12 @@ def test_a_save_is_checked_against_model_and_settings(model, open_session, tmp_p
         assert set(changed.__dict__) == before
 
 
-def test_how_many_new_frames_are_read_may_change(model, open_session, tmp_path):
-    session = open_session(rekv(tmp_path / "blocks"))
+def test_how_frames_are_retrieved_may_change(model, open_session, tmp_path):
+    session = open_session(rekv(tmp_path / "blocks", retrieval="plain", recent_frames=0))
     session.push(video(8))
     session.save(tmp_path / "save")
     session.close()
-    memory = rekv(tmp_path / "blocks", retrieve_tokens=6, recent_frames=1)
-    loaded = rekv(tmp_path / "blocks", recent_frames=1)
+    memory, loaded = rekv(tmp_path / "blocks", retrieve_tokens=6), rekv(tmp_path / "blocks")
     settings = {"cache": None, "prune": "none"}
     with pytest.raises(ValueError, match="memory was"):
         StreamingSession.load(tmp_path / "save", model, make_tokenizer(), memory=memory, **settings)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import sys
 import threading
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -25,7 +25,7 @@ from stc_video.cli.options import (
 )
 from stc_video.cli.output import show_verdict
 from stc_video.memory import command_memory
-from stc_video.memory.config import COMMAND_MEMORY
+from stc_video.memory.config import RekvConfig
 from stc_video.report.tables import clock, milliseconds
 from stc_video.report.verdict import cache_verdict
 
@@ -59,8 +59,8 @@ class ChatSettings:
     ] = False
     tokens_per_frame: TokensPerFrameOption = 64
     memory: MemoryOption = "rekv"
-    retrieve_tokens: RetrieveTokensOption = COMMAND_MEMORY.retrieve_tokens
-    storage: StorageOption = COMMAND_MEMORY.storage
+    retrieve_tokens: RetrieveTokensOption = RekvConfig.retrieve_tokens
+    storage: StorageOption = RekvConfig.storage
     max_new_tokens: MaxNewTokensOption = 256
     device: DeviceOption = "auto"
     dtype: DtypeOption = "auto"
@@ -82,10 +82,8 @@ def chat(settings: ChatSettings) -> int:
     console = Console(highlight=False, soft_wrap=True)
     stop = threading.Event()
     # Wrong options should not wait for the model.
-    rekv = replace(
-        COMMAND_MEMORY, retrieve_tokens=settings.retrieve_tokens, storage=settings.storage
-    )
-    memory = command_memory(settings.memory, rekv, COMMAND_MEMORY)
+    rekv = RekvConfig(retrieve_tokens=settings.retrieve_tokens, storage=settings.storage)
+    memory = command_memory(settings.memory, rekv, RekvConfig())
     video = LiveVideo(settings.source, settings.fps, stop, fast=settings.fast)
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)

@@ -6,11 +6,11 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from stc_video.loading.video_llm import ChatModel
-from stc_video.memory.config import COMMAND_MEMORY
+from stc_video.memory.config import RekvConfig
 from stc_video.report import AnswerRecord, RetrievedFrame
 
 _CLOCK = re.compile(r"(?:(\d+):)?(?:(\d{1,2}):)?(\d+(?:\.\d*)?)")
@@ -100,7 +100,7 @@ class Interview:
         self._session = StreamingSession(
             chat.model,
             chat.processor,
-            memory=replace(COMMAND_MEMORY, retrieve_tokens=retrieve_tokens),
+            memory=RekvConfig(retrieve_tokens=retrieve_tokens),
             cache=None,
             prune="none",
         )

@@ -25,7 +25,7 @@ from stc_video.cli.options import (
     TokensPerFrameOption,
 )
 from stc_video.config import CacheConfig
-from stc_video.memory.config import COMMAND_MEMORY
+from stc_video.memory.config import RekvConfig
 
 if TYPE_CHECKING:
     from stc_video.cli.questions import Question
@@ -145,7 +145,7 @@ class RunSettings:
         typer.Option(
             rich_help_panel=QUESTIONS, min=1, help="Tokens of the video an answer is given from."
         ),
-    ] = COMMAND_MEMORY.retrieve_tokens
+    ] = RekvConfig.retrieve_tokens
     max_new_tokens: Annotated[
         int, typer.Option(rich_help_panel=QUESTIONS, min=1, help="Longest answer, in tokens.")
     ] = 256

@@ -37,7 +37,8 @@ class Configuration:
     prune, tokens_per_frame, pruner_settings
         Of the pruner; without a number of tokens it decides by itself how many it keeps.
     memory, retrieve_tokens, retrieval, recent_frames, window_tokens, host_bytes, eviction, storage
-        Of the memory ``rekv``: what it retrieves, and what it holds in which form.
+        Of the memory ``rekv``: what it retrieves, as in the paper, and what it holds in which
+        form.
     window_frames, spread, max_tokens
         Which frames ``window`` keeps, and how much ``plain`` holds.
     frame_share
@@ -56,8 +57,8 @@ class Configuration:
     pruner_settings: Mapping[str, Any] = field(default_factory=dict)
     memory: str = "rekv"
     retrieve_tokens: int = RekvConfig.retrieve_tokens
-    retrieval: str = RekvConfig.retrieval
-    recent_frames: int = RekvConfig.recent_frames
+    retrieval: str = "plain"
+    recent_frames: int = 0
     window_tokens: int = RekvConfig.window_tokens
     host_bytes: int = RekvConfig.host_bytes
     eviction: str = RekvConfig.eviction
@@ -116,7 +117,7 @@ class Configuration:
         )
         size = {"plain": "", "rekv": f"-{self.retrieve_tokens}", "window": f"-{self.window_frames}"}
         own = [f"{name.partition('_')[0]}-{getattr(self, name)}" for name in _REKV[1:]
-               if getattr(self, name) != getattr(RekvConfig, name)]  # fmt: skip
+               if getattr(self, name) != getattr(Configuration, name)]  # fmt: skip
         return " ".join(["-".join(cache), kept, self.memory + size[self.memory], *own])
 
 

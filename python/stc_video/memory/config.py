@@ -40,6 +40,9 @@ class PlainConfig:
 class RekvConfig:
     """A memory of bounded size that retrieves what a question needs (ReKV, arXiv 2503.00540).
 
+    The paper has ``retrieval="plain"`` and ``recent_frames=0``, with which answers about what is
+    there now are lost: docs/world.md.
+
     Attributes
     ----------
     window_tokens
@@ -60,9 +63,9 @@ class RekvConfig:
         16-bit dtype, keys scaled per channel and values per token. ``"int4"``: at a third of
         them, in groups of 32 with a range each; see the documents for the errors.
     retrieval
-        ``"plain"``: the dot product of the question's mean query and the frame's mean key, as in
-        the paper. ``"normalised"``: their cosine. ``"mmr"``: the cosine, less the similarity to
-        what is retrieved already (maximal marginal relevance).
+        ``"plain"``: the dot product of the question's mean query and the frame's mean key.
+        ``"normalised"``: their cosine. ``"mmr"``: the cosine, less the similarity to what is
+        retrieved already (maximal marginal relevance).
     diversity
         ``mmr``: weight of that likeness, 0 to 1.
     recent_frames
@@ -82,9 +85,9 @@ class RekvConfig:
     disk_folder: str | Path | None = None
     eviction: str = "oldest"
     storage: str = "exact"
-    retrieval: str = "plain"
+    retrieval: str = "normalised"
     diversity: float = 0.5
-    recent_frames: int = 0
+    recent_frames: int = 1
     scorer: Scorer | None = field(default=None, compare=False)
     slab_bytes: int = 64 << 20
 
@@ -126,8 +129,3 @@ class WindowConfig:
 
 #: settings of any memory
 MemoryConfig: TypeAlias = PlainConfig | RekvConfig | WindowConfig
-
-
-#: The memory of `stc run --ask`, `stc chat` and `stc serve`. The newest frame is always read: docs/
-#: world.md has how many answers about what is there now are lost without it.
-COMMAND_MEMORY = RekvConfig(retrieval="normalised", recent_frames=1)

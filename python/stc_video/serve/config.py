@@ -5,15 +5,14 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from stc_video.memory import MemoryConfig
-from stc_video.memory.config import COMMAND_MEMORY
+from stc_video.memory import MemoryConfig, RekvConfig
 from stc_video.serve.parts import Part
 
 #: of each stream by default, which does not have the machine for itself
-MEMORY = replace(COMMAND_MEMORY, host_bytes=1 << 30)
+MEMORY = RekvConfig(host_bytes=1 << 30)
 _TOKEN = re.compile(r"[A-Za-z0-9._~-]{16,256}")
 
 

@@ -22,9 +22,9 @@ _GEOMETRY = (
     "num_key_value_heads", "vocab_size", "image_size", "patch_size",
 )  # fmt: skip
 _SAMPLED = 64
-#: of a memory: a scorer is a function, where the files lie does not matter, and how many of the
-#: newest frames a question reads is decided when it is asked
-_NOT_COMPARED = ("scorer", "disk_folder", "recent_frames")
+#: of a memory: a scorer is a function, where the files lie does not matter, and how frames are
+#: chosen is decided when a question is asked
+_NOT_COMPARED = ("scorer", "disk_folder", "retrieval", "diversity", "recent_frames")
 
 
 def model_fingerprint(model: PreTrainedModel, *, by_name: bool = False) -> dict[str, Any]:

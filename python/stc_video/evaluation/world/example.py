@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from stc_video.evaluation.loaders import load_queries
 from stc_video.evaluation.queries import LETTERS
 from stc_video.evaluation.scoring import is_right
 from stc_video.evaluation.world.files import write_world
-from stc_video.memory.config import COMMAND_MEMORY
+from stc_video.memory.config import RekvConfig
 from stc_video.report.pictures import webp
 from stc_video.video import open_video
 
@@ -76,7 +76,7 @@ def answer_one(folder: Path, device: str = "auto") -> Example:
     query = [one for one in load_queries("ovo-bench", data).queries if one.task == _TASK][-1]
     chat = load_chat_model("stc-world", device=device, dtype="float32")
     pictures = []
-    memory = replace(COMMAND_MEMORY, retrieve_tokens=_RETRIEVED)
+    memory = RekvConfig(retrieve_tokens=_RETRIEVED)
     settings: Any = {"memory": memory, "cache": None, "prune": "none"}
     with StreamingSession(chat.model, chat.processor, **settings) as session:
         with open_video(folder / query.video, fps=1.0) as video:
