@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Draw what ``fidelity.py`` measured, into ``docs/figures/fidelity.png``.
+"""Draw what ``fidelity.py`` and ``promise.py`` measured, into ``docs/figures/fidelity.png``.
 
 python benchmarks/plot_fidelity.py
 """
@@ -9,7 +9,9 @@ from __future__ import annotations
 import argparse
 import csv
 from fractions import Fraction
+from itertools import product
 from pathlib import Path
+from statistics import mean
 
 import matplotlib
 
@@ -20,6 +22,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import ScalarFormatter
 
 RESULTS = Path(__file__).parent / "results" / "fidelity.csv"
+PROMISE = RESULTS.with_name("promise.csv")
 FIGURE = Path(__file__).parents[1] / "docs" / "figures" / "fidelity.png"
 ALL = "all"
 Row = dict[str, str]
@@ -53,10 +56,32 @@ def label(row: Row) -> str:
     return row["quality"] or row["threshold"]
 
 
+def promised(rates: list[str], clips: set[str]) -> list[Row]:
+    """What each promised quality came to, over the clips of the grid."""
+    with PROMISE.open(newline="") as file:
+        measured = [row for row in csv.DictReader(file) if row["clip"] in clips]
+    qualities = dict.fromkeys(row["quality"] for row in measured)
+    rows = []
+    for rate, quality in product(rates, qualities):
+        own = [r for r in measured if r["quality"] == quality and float(r["fps"]) == float(rate)]
+        errors = [1 - float(row["cosine"]) for row in own]
+        found = {
+            "cost": mean(float(row["cost"]) for row in own),
+            "error": mean(errors),
+            "worst_clip_error": max(errors),
+        }
+        rows.append(
+            {"policy": "motion", "ratio": "", "quality": quality, "fps": rate}
+            | {name: str(value) for name, value in found.items()}
+        )
+    return rows
+
+
 def draw(axis: Axes, rows: list[Row], column: str, words: str, is_error: bool) -> None:
     """One panel: a measure against cost, a line for each family."""
     for key, (colour, marker, line) in STYLES.items():
-        own = sorted((r for r in rows if family(r) == key), key=lambda r: float(r["cost"]))
+        own = [row for row in rows if family(row) == key and column in row]
+        own.sort(key=lambda row: float(row["cost"]))
         if not own:
             continue
         x, y = [float(r["cost"]) for r in own], [float(r[column]) for r in own]
@@ -65,7 +90,7 @@ def draw(axis: Axes, rows: list[Row], column: str, words: str, is_error: bool) -
         for row, left, up in zip(own, x, y, strict=True):
             axis.annotate(label(row), (left, up), xytext=(4, 4), textcoords="offset points",
                           fontsize=7, color=colour)  # fmt: skip
-    axis.set(xlabel="cost (fraction of dense multiply-adds)", ylabel=words)
+    axis.set(xlabel="work (fraction of dense multiply-adds)", ylabel=words)
     if is_error:
         axis.set_yscale("log")
         axis.yaxis.set_major_formatter(ScalarFormatter())
@@ -77,9 +102,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=FIGURE)
     arguments = parser.parse_args()
     with arguments.results.open(newline="") as file:
-        rows = [r for r in csv.DictReader(file) if r["clip"] == ALL and r["policy"] != "dense"]
+        cached = [row for row in csv.DictReader(file) if row["policy"] != "dense"]
+    rows = [row for row in cached if row["clip"] == ALL]
     rates = list(dict.fromkeys(row["fps"] for row in rows))
     panels = [panel for panel in PANELS if all(row[panel[0]] for row in rows)]
+    rows += promised(rates, {row["clip"] for row in cached})
     figure, axes = plt.subplots(
         len(rates),
         len(panels),

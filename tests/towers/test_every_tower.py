@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -206,10 +205,3 @@ def test_the_table_of_families_says_what_these_tests_show() -> None:
         family = of_model[entry.model]
         assert family.support == (families.REFUSED if entry.refused else families.EXACT), entry
         assert bool(family.note) >= bool(entry.refused or entry.several), entry
-
-
-def test_the_page_on_limits_lists_what_is_supported() -> None:
-    page = (Path(__file__).parents[2] / "docs" / "limits.md").read_text("utf-8")
-    listed = page.split("## Towers")[1].split("### What the check does")[0]
-    exact = [family for family in families.TOWER_FAMILIES if family.support == families.EXACT]
-    assert [m for family in exact for m in family.models if f"`{m}`" not in listed] == []

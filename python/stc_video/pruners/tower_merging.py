@@ -49,9 +49,9 @@ def attach_tome(
     Parameters
     ----------
     tower
-        A SigLIP, SigLIP2 (without padding), CLIP or DINOv2 vision model of transformers, or
-        LLaVA-NeXT's SigLIP, in eval mode. Its instances are patched; its class and its
-        ``state_dict`` are not touched.
+        A vision model of transformers without rotary positions (SigLIP, CLIP, DINOv2, ViT,
+        InternVL, ...), without padding, or LLaVA-NeXT's SigLIP, in eval mode. Its instances are
+        patched; its class and its ``state_dict`` are not touched.
     r
         How many tokens each block merges away: one number, or one for each block. A block merges
         at most half of its tokens. 8 if nothing is given.
