@@ -47,11 +47,10 @@ class TowerFamily:
     by_name: bool = False
 
 
-_ONE_PICTURE = "one picture a call, since all pictures of a call lie in one row"
 _ONE_VIDEO = "one video or image a call, or one for each stream"
 _SPANS_FRAMES = "its tokens span frames, so that no token belongs to one frame alone"
 _WINDOWS = "its blocks attend in windows or pool between stages"
-_MERGED = f"blocks behind the merger between two of them run as they are; {_ONE_PICTURE}"
+_MERGED = "blocks behind the merger between two of them run as they are"
 _IN_ORDER = "with mask_ratio=0 and noise given, else its tokens are shuffled"
 _OTHER_WEIGHTS = "its blocks have weights that no row of the table names"
 _NO_BLOCKS = "it has no list of blocks that fit a row of the table"
@@ -101,9 +100,9 @@ TOWER_FAMILIES = (
     _exact("BLIP", "blip", "blip_2", "instructblip", "instructblipvideo"),
     _exact("Step3.7", "step3p7"),
     _exact("Perception Encoder", "timm_wrapper", note="and plain ViTs of timm; needs timm"),
-    _exact("Pixtral", "pixtral", note=_ONE_PICTURE),
-    _exact("HunYuan-VL", "hunyuan_vl", "hy_v4_vl", note=_ONE_PICTURE),
-    _exact("MiniMax-M3", "minimax_m3_vl", note=_ONE_PICTURE),
+    _exact("Pixtral", "pixtral"),
+    _exact("HunYuan-VL", "hunyuan_vl", "hy_v4_vl"),
+    _exact("MiniMax-M3", "minimax_m3_vl"),
     _exact("MiniCPM-V", "minicpmv4_6", "minicpmv4_7", "minicpm_ocr", note=_MERGED),
     _refused("V-JEPA 2", "vjepa2", note=_SPANS_FRAMES, by_name=True),
     _refused("VideoMAE", "videomae", note=_SPANS_FRAMES, by_name=True),
