@@ -135,7 +135,7 @@ def test_a_fit_is_refused(saved, clip, tmp_path, capsys) -> None:
     assert "this model takes whole pictures of any shape" in said
 
 
-@pytest.mark.parametrize("name", ["qwen2_vl", "qwen3-vl"])
+@pytest.mark.parametrize("name", ["qwen2-vl", "qwen3-vl"])
 def test_a_question_of_a_run_is_about_pictures_that_stand_still(name, tmp_path) -> None:
     """As a session answers to which each of them was pushed twice."""
     make_model(name).save_pretrained(tmp_path)
