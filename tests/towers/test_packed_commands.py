@@ -25,6 +25,7 @@ from stc_video.cli.models import tower_rows
 from stc_video.loading.vision import LoadedModel, load_model
 from stc_video.models.packed_vision import PackedEncoder
 from stc_video.models.preprocess import processor_class
+from stc_video.towers.families import TOWER_FAMILIES
 
 if Version(transformers.__version__) < Version("4.57"):
     pytest.skip("towers of packed frames need transformers 4.57", allow_module_level=True)
@@ -32,6 +33,8 @@ if Version(transformers.__version__) < Version("4.57"):
 #: in zoo.py, what makes the arguments of towers that have all pictures in one row
 IN_A_ROW = ("make", "video_rows", "merged_rows", "whole_patches", "one_of_patches", "strip")
 PACKED = {e.model: e for e in ENTRIES if e.arguments.__name__ in IN_A_ROW or e.model == "pixtral"}
+#: one of each family
+FAMILIES = [family.models[0] for family in TOWER_FAMILIES if family.in_rows]
 #: image processors that need no torchvision -> model whose rows they make
 PROCESSORS = {
     "Qwen2VLImageProcessor": "qwen2_5_vl",
@@ -116,6 +119,7 @@ def test_a_picture_is_prepared_as_by_its_own_processor(name: str, tmp_path: Path
         assert given["grid_thw"].tolist() == expected["image_grid_thw"].tolist()
 
 
+@pytest.mark.parametrize("saved", FAMILIES, indirect=True)
 def test_commands(saved: Path, clip, tmp_path, capsys) -> None:
     """What looks at frames works; what asks questions says what it needs."""
     given = (clip, "--model", saved, "--max-frames", 3)
