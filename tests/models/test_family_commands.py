@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import io
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -129,6 +130,29 @@ def test_commands_of_towers(stc, family, clip, tmp_path) -> None:
         ("run", *given, "--tokens-per-frame", 2, "--out", tmp_path / "run"),
         ("calibrate", *given, "--out", tmp_path / "c.json"),
         ("fidelity", *given, "--policies", "stc", "--out", tmp_path / "f"),
+        (
+            "prune-study",
+            *given,
+            "--methods",
+            "stc,uniform",
+            "--budgets",
+            10,
+            "--out",
+            tmp_path / "p",
+        ),
     ):
         code, said = stc(*words)
         assert code == 0, said
+
+
+def test_questions_of_a_run(stc, family, clip, tmp_path) -> None:
+    name, folder = family
+    small = ("--tokens-per-frame", 2, "--max-new-tokens", 2, "--out", tmp_path)
+    code, said = stc("run", clip, "--model", folder, "--ask", "what?", "--at", 1, *small)
+    if refused := refusal(name, "rekv"):
+        assert code == 2
+        assert refused in said
+        return
+    assert code == 0, said
+    [answer] = json.loads((tmp_path / "report.json").read_text())["answers"]
+    assert answer["frames"] > 0

@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,11 +20,16 @@ sys.path.append(str(Path(__file__).parents[1] / "video"))
 
 from clip_maker import write_clip
 
+from stc_video import StreamingSession, make_pruner
 from stc_video.calibration import Calibration
 from stc_video.cli.app import run_app
+from stc_video.cli.questions import Interview, Question
+from stc_video.loading.video_llm import load_chat_model
 from stc_video.loading.vision import load_model
+from stc_video.memory.config import COMMAND_MEMORY
 from stc_video.models.preprocess import processor_class
 from stc_video.models.qwen_prompt import token_rows
+from stc_video.pruners.base import with_rows
 
 NAMES = [
     *tiny_qwen_vl.NAMES,
@@ -36,6 +43,11 @@ CHANGED = (slice(12, 18), slice(0, 5))
 def make_model(name: str):
     home = tiny_qwen_vl if name in tiny_qwen_vl.NAMES else tiny_video_llms
     return home.make_model(name)
+
+
+def writer(name: str):
+    known = name in tiny_qwen_vl.NAMES
+    return tiny_qwen_vl.make_tokenizer(tiny_qwen_vl.CHAT) if known else writer_of(name)
 
 
 @pytest.fixture(scope="module", params=NAMES)
@@ -114,27 +126,52 @@ def test_fidelity_and_calibration(saved, clip, tmp_path) -> None:
     assert Calibration.load(tmp_path / "c.json").fits(layers=3, width=32)
 
 
-@pytest.mark.parametrize(
-    ("command", "option", "reason"),
-    [
-        ("run", ("--ask", "what?"), "stc chat and stc serve do"),
-        ("run", ("--fit", "crop"), "this model takes whole pictures of any shape"),
-        ("prune-study", (), "stc run --prune works with it"),
-    ],
-)
-def test_what_is_refused(saved, clip, tmp_path, capsys, command, option, reason) -> None:
-    name, folder = saved
-    writer = (
-        tiny_qwen_vl.make_tokenizer(tiny_qwen_vl.CHAT)
-        if name in tiny_qwen_vl.NAMES
-        else writer_of(name)
-    )
-    writer.save_pretrained(folder)
-    words = (command, clip, "--model", folder, *option, "--out", tmp_path)
+def test_a_fit_is_refused(saved, clip, tmp_path, capsys) -> None:
+    _, folder = saved
+    words = ("run", clip, "--model", folder, "--fit", "crop", "--out", tmp_path)
     assert run_app([str(word) for word in words]) == 2
     said = capsys.readouterr().err.strip()
     assert len(said.splitlines()) == 1
-    assert reason in said
+    assert "this model takes whole pictures of any shape" in said
+
+
+@pytest.mark.parametrize("name", ["qwen2-vl", "qwen3-vl"])
+def test_a_question_of_a_run_is_about_pictures_that_stand_still(name, tmp_path) -> None:
+    """As a session answers to which each of them was pushed twice."""
+    make_model(name).save_pretrained(tmp_path)
+    writer(name).save_pretrained(tmp_path)
+    chat = load_chat_model(tmp_path)
+    settings = {"retrieve_tokens": 400, "max_new_tokens": 8}
+    pictures = [paint(number) for number in range(3)]
+    vision = chat.vision()
+    interview = Interview(chat, [Question("what?", math.inf)], **settings)
+    with torch.inference_mode():
+        for time, picture in enumerate(pictures):
+            tokens = vision.features(vision.encode(vision.pixels([picture])))
+            kept = make_pruner("none")(tokens)
+            if deep := vision.deep_features:
+                kept = with_rows(kept, torch.cat(list(deep), dim=-1))
+            interview.take(kept, float(time), vision.feature_grid)
+        interview.finish()
+    interview.close()
+    assert bool(vision.deep_features) == (name == "qwen3-vl")
+    memory = replace(COMMAND_MEMORY, retrieve_tokens=400)
+    with StreamingSession(
+        chat.model, chat.processor, memory=memory, cache=None, prune="none"
+    ) as session:
+        for time, picture in enumerate(pictures):
+            session.push(np.stack([picture, picture]), [float(time)] * 2)
+        answer = session.ask("what?", max_new_tokens=8)
+    assert interview.answers[0].answer == answer.text
+    assert interview.answers[0].context_tokens == answer.context_tokens
+
+
+def test_merged_tokens_have_no_features_for_the_first_layers(clip, tmp_path, capsys) -> None:
+    make_model("qwen3-vl").save_pretrained(tmp_path)
+    writer("qwen3-vl").save_pretrained(tmp_path)
+    words = ("run", clip, "--model", tmp_path, "--ask", "what?", "--prune", "tome")
+    assert run_app([str(word) for word in (*words, "--out", tmp_path)]) == 2
+    assert "questions need a method that keeps tokens as they are" in capsys.readouterr().err
 
 
 def test_the_processor_of_the_folder_is_used(tmp_path) -> None:

@@ -255,7 +255,6 @@ _FLORENCE2 = {
 
 _NOT_VIT = "has no list of pre-norm transformer blocks"
 _SPANS_FRAMES = "its tokens span frames"
-_ROW = "pass one picture a call"
 _VIDEO = "one video or image"
 _WEIGHT = "which no part that is known makes use of"
 
@@ -284,8 +283,8 @@ ENTRIES = (
     Entry("granite_docling", "GraniteDoclingVisionModel", settings=_GRANITE),
     Entry("idefics3", "Idefics3VisionTransformer", padded),
     Entry("smolvlm", "SmolVLMVisionTransformer", padded),
-    Entry("hunyuan_vl", "HunYuanVLVisionTransformer", rows(1), several=_ROW),
-    Entry("hy_v4_vl", "HYV4VLVisionModel", rows(1), several=_ROW),
+    Entry("hunyuan_vl", "HunYuanVLVisionTransformer", rows(1)),
+    Entry("hy_v4_vl", "HYV4VLVisionModel", rows(1)),
     Entry("qwen2_vl", "Qwen2VisionTransformerPretrainedModel", video_rows),
     Entry("qwen2_5_vl", "Qwen2_5_VisionTransformerPretrainedModel", video_rows),
     Entry("qwen3_vl", "Qwen3VLVisionModel", video_rows, settings=_DEEPSTACK),
@@ -303,8 +302,8 @@ ENTRIES = (
     Entry("mlcd", "MLCDVisionModel"),
     Entry("gemma4", "Gemma4VisionModel", placed_rows, settings=_GEMMA4),
     Entry("gemma4", "Gemma4VisionModel", padded_places, settings=_GEMMA4),
-    Entry("pixtral", "PixtralVisionModel", several="not the same for all queries"),
-    Entry("minimax_m3_vl", "MiniMaxM3VLVisionModel", rows(2, 2), several=_ROW),
+    Entry("pixtral", "PixtralVisionModel"),
+    Entry("minimax_m3_vl", "MiniMaxM3VLVisionModel", rows(2, 2)),
     Entry("sapiens2", "Sapiens2Model"),
     Entry("step3p7", "Step3p7VisionModel", settings={"mlp_ratio": 2.0}),
     # supported, with names, norms, scales or projections of their own
@@ -352,9 +351,9 @@ ENTRIES = (
     Entry("phi4_multimodal", "Phi4MultimodalVisionModel", refused="is_causal=True"),
     Entry("x_clip", "XCLIPVisionModel", refused=_WEIGHT, settings={"num_frames": 1}),
     # supported, with a merger between two blocks
-    Entry("minicpmv4_6", "MiniCPMV4_6VisionModel", strip, several=_ROW, settings=_INSERTED),
-    Entry("minicpmv4_7", "MiniCPMV4_7VisionModel", strip, several=_ROW, settings=_INSERTED),
-    Entry("minicpm_ocr", "MiniCPMOcrVisionModel", strip, several=_ROW, settings=_INSERTED),
+    Entry("minicpmv4_6", "MiniCPMV4_6VisionModel", strip, settings=_INSERTED),
+    Entry("minicpmv4_7", "MiniCPMV4_7VisionModel", strip, settings=_INSERTED),
+    Entry("minicpm_ocr", "MiniCPMOcrVisionModel", strip, settings=_INSERTED),
     # weights that no known part has, windows, or other kinds of towers
     Entry("beit", "BeitModel", refused=_WEIGHT),
     Entry("swin", "SwinModel", refused="attend in windows", settings=_SWIN),

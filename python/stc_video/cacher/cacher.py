@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from stc_video.cacher.call_streams import check_rehearsal, shared_out
 from stc_video.cacher.dense import FrameBatch
 from stc_video.cacher.guard import Timings
 from stc_video.cacher.motion.policy import MotionPolicy
@@ -21,7 +22,6 @@ from stc_video.cacher.stc.policy import StcPolicy
 from stc_video.cacher.streams import Layout, Stream, StreamPool, check_room, checked_names
 from stc_video.cacher.weight_watch import Change, WeightWatch
 from stc_video.config import DEFAULT_STREAM, CacheConfig
-from stc_video.towers.attention import key_mask
 from stc_video.towers.block import Tower
 from stc_video.towers.block_calls import BatchCall, bind
 from stc_video.towers.call_request import RequestWatcher, looked_at
@@ -32,7 +32,7 @@ from stc_video.towers.patching import (
     check_in_place,
     run_stock,
 )
-from stc_video.towers.positions import tables_in
+from stc_video.towers.rows import sizes_in_row
 
 
 class Cacher:
@@ -311,7 +311,7 @@ class Cacher:
 
     # -- the forward -------------------------------------------------------------------------
 
-    def _check_call(self, module: nn.Module, batch: int | None) -> bool:
+    def _check_call(self, module: nn.Module) -> bool:
         """Refuse a call before any layer runs; False if the cacher is paused."""
         self._pending = {}
         if self._is_paused:
@@ -324,14 +324,7 @@ class Cacher:
                 f"{type(module).__name__}: a cached tower is for inference only; call eval() "
                 "first, or detach the cacher to train"
             )
-        names: Sequence[str] = self._active or (DEFAULT_STREAM,)
-        if self._is_rehearsal:
-            names = [f"warm-up {number}" for number in range(batch or 1)]
-        elif self._active is not None and batch is not None and batch % len(names):
-            raise ValueError(
-                f"streams: the batch must have one row per stream ({len(names)}), got {batch}"
-            )
-        check_room(self._streams, names, self.config.max_streams)
+        check_room(self._streams, self._active or (DEFAULT_STREAM,), self.config.max_streams)
         return True
 
     def _first_forward(self, layer: nn.Module, hidden_states: Tensor, *args: Any, **kw: Any) -> Any:
@@ -340,10 +333,11 @@ class Cacher:
         if self._is_paused or layer is not patch.module:
             return run_stock(patch, layer, hidden_states, *args, **kw)
         self._notice_changes()
-        call = BatchCall(hidden_states, len(self._active or (DEFAULT_STREAM,)), rotates=True)
+        arguments, streams = bind(layer, args, kw), len(self._active or (DEFAULT_STREAM,))
+        call = BatchCall(hidden_states, streams, True, sizes_in_row(hidden_states, arguments))
         check = nullcontext() if self._is_rehearsal else self._self_check.around(call, (args, kw))
         with torch.no_grad(), self._weights.active(), check:
-            self._pending = self._encode(hidden_states, bind(layer, args, kw))
+            self._pending = self._encode(call, arguments)
         return self._hand_out(0, hidden_states, args, kw)
 
     def _later_forward(self, number: int) -> Callable[..., Any]:
@@ -370,31 +364,37 @@ class Cacher:
         for name in self._streams.keys() & (self._active or (DEFAULT_STREAM,)):
             self._streams[name].restart(reason)
 
-    def _encode(self, frames: Tensor, arguments: dict[str, Any]) -> Outputs:
-        """Encode a batch, each stream's rows by that stream's state."""
-        mask = key_mask(arguments.get("attention_mask"))
-        self._tower.geometry.enter(tables_in(arguments), frames.shape[1])
+    def _encode(self, call: BatchCall, arguments: dict[str, Any]) -> Outputs:
+        """Encode the frames of a call, each stream's by that stream's state."""
         request = self._watcher.take()
         self._self_check.names_hidden_states = not isinstance(request.hidden, bool)
         output_layers = request.layers(self._tower) | looked_at(self._tower)
-        batch = FrameBatch(frames, key_mask(mask), output_layers)
-        names = self._active or (DEFAULT_STREAM,)
+        groups, grids, geometry = call.groups(arguments), request.grids, self._tower.geometry
+        counts = [len(group.frames) for group in groups]
         if self._is_rehearsal:
-            layout = Layout.of(frames, request.grids[:1])
-            self._policy.timings = self._policy.rehearse(layout, batch)
+            check_rehearsal(self._streams, counts, self.config.max_streams)
+            geometry.enter(groups[0].tables, groups[0].frames.shape[1])
+            batch = FrameBatch(groups[0].frames, groups[0].mask, output_layers)
+            self._policy.timings = self._policy.rehearse(Layout.of(batch.frames, grids[:1]), batch)
             return {}
-        streams = [self._streams.setdefault(name, Stream(name)) for name in names]
-        rows = frames.shape[0] // len(names)
-        for number, stream in enumerate(streams):
-            grids = request.grids[number * rows : (number + 1) * rows]
-            stream.meet(Layout.of(frames, grids))
-            tables = self._tower.geometry.tables
-            self._self_check.meet(stream, batch.mask, tables, slice(number * rows, None))
+        owners = shared_out(counts, self._active or (DEFAULT_STREAM,), self._streams)
+        parts: list[Outputs] = []
+        records: list[FrameRecord] = []
         try:
-            outputs, self.last_frames = self._policy.encode(streams, batch)
+            for (frames, mask, tables), streams in zip(groups, owners, strict=True):
+                geometry.enter(tables, frames.shape[1])
+                rows = len(frames) // len(streams)
+                for first, stream in zip(range(0, len(frames), rows), streams, strict=True):
+                    stream.meet(Layout.of(frames, grids[first : first + rows]))
+                    self._self_check.meet(stream, mask, geometry.tables, slice(first, None))
+                batch = FrameBatch(frames, mask, output_layers)
+                outputs, made = self._policy.encode(streams, batch)
+                parts.append(outputs)
+                records += made
+                grids = grids[len(frames) :]
         except BaseException:
             # Some layers may have written to the states and others not.
-            for stream in streams:
-                stream.restart("the call before failed")
+            self._undo("the call before failed")
             raise
-        return outputs
+        self.last_frames = records
+        return call.joined(parts)

@@ -29,7 +29,7 @@ from stc_video.cacher.watched_output import (
 from stc_video.errors import UnsupportedModelError
 from stc_video.towers.attention import key_mask
 from stc_video.towers.block import Tower
-from stc_video.towers.block_calls import Arguments, BatchCall, Call, bind, form, kind
+from stc_video.towers.block_calls import Arguments, BatchCall, Call, Place, bind, form, kind
 from stc_video.towers.bypassed import Bypassed
 from stc_video.towers.comparison import (
     disagreement,
@@ -79,7 +79,7 @@ class _Run:
 
     kind: Hashable
     call: Call
-    rows: slice
+    rows: Place
     x: Tensor
     seen: dict[int, Tensor]
     watched: type[WatchedOutput]
@@ -181,7 +181,7 @@ class SelfCheck:
         return nullcontext() if rows is None else self._watch(of_kind, call, rows)
 
     @contextmanager
-    def _watch(self, of_kind: Hashable, call: Call, rows: slice) -> Iterator[None]:
+    def _watch(self, of_kind: Hashable, call: Call, rows: Place) -> Iterator[None]:
         """Around the cacher's own pass: check the call block by block from here on."""
         x = call.states[rows]
         # Without any state the pass encodes the first frame densely, in front of all others.
@@ -194,7 +194,7 @@ class SelfCheck:
             self._refuse_broken(call, x, error)
             raise
         watched = type("_Watched", (WatchedOutput,), {})
-        seen = seen if is_fresh and rows.start == 0 else {}
+        seen = seen if is_fresh and not any(part.start for part in rows) else {}
         self._run = _Run(of_kind, call, rows, x, seen, watched)
         if self._entry is not None:
             self._hook = self._entry.register_forward_hook(self._leave, always_call=True)
@@ -296,7 +296,7 @@ class SelfCheck:
                     stock = states_of(self._patches[number].stock(x, *args, **kwargs))
                 ours = self._ours(run, number, output, bind(block.layer, args, kwargs))
                 reason = disagreement(*(one.index_select(-2, some) for one in (stock, ours, x)))
-                reason = reason or self._try_out(run, number, arguments)
+                reason = reason or self._try_out(run, number, (args, kwargs))
             reason += hint(block.layer) if reason else ""
         if reason:
             self._refuse(f"block {number}: {reason}")

@@ -149,10 +149,10 @@ class VarlenCacher(Cacher):
 
     # -- the forward -------------------------------------------------------------------------
 
-    def _check_call(self, module: nn.Module, batch: int | None) -> bool:
+    def _check_call(self, module: nn.Module) -> bool:
         """Refuse a call before any block runs; False if the cacher is paused."""
         self._tokens = {}
-        return super()._check_call(module, None)  # the rows of a call are no batch
+        return super()._check_call(module)
 
     def _first_forward(self, layer: nn.Module, hidden_states: Tensor, *args: Any, **kw: Any) -> Any:
         """Forward of the first block: encodes the frames through all blocks."""

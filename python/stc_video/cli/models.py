@@ -6,9 +6,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from stc_video.towers.families import TowerFamily
 
 
 @dataclass(frozen=True)
@@ -67,23 +70,24 @@ def tower_rows() -> list[tuple[str, ...]]:
             family.name,
             ", ".join(family.models),
             family.support,
-            _commands(family.models),
+            _commands(family),
             family.note or "-",
         )
         for family in TOWER_FAMILIES
     ]
 
 
-def _commands(models: Sequence[str]) -> str:
-    """Commands that load towers of these types, and of which types if not of all."""
+def _commands(family: TowerFamily) -> str:
+    """Commands that load towers of a family, and of which types if not of all."""
     from stc_video.loading.checkpoint import MODEL_CLASSES
 
     loaded = {kind.removesuffix("_vision_model").removesuffix("_vision") for kind in MODEL_CLASSES}
-    taken = [model for model in models if model in loaded]
+    models = family.models
+    taken = [model for model in models if model in loaded or family.in_rows]
     if not taken:
         return "-"
     which = "" if len(taken) == len(models) else f" ({', '.join(taken)})"
-    return f"run, fidelity, calibrate{which}"
+    return f"run, fidelity, calibrate, prune-study{which}"
 
 
 def markdown_tables() -> Iterator[str]:

@@ -17,6 +17,7 @@ from stc_video.cli.stop import Stop
 from stc_video.clock import Clock
 from stc_video.loading.vision import LoadedModel
 from stc_video.pruners import PrunedTokens, make_pruner
+from stc_video.pruners.base import with_rows
 from stc_video.report import FrameRecord, PromiseFacts
 from stc_video.report.pictures import webp
 from stc_video.video import VideoError, VideoFrame, VideoSource
@@ -225,7 +226,16 @@ class Pipeline:
         """Let a frame into the memory; a chunk of frames passes the language model at once."""
         if self._interview is None:
             return 0.0
-        self._interview.take(make_pruner("none")(features) if kept is None else kept, time)
+        kept = make_pruner("none")(features) if kept is None else kept
+        if deep := self.model.deep_features:
+            if self._pruner is not None and self._pruner.merges:
+                raise ValueError(
+                    f"--prune {self._settings.prune} merges tokens, to each of which this model "
+                    "adds features in its first layers; questions need a method that keeps tokens "
+                    "as they are, such as stc"
+                )
+            kept = with_rows(kept, torch.cat(list(deep), dim=-1))
+        self._interview.take(kept, time, self.model.feature_grid)
         return clock.lap()
 
     def _compare(

@@ -78,18 +78,11 @@ def prune_study(settings: PruneStudySettings) -> int:
     methods, budgets = settings.chosen_methods(), settings.chosen_budgets()
 
     def measure(setup: Setup) -> PruneStudy:
-        from stc_video.errors import UnsupportedModelError
-        from stc_video.models.qwen_vision import QwenEncoder
         from stc_video.studies.pruning.clips import encode_clip
         from stc_video.studies.pruning.study import run_study, steps
         from stc_video.studies.reference_masks import SaliencyMarker
 
         model = setup.model
-        if isinstance(model.vision, QwenEncoder):
-            raise UnsupportedModelError(
-                f"model {model.name}: stc prune-study cannot record the attention of this tower, "
-                "whose frames are rows behind one another; stc run --prune works with it"
-            )
         marker = SaliencyMarker(model.tower if settings.is_default_tower else None)
         [sources] = setup.clips.values()
         on_frame = setup.frames_bar("Encoding")

@@ -96,18 +96,20 @@ class Interview:
         self._due = list(questions)
         self._max_new_tokens = max_new_tokens
         self._last = 0.0
+        memory = RekvConfig(retrieve_tokens=retrieve_tokens)
+        chat.check_memory(memory)
         # Cacher and pruner belong to the run, which measures them.
         self._session = StreamingSession(
             chat.model,
             chat.processor,
-            memory=RekvConfig(retrieve_tokens=retrieve_tokens),
+            memory=memory,
             cache=None,
             prune="none",
         )
 
-    def take(self, kept: Any, time: float) -> None:
-        """Let the kept tokens of the next frame into the memory."""
-        self._session.push_tokens(kept, time)
+    def take(self, kept: Any, time: float, grid: tuple[int, int]) -> None:
+        """Let the kept tokens of the next frame, of a grid, into the memory."""
+        self._session.push_tokens(kept, time, grid)
         self._last = time
 
     def ask_before(self, time: float) -> None:

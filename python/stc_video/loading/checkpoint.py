@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import socket
 from collections.abc import Iterator
@@ -17,7 +18,9 @@ from safetensors import SafetensorError
 from stc_video.errors import UnsupportedModelError
 from stc_video.loading.placement import ModelError
 from stc_video.models.families import MODEL_FAMILIES
+from stc_video.models.packed_vision import takes_rows
 from stc_video.models.preprocess import load_processor
+from stc_video.towers.families import TOWER_FAMILIES
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -119,10 +122,22 @@ def _from_pretrained(
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(name, local_files_only=local)
-    model, report = model_class(config.model_type).from_pretrained(
+    made = _packed_tower(config) or model_class(config.model_type)
+    model, report = made.from_pretrained(
         name, dtype=dtype, local_files_only=local, output_loading_info=True
     )
     return model, sorted(report["missing_keys"])
+
+
+def _packed_tower(config: Any) -> Any | None:
+    """The class of a tower of packed rows that was saved alone, as its configuration names it."""
+    home = type(config).__module__.replace("configuration_", "modeling_")
+    family = next((f for f in TOWER_FAMILIES if home.split(".")[-2] in f.models), None)
+    names = getattr(config, "architectures", None) or ()
+    if family is None or not family.in_rows or not names:
+        return None
+    found = getattr(importlib.import_module(home), names[0], None)
+    return found if found is not None and takes_rows(found) else None
 
 
 @contextmanager

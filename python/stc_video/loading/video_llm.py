@@ -21,7 +21,6 @@ from stc_video.loading.vision import LoadedModel, wrap_model
 from stc_video.loading.world_model import WORLD_MODEL, load_world_model
 from stc_video.memory import memory_name
 from stc_video.models.families import MODEL_FAMILIES, family_of
-from stc_video.models.qwen_vision import QwenEncoder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -70,21 +69,9 @@ class ChatModel:
             )
 
     def vision(self) -> LoadedModel:
-        """Return the model's tower, projector and pooling, which stay part of the model.
-
-        Raises
-        ------
-        UnsupportedModelError
-            If two pictures are a frame of the model in a session.
-        """
+        """Return the model's tower, projector and pooling, which stay part of the model."""
         processor = self.processor.image_processor
-        made = wrap_model(self.model, self.name, processor, random=self.random, whole=True)
-        if isinstance(made.vision, QwenEncoder):
-            raise UnsupportedModelError(
-                f"model {self.name}: stc run asks no questions of a {type(self.model).__name__}, "
-                "whose frames are pairs of pictures in a session; stc chat and stc serve do"
-            )
-        return made
+        return wrap_model(self.model, self.name, processor, random=self.random, whole=True)
 
 
 def load_chat_model(

@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -20,6 +21,7 @@ from stc_video.loading.placement import ModelError, cast_weights, find_device, f
 from stc_video.models.adapter import adapter_for
 from stc_video.models.families import family_of
 from stc_video.models.llava_onevision import LlavaOnevisionAdapter, VisionEncoder
+from stc_video.models.packed_vision import PackedEncoder, takes_rows
 from stc_video.models.picture_frames import PictureAdapter, PictureEncoder
 from stc_video.models.preprocess import (
     Preprocessor,
@@ -27,7 +29,7 @@ from stc_video.models.preprocess import (
     patch_processor,
     square_side,
 )
-from stc_video.models.qwen_vision import QwenEncoder
+from stc_video.models.qwen_frames import TemporalPatches
 from stc_video.models.qwen_vl import QwenVLAdapter
 from stc_video.towers.pre_norm import count_prefix_tokens
 
@@ -42,7 +44,7 @@ _FAMILIES = {
     "dinov2": "DINOv2",
     "dinov2_with_registers": "DINOv2 with registers",
 }
-Encoder: TypeAlias = VisionEncoder | PictureEncoder | QwenEncoder
+Encoder: TypeAlias = VisionEncoder | PictureEncoder | PackedEncoder
 # Patches per frame of a SigLIP2 tower without a fixed input size, as its authors use it.
 _NAFLEX_PATCHES = 256
 
@@ -67,8 +69,8 @@ class LoadedModel:
         From frames to the tower's inputs.
     device, dtype
         Of the tower and its inputs.
-    vision : VisionEncoder, PictureEncoder, QwenEncoder or None
-        Projector and pooling, or merger, for a whole model.
+    vision : VisionEncoder, PictureEncoder, PackedEncoder or None
+        Projector and pooling, or merger, for a whole model; and a tower of packed rows.
     """
 
     tower: nn.Module
@@ -159,6 +161,11 @@ class LoadedModel:
             return self.vision.features(tokens)
         return tokens[:, self.prefix_tokens :]
 
+    @property
+    def deep_features(self) -> Sequence[Tensor]:
+        """What the last `features` (F, N, E) have besides (DeepStack of Qwen3-VL), if anything."""
+        return self.vision.deep_features if isinstance(self.vision, PackedEncoder) else ()
+
     def in_raster(self, values: Tensor) -> Tensor:
         """Put values of the patch tokens of a frame in the order of the grid, row by row.
 
@@ -168,7 +175,7 @@ class LoadedModel:
             (rows * columns,) in the order in which the tower has its patches: that of the grid but
             for Qwen-VL, which has them merge block by merge block, or window by window.
         """
-        if not isinstance(self.vision, QwenEncoder):
+        if not isinstance(self.vision, PackedEncoder):
             return values
         return torch.empty_like(values).index_copy(0, self.vision.places(self.grid), values)
 
@@ -271,7 +278,7 @@ def wrap_model(
     config: Any = tower.config
     if vision is not None:
         preprocessor = vision.preprocessor(processor)
-        if not whole:  # its memory can be used for something else
+        if not whole and known is not None:  # its memory can be used for something else
             untyped: Any = model
             for part in ("language_model", "text_model"):
                 if hasattr(untyped.model, part):
@@ -300,15 +307,17 @@ def wrap_model(
 def vision_encoder(model: PreTrainedModel) -> Encoder | None:
     """Return the parts of a whole model from pictures to tokens of its language model.
 
-    None for a tower alone.
+    Of a tower alone, what runs it if it takes packed rows, else None.
     """
+    if takes_rows(type(model)):
+        return PackedEncoder(model, partial(TemporalPatches, model))
     if family_of(model.config.model_type) is None:
         return None
     adapter = adapter_for(model, None)
     if isinstance(adapter, LlavaOnevisionAdapter):
         return adapter.vision
     if isinstance(adapter, QwenVLAdapter):
-        return QwenEncoder(adapter)
+        return PackedEncoder(adapter.tower, adapter.temporal_patches)
     assert isinstance(adapter, PictureAdapter)
     return PictureEncoder(adapter)
 
@@ -316,7 +325,7 @@ def vision_encoder(model: PreTrainedModel) -> Encoder | None:
 def _describe(config: Any, prefix: int, vision: Encoder | None, whole: str | None) -> str:
     family = _FAMILIES.get(config.model_type.removesuffix("_vision_model"), config.model_type)
     behind = "projector and pooling"
-    if isinstance(vision, QwenEncoder):
+    if isinstance(vision, PackedEncoder):
         layers, width, heads = vision.sizes
         behind = "merger; each frame a temporal patch of one picture"
     else:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from stc_video.models.preprocess import Preprocessor, processor_class
+from stc_video.models.preprocess import Preprocessor, processor_class, square_side
 
 #: bounds of a picture's size in tokens, those of the released processors for video
 MIN_TOKENS, MAX_TOKENS = 128, 768
@@ -41,6 +41,8 @@ class TemporalPatches:
         Side of a merge block, the rows of which follow one another.
     pictures
         How many make a frame.
+    side
+        Of a patch, in pixels.
     values
         P: values of a row.
     """
@@ -56,15 +58,17 @@ class TemporalPatches:
     ) -> None:
         config: Any = tower.config
         keep = {k: getattr(processor, k, None) for k in ("image_mean", "image_std", "resample")}
-        self.merge: int = config.spatial_merge_size
-        self.pictures: int = config.temporal_patch_size
-        token = (config.patch_size * config.spatial_merge_size) ** 2
-        self.values = 3 * self.pictures * config.patch_size**2
+        self.merge = max(2, getattr(config, "spatial_merge_size", 2))
+        pictures: Any = getattr(config, "temporal_patch_size", getattr(config, "patch_temporal", 1))
+        self.pictures = int(pictures or 1)
+        self.side = square_side(config.patch_size)
+        token = (self.side * self.merge) ** 2
+        self.values = 3 * self.pictures * self.side**2
         self.processor = processor_class("Qwen2VLImageProcessor")(
             size={"shortest_edge": min_tokens * token, "longest_edge": max_tokens * token},
-            patch_size=config.patch_size,
-            temporal_patch_size=config.temporal_patch_size,
-            merge_size=config.spatial_merge_size,
+            patch_size=self.side,
+            temporal_patch_size=self.pictures,
+            merge_size=self.merge,
             do_convert_rgb=False,
             **otherwise | {k: v for k, v in keep.items() if v is not None},
         )

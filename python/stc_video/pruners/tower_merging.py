@@ -241,7 +241,7 @@ class TowerMerger:
         self._watcher.remove()
         self._pass = None
 
-    def _check_call(self, module: nn.Module, _batch: int | None) -> bool:
+    def _check_call(self, module: nn.Module) -> bool:
         """Refuse a call before any layer runs."""
         self._pass = self._handed = None
         self._bypassed.check()

@@ -14,7 +14,7 @@ from torch import Tensor
 from stc_video.acceleration import Acceleration, accelerate
 from stc_video.checks import check_count
 from stc_video.config import CacheConfig
-from stc_video.errors import AnswerStoppedError, UnsupportedModelError
+from stc_video.errors import AnswerStoppedError
 from stc_video.memory import MemoryConfig, make_memory, memory_config
 from stc_video.models.pictures import FrameLike, TimeLike, to_times
 from stc_video.pruners import PrunedTokens, Pruner
@@ -173,28 +173,27 @@ class StreamingSession:
                 pixels, times = self._adapter.prepare(frames, timestamps)
             return [] if pixels is None else self._intake.encode(pixels, times)
 
-    def push_tokens(self, kept: PrunedTokens, timestamps: TimeLike = None) -> None:
+    def push_tokens(
+        self,
+        kept: PrunedTokens,
+        timestamps: TimeLike = None,
+        grid: tuple[int, int] | None = None,
+    ) -> None:
         """Take in the next frames of the stream, encoded and pruned elsewhere.
 
         Parameters
         ----------
         kept
-            Tokens (F, K, D) as the language model is given them, and their places.
+            Tokens (F, K, D) as the language model is given them, and their places; behind each
+            token what deepstack adds to the first layers (Qwen3-VL).
         timestamps
-            As for :meth:`push`.
-
-        Raises
-        ------
-        MemoryFullError
-            As for :meth:`push`.
-        UnsupportedModelError
-            If each video of the model has a grid of its own (Qwen-VL).
+            As for :meth:`push`, which also says what is raised.
+        grid
+            Rows and columns of the places, where each video has its own (Qwen-VL).
         """
-        model, grid = self._handle.model, self._handle.grid
+        model, grid = self._handle.model, grid or self._handle.grid
         if grid is None:
-            raise UnsupportedModelError(
-                f"push_tokens: frames of {type(model).__name__} have a grid each; use push"
-            )
+            raise ValueError(f"push_tokens: {type(model).__name__} needs a grid (H, W), got none")
         times = to_times(timestamps, len(kept.tokens))
         with self._push_lock:
             self._check_open()

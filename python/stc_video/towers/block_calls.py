@@ -12,11 +12,16 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from stc_video.towers.attention import key_mask
 from stc_video.towers.positions import Tables, tables_in
+from stc_video.towers.rows import Group, first_picture, groups_of, no_block_mask
 from stc_video.towers.varlen import VarlenTower
 
 #: arguments of a block: those by position and those by name
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+
+#: where a frame is in the hidden states of a call: an index of their first dimensions
+Place = tuple[slice, ...]
 
 #: arguments of varlen blocks that their parts take into account, or that follow from the others
 _VARLEN_ARGUMENTS = ("cu_seqlens", "max_seqlen", "position_embeddings", "rotary_pos_emb")
@@ -78,10 +83,10 @@ class Call(Protocol):
     def ignored(self, number: int, arguments: dict[str, Any]) -> str:
         """Say what the parts of a block ignore of its arguments; empty if nothing."""
 
-    def sample(self) -> slice | None:
-        """Rows of the frame that is checked; None if all have NaN or Inf."""
+    def sample(self) -> Place | None:
+        """Where the frame is that is checked; None if all have NaN or Inf."""
 
-    def cut(self, arguments: Arguments, rows: slice) -> Arguments:
+    def cut(self, arguments: Arguments, rows: Place) -> Arguments:
         """Arguments of a block, as if the call had that frame only."""
 
     def prepare(self) -> None:
@@ -92,22 +97,40 @@ class Call(Protocol):
 class BatchCall:
     """Frames (B, N, C) of a number of streams, one stream after another.
 
-    ``rotates`` is whether queries and keys are rotated as ``position_embeddings`` say.
+    ``rotates`` is whether queries and keys are rotated as ``position_embeddings`` say. ``sizes``
+    are those of several pictures that lie in one row (1, M, C).
     """
 
     states: Tensor
     streams: int = 1
     rotates: bool = False
+    sizes: tuple[int, ...] = ()
 
     @property
     def layout(self) -> Hashable:
-        """Nothing but the arguments counts."""
-        return None
+        """The sizes of the pictures of a row, which a mask does not show by its form."""
+        return self.sizes
 
     @property
     def is_single(self) -> bool:
-        """Frames of a batch are tried out as such, see :func:`comparison.try_out`."""
-        return True
+        """Whether each frame has a row of the batch; :func:`comparison.try_out` has two."""
+        return not self.sizes
+
+    def groups(self, arguments: dict[str, Any]) -> list[Group]:
+        """Frames that can be encoded together: all, or in a row those of one size and place."""
+        tables = tables_in(arguments)
+        if self.sizes:
+            return groups_of(self.states, self.sizes, tables)
+        return [Group(self.states, key_mask(arguments.get("attention_mask")), tables)]
+
+    def joined(self, outputs: Sequence[Mapping[int, Tensor]]) -> dict[int, Tensor]:
+        """What was made of each of the groups, by layer, in the form of the hidden states."""
+        if not self.sizes:
+            return dict(outputs[0])
+        return {
+            layer: torch.cat([part[layer].flatten(0, 1) for part in outputs])[None]
+            for layer in outputs[0]
+        }
 
     def ignored(self, number: int, arguments: dict[str, Any]) -> str:
         """Say what the parts of a block ignore of its arguments; empty if nothing."""
@@ -119,11 +142,12 @@ class BatchCall:
             if not tensors or name == "max_seqlen":
                 continue
             if name == "attention_mask" and isinstance(value, Tensor):
-                reason = _no_key_mask(value, self.states)
+                states, sizes = self.states, self.sizes
+                reason = no_block_mask(value, sizes) if sizes else _no_key_mask(value, states)
             elif name == "cu_seqlens" and isinstance(value, Tensor):
                 reason = self._several_in_a_row(value)
             elif self.rotates and name in PLACES:
-                reason = _no_places(arguments, self.states.shape[1])
+                reason = _no_places(arguments, self.states.shape[1], is_row=bool(self.sizes))
             else:
                 reason = f"it gets {name} {_shapes(tensors)}, which it would not see"
             if reason:
@@ -132,26 +156,32 @@ class BatchCall:
 
     def _several_in_a_row(self, bounds: Tensor) -> str:
         rows, tokens = self.states.shape[:2]
-        if rows == 1 and bounds.tolist() == [0, tokens]:
+        if rows == 1 and bounds.tolist() == [0, *accumulate(self.sizes or (tokens,))]:
             return ""
         return (
             f"it gets {bounds.numel() - 1} pictures in a row of {tokens} tokens (cu_seqlens), "
             "which would see each other; pass one picture a call"
         )
 
-    def sample(self) -> slice | None:
-        """Row of the first frame that is free of NaN and Inf.
+    def sample(self) -> Place | None:
+        """Place of the first frame that is free of NaN and Inf.
 
         It is the first of the batch, or, if that one is not usable, another of the same stream.
         """
+        inside = [slice(0, size) for size in self.sizes[:1]]
         for number in range(self.states.shape[0] if self.streams == 1 else 1):
-            if bool(torch.isfinite(self.states[number].sum(dtype=torch.float32))):
-                return slice(number, number + 1)
+            place = (slice(number, number + 1), *inside)
+            if bool(torch.isfinite(self.states[place].sum(dtype=torch.float32))):
+                return place
         return None
 
-    def cut(self, arguments: Arguments, rows: slice) -> Arguments:
+    def cut(self, arguments: Arguments, rows: Place) -> Arguments:
         """Arguments of a block, as if the call had that frame only."""
-        cut: Arguments = _rows_of(arguments, self.states.shape[0], rows)
+        cut: Arguments
+        if self.sizes:
+            cut = first_picture(arguments, self.sizes)
+        else:
+            cut = _rows_of(arguments, self.states.shape[0], rows[0])
         return cut
 
     def prepare(self) -> None:
@@ -217,15 +247,15 @@ class VarlenCall:
             start = end
         return ""
 
-    def sample(self) -> slice | None:
-        """Rows of the first frame of the first video, if it is free of NaN and Inf."""
-        rows = slice(0, self._size)
+    def sample(self) -> Place | None:
+        """Place of the first frame of the first video, if it is free of NaN and Inf."""
+        rows = (slice(0, self._size),)
         return rows if bool(torch.isfinite(self.states[rows].sum(dtype=torch.float32))) else None
 
-    def cut(self, arguments: Arguments, rows: slice) -> Arguments:
+    def cut(self, arguments: Arguments, rows: Place) -> Arguments:
         """Arguments of a block, as if the call had that frame only."""
         args, kwargs = arguments
-        cut: dict[str, Any] = _rows_of(kwargs, self.states.shape[0], rows)
+        cut: dict[str, Any] = _rows_of(kwargs, self.states.shape[0], rows[0])
         bounds = kwargs["cu_seqlens"]
         return args, cut | {"cu_seqlens": bounds[bounds <= self._size]}
 
@@ -266,15 +296,15 @@ def _no_key_mask(mask: Tensor, frames: Tensor) -> str:
     return ""
 
 
-def _no_places(arguments: dict[str, Any], tokens: int) -> str:
-    """Say why arguments do not tell the places of the last of a frame's tokens."""
+def _no_places(arguments: dict[str, Any], tokens: int, *, is_row: bool) -> str:
+    """Say why arguments do not tell the places of a frame's last tokens, or of all of a row."""
     try:
         tables = tables_in(arguments)
     except ValueError as error:
         return str(error)
     if tables is None:
         return "it gets position_ids without cosines and sines, which it would not see"
-    if tables.cos.shape[0] > tokens:
+    if tables.cos.shape[0] > tokens or (is_row and tables.cos.shape[0] != tokens):
         return f"it gets position_embeddings of {tables.cos.shape[0]} places for {tokens} tokens"
     return ""
 

@@ -21,6 +21,9 @@ from stc_video.towers.block import Tower
 from stc_video.towers.bypassed import is_foreign
 from stc_video.towers.patching import PatchedHook
 
+#: sizes of pictures, in patches
+Grids = tuple[tuple[int, ...], ...]
+
 
 @dataclass
 class TowerRequest:
@@ -32,12 +35,12 @@ class TowerRequest:
         Hidden states wanted: False, True for all, or their numbers as transformers counts them
         (0 is the input of the first layer).
     grids
-        SigLIP2's (height, width) of each row of the batch, Qwen-VL's (time, height, width) of each
-        video of the call, or empty.
+        SigLIP2's (height, width) of each row of the batch, MiniCPM-V's of each picture of the row,
+        Qwen-VL's (time, height, width) of each video of the call, or empty.
     """
 
     hidden: bool | frozenset[int] = False
-    grids: tuple[tuple[int, ...], ...] = ()
+    grids: Grids = ()
 
     def layers(self, tower: Tower) -> frozenset[int]:
         """Numbers of the tower's layers whose output is wanted, the last one always."""
@@ -60,14 +63,14 @@ class RequestWatcher:
     ancestors
         The tower and the modules between it and its layers, outermost first.
     check
-        Called with the tower and the batch size when a call begins; raises to refuse the call,
-        returns False if the call is none of ours.
+        Called with the tower when a call begins; raises to refuse the call, returns False if the
+        call is none of ours.
     no_attentions
         Why attention matrices cannot be had, as the end of a sentence.
     """
 
     ancestors: Sequence[nn.Module]
-    check: Callable[[nn.Module, int | None], bool]
+    check: Callable[[nn.Module], bool]
     no_attentions: str = (
         "is not available from a cached tower, because cached tokens have no attention row; "
         "detach the cacher first"
@@ -94,14 +97,14 @@ class RequestWatcher:
 
     def _notice(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         arguments = _bind(module, args, kwargs)
-        if not self.check(module, _batch_size(arguments)):
+        if not self.check(module):
             return
         for name in ("output_attentions", "head_mask"):
             if _asks(module, arguments, name):
                 raise ValueError(f"{type(module).__name__}: {name} {self.no_attentions}")
         hidden = _asks(module, arguments, "output_hidden_states")
         self._request.hidden = _merge(self._request.hidden, hidden)
-        for name in ("spatial_shapes", "grid_thw"):
+        for name in ("spatial_shapes", "target_sizes", "grid_thw"):
             if isinstance(shapes := arguments.get(name), torch.Tensor):
                 self._request.grids = tuple(tuple(shape) for shape in shapes.tolist())
 
@@ -110,12 +113,6 @@ def _bind(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> d
     """Arguments by name; positional ones are named after the forward of the class."""
     names = list(inspect.signature(type(module).forward).parameters)[1:]
     return dict(zip(names, args, strict=False)) | kwargs
-
-
-def _batch_size(arguments: dict[str, Any]) -> int | None:
-    tensors = (value for value in arguments.values() if isinstance(value, torch.Tensor))
-    first = next(tensors, None)
-    return None if first is None or first.dim() == 0 else first.shape[0]
 
 
 def _asks(module: nn.Module, arguments: dict[str, Any], name: str) -> Any:

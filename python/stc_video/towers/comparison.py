@@ -146,19 +146,20 @@ def try_out(block: Block, stock: Callable[..., Any], x: Tensor, arguments: Argum
         What else the block gets; tensors are left out, but for those that tell places.
     """
     bound = bind(block.layer, *arguments)
-    if isinstance(bound.get("cu_seqlens"), Tensor):
-        return ""  # all pictures are in one row
     tables = tables_in(bound)
     prefix = 0 if tables is None else x.shape[1] - tables.cos.shape[0]
     few = _two_pictures(x[0], _FEW + prefix)
     placed = [id(bound.get(name)) for name in PLACES]
     args, kwargs = _for_two(arguments, placed, few.shape[1] - prefix)
+    given = few
+    if isinstance(bounds := arguments[1].get("cu_seqlens"), Tensor):
+        given, kwargs = few.flatten(0, 1)[None], _in_row(kwargs, bounds, few.shape[1])
     if tables is not None:
         rows = slice(few.shape[1] - prefix)
         tables = tables._replace(cos=tables.cos[rows], sin=tables.sin[rows])
     with _sharpened(block), block.geometry.replaced(tables, few.shape[1]):
         try:
-            stock_states = states_of(stock(few, *args, **kwargs))
+            stock_states = states_of(stock(given, *args, **kwargs)).view_as(few)
         except (RuntimeError, TypeError, ValueError, IndexError) as error:
             return f"it takes no two pictures of {few.shape[1]} tokens ({_first_line(error)})"
         return disagreement(stock_states, from_parts(block, few), few)
@@ -199,6 +200,15 @@ def _for_two(value: Any, placed: Sequence[int], rows: int) -> Any:
         inside = [*placed, *map(id, value)] if id(value) in placed else placed
         return type(value)(_for_two(part, inside, rows) for part in value)
     return None if isinstance(value, Tensor) else value
+
+
+def _in_row(kwargs: dict[str, Any], bounds: Tensor, tokens: int) -> dict[str, Any]:
+    """Arguments of two pictures of so many tokens that lie in one row."""
+    both = kwargs | {"cu_seqlens": torch.tensor([0, tokens, 2 * tokens]).to(bounds)}
+    places = kwargs.get("position_embeddings")
+    if isinstance(places, (tuple, list)):
+        both["position_embeddings"] = type(places)(torch.cat([one, one], -2) for one in places)
+    return both
 
 
 def _two_pictures(tokens: Tensor, number: int) -> Tensor:

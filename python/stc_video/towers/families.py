@@ -38,6 +38,8 @@ class TowerFamily:
         Why it is refused, or what is refused of it; a clause in words.
     by_name
         Whether it is refused by its name, because the reason does not show in a block.
+    in_rows
+        Whether it takes all pictures of a call as rows behind one another.
     """
 
     name: str
@@ -45,13 +47,13 @@ class TowerFamily:
     support: str = EXACT
     note: str = ""
     by_name: bool = False
+    in_rows: bool = False
 
 
-_ONE_PICTURE = "one picture a call, since all pictures of a call lie in one row"
 _ONE_VIDEO = "one video or image a call, or one for each stream"
 _SPANS_FRAMES = "its tokens span frames, so that no token belongs to one frame alone"
 _WINDOWS = "its blocks attend in windows or pool between stages"
-_MERGED = f"blocks behind the merger between two of them run as they are; {_ONE_PICTURE}"
+_MERGED = "blocks behind the merger between two of them run as they are"
 _IN_ORDER = "with mask_ratio=0 and noise given, else its tokens are shuffled"
 _OTHER_WEIGHTS = "its blocks have weights that no row of the table names"
 _NO_BLOCKS = "it has no list of blocks that fit a row of the table"
@@ -61,25 +63,29 @@ def _exact(name: str, *models: str, note: str = "") -> TowerFamily:
     return TowerFamily(name, models, EXACT, note)
 
 
+def _in_rows(name: str, *models: str, note: str = _ONE_VIDEO) -> TowerFamily:
+    return TowerFamily(name, models, EXACT, note, in_rows=True)
+
+
 def _refused(name: str, *models: str, note: str, by_name: bool = False) -> TowerFamily:
     return TowerFamily(name, models, REFUSED, note, by_name)
 
 
 TOWER_FAMILIES = (
-    _exact("Qwen2-VL", "qwen2_vl", "qwen2_5_vl", note=_ONE_VIDEO),
-    _exact("Qwen3-VL", "qwen3_vl", "qwen3_vl_moe", note=_ONE_VIDEO),
-    _exact("Qwen3.5", "qwen3_5", "qwen3_5_moe", "qwen4_exp", note=_ONE_VIDEO),
-    _exact("Qwen-Omni", "qwen2_5_omni", "qwen3_omni_moe", note=_ONE_VIDEO),
-    _exact("GLM-4V", "glm4v", "glm4v_moe", "glm_ocr", "glm_image", "glm5_next", note=_ONE_VIDEO),
-    _exact("EXAONE 4.5", "exaone4_5", note=_ONE_VIDEO),
-    _exact("ERNIE 4.5 VL", "ernie4_5_vl_moe", note=_ONE_VIDEO),
-    _exact("VideoLLaMA 3", "video_llama_3", note=_ONE_VIDEO),
-    _exact("Kimi-K2.5", "kimi_k25", note=_ONE_VIDEO),
-    _exact("Cohere Compass", "cohere_compass", note=_ONE_VIDEO),
-    _exact("Muse", "muse_glimmer", "muse_spark", note=_ONE_VIDEO),
-    _exact("Cosmos3-Edge", "cosmos3_edge", note=_ONE_VIDEO),
-    _exact("PaddleOCR-VL", "paddleocr_vl", note=_ONE_VIDEO),
-    _exact("dots3", "dots3_note", note=_ONE_VIDEO),
+    _in_rows("Qwen2-VL", "qwen2_vl", "qwen2_5_vl"),
+    _in_rows("Qwen3-VL", "qwen3_vl", "qwen3_vl_moe"),
+    _in_rows("Qwen3.5", "qwen3_5", "qwen3_5_moe", "qwen4_exp"),
+    _in_rows("Qwen-Omni", "qwen2_5_omni", "qwen3_omni_moe"),
+    _in_rows("GLM-4V", "glm4v", "glm4v_moe", "glm_ocr", "glm_image", "glm5_next"),
+    _in_rows("EXAONE 4.5", "exaone4_5"),
+    _in_rows("ERNIE 4.5 VL", "ernie4_5_vl_moe"),
+    _in_rows("VideoLLaMA 3", "video_llama_3"),
+    _in_rows("Kimi-K2.5", "kimi_k25"),
+    _in_rows("Cohere Compass", "cohere_compass"),
+    _in_rows("Muse", "muse_glimmer", "muse_spark"),
+    _in_rows("Cosmos3-Edge", "cosmos3_edge"),
+    _in_rows("PaddleOCR-VL", "paddleocr_vl"),
+    _in_rows("dots3", "dots3_note"),
     _exact("SigLIP", "siglip", "siglip2"),
     _exact("CLIP", "clip", "altclip", "chinese_clip", "metaclip_2", "clipseg", "kosmos2", "git"),
     _exact("OWL-ViT", "owlvit", "owlv2"),
@@ -101,10 +107,10 @@ TOWER_FAMILIES = (
     _exact("BLIP", "blip", "blip_2", "instructblip", "instructblipvideo"),
     _exact("Step3.7", "step3p7"),
     _exact("Perception Encoder", "timm_wrapper", note="and plain ViTs of timm; needs timm"),
-    _exact("Pixtral", "pixtral", note=_ONE_PICTURE),
-    _exact("HunYuan-VL", "hunyuan_vl", "hy_v4_vl", note=_ONE_PICTURE),
-    _exact("MiniMax-M3", "minimax_m3_vl", note=_ONE_PICTURE),
-    _exact("MiniCPM-V", "minicpmv4_6", "minicpmv4_7", "minicpm_ocr", note=_MERGED),
+    _in_rows("Pixtral", "pixtral", note=""),
+    _in_rows("HunYuan-VL", "hunyuan_vl", "hy_v4_vl", note=""),
+    _in_rows("MiniMax-M3", "minimax_m3_vl", note=""),
+    _in_rows("MiniCPM-V", "minicpmv4_6", "minicpmv4_7", "minicpm_ocr", note=_MERGED),
     _refused("V-JEPA 2", "vjepa2", note=_SPANS_FRAMES, by_name=True),
     _refused("VideoMAE", "videomae", note=_SPANS_FRAMES, by_name=True),
     _refused("ViViT", "vivit", "timesformer", "videoprism", note=_SPANS_FRAMES, by_name=True),

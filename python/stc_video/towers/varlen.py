@@ -105,7 +105,7 @@ class VarlenTower:
                 f"attach_cacher: the blocks of {type(tower).__name__} must be on one device, "
                 f"got {', '.join(sorted(devices))}"
             )
-        full = getattr(tower, "fullatt_block_indexes", range(len(layers)))
+        full = _full_attention(tower, len(layers))
         geometry = FrameGeometry()
         blocks = tuple(
             Block.of(layer, geometry, number not in full) for number, layer in enumerate(layers)
@@ -137,13 +137,36 @@ class VarlenTower:
 
         For frames whose rows come merge block by merge block, as from Qwen-VL's processors.
         """
-        side = self.merge
-        raster = torch.arange(height * width).view(height // side, side, width // side, side)
-        blocks = raster.transpose(1, 2)
-        window = self.window or max(blocks.shape[:2])
-        return torch.cat([
-            part.flatten() for rows in blocks.split(window) for part in rows.split(window, dim=1)
-        ])  # fmt: skip
+        return places_of(height, width, self.merge, self.window)
+
+
+def places_of(height: int, width: int, side: int, window: int) -> Tensor:
+    """Places on a grid, counted row by row, of rows in merge blocks, and these in windows if any.
+
+    Parameters
+    ----------
+    height, width
+        Of the grid.
+    side
+        Of a merge block.
+    window
+        Side of a window in merge blocks, or 0.
+    """
+    raster = torch.arange(height * width).view(height // side, side, width // side, side)
+    blocks = raster.transpose(1, 2)
+    window = window or max(blocks.shape[:2])
+    return torch.cat([
+        part.flatten() for rows in blocks.split(window) for part in rows.split(window, dim=1)
+    ])  # fmt: skip
+
+
+def _full_attention(tower: Any, layers: int) -> Sequence[int]:
+    """Numbers of the blocks that attend to the whole frame, not to a window (Qwen2.5-VL, Muse)."""
+    kinds = getattr(getattr(tower, "config", None), "layer_types", None) or ()
+    if "window_attention" in kinds:
+        return [number for number, kind in enumerate(kinds) if kind != "window_attention"]
+    every: Sequence[int] = getattr(tower, "fullatt_block_indexes", range(layers))
+    return every
 
 
 def _pieces(length: int, size: int) -> list[int]:

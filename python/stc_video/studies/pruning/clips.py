@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import interpolate
 
+from stc_video.errors import UnsupportedModelError
 from stc_video.loading.vision import LoadedModel
 from stc_video.pruners import Attention
 from stc_video.pruners.attention_capture import AttentionCapture, capture_attention
@@ -187,11 +188,10 @@ def encode_clip(
     """
     taken = _Taken(model, marker)
     problem = None
-    with source, torch.inference_mode(), _capture(model.tower) as capture:
+    with source, torch.inference_mode(), taken:
         try:
             for frame in source:
                 taken.encode(frame)
-                taken.attentions.append(capture.take())
                 on_frame()
         except VideoError as error:
             if not taken.times:
@@ -200,9 +200,17 @@ def encode_clip(
     return taken.clip(name, problem)
 
 
-def _capture(tower: nn.Module) -> AttentionCapture:
-    """Record the last layer but one, as VisionZip takes it; a tower of one layer has only that."""
-    return capture_attention(tower, max(-2, -len(PreNormTower.of(tower).blocks)))
+def _capture(model: LoadedModel) -> AttentionCapture | None:
+    """Record the last layer but one, as VisionZip takes it; a tower of one layer has only that.
+
+    None if its tokens are pooled or merged before they are pruned, or it cannot be recorded.
+    """
+    if model.vision is not None:
+        return None
+    try:
+        return capture_attention(model.tower, max(-2, -len(PreNormTower.of(model.tower).blocks)))
+    except UnsupportedModelError:
+        return None
 
 
 def _joined(parts: list[Attention]) -> Attention:
@@ -219,17 +227,25 @@ class _Taken:
     def __init__(self, model: LoadedModel, marker: SaliencyMarker) -> None:
         self._model = model
         self._marker = marker
+        self._capture = _capture(model)
+        self._attentions: list[Attention] = []
         self.times: list[float] = []
-        self.attentions: list[Attention] = []
         self._features: list[Tensor] = []
         self._pixels: list[Tensor] = []
         self._salient: list[Tensor] = []
         self._pictures: list[bytes] = []
 
+    def __enter__(self) -> _Taken:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._capture is not None:
+            self._capture.remove()
+
     def encode(self, frame: VideoFrame) -> None:
         model = self._model
         inputs = model.pixels([frame.image])
-        tokens = model.encode(inputs)
+        tokens = self._encoded(inputs)
         picture = model.display(inputs)[0]
         pixels = _pixels(picture, model.feature_grid)
         if self._marker.tower is model.tower:
@@ -242,11 +258,21 @@ class _Taken:
         self._salient.append(salient.to(model.device))
         self._pictures.append(webp(picture, side=_PICTURE_SIDE, quality=75))
 
+    def _encoded(self, inputs: dict[str, Tensor]) -> Tensor:
+        """Run the tower, without its attention from where that turns out not to be recordable."""
+        if self._capture is not None:
+            try:
+                tokens = self._model.encode(inputs)
+                self._attentions.append(self._capture.take())
+                return tokens
+            except UnsupportedModelError:
+                self._capture = None  # it has taken itself off
+        return self._model.encode(inputs)
+
     def clip(self, name: str, problem: str | None) -> EncodedClip:
         features, pixels = torch.cat(self._features), torch.cat(self._pixels)
         grid = self._model.feature_grid
-        attention = _joined(self.attentions)
-        fits = attention.key.shape[1] - attention.prefix == features.shape[1]
+        attention = _joined(self._attentions) if self._capture is not None else None
         return EncodedClip(
             name=name,
             times=tuple(self.times),
@@ -255,7 +281,7 @@ class _Taken:
             pixels=pixels.to(features.device),
             moved=moved_tokens(pixels, grid).to(features.device),
             salient=torch.cat(self._salient),
-            attention=attention if fits else None,
+            attention=attention,
             pictures=tuple(self._pictures),
             problem=problem,
         )

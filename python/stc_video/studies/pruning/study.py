@@ -202,8 +202,8 @@ def run_study(
         names = ", ".join(method.name for method in methods)
         raise ValueError(f"no method is left: {names} needs attention over the pruned tokens")
     notes = [
-        f"{method.name} is left out: it needs the attention over the pruned tokens, which this "
-        "model pools"
+        f"{method.name} is left out: it needs the attention over the pruned tokens, which is not "
+        "known of this model"
         for method in methods
         if method not in able
     ]
