@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers import MistralConfig, MistralModel
 
 from stc_video import StreamingSession, UnsupportedModelError, WindowConfig
-from stc_video.memory import Frame, RekvMemory
+from stc_video.memory import Frame, PlainConfig, PlainMemory, RekvMemory
 from stc_video.memory.masks import causal_mask
 
 SLIDES = 8  # sliding_window of the small model
@@ -120,12 +120,14 @@ def test_each_attention_that_takes_a_mask(gemma, attention):
     assert found == [expected] * 3
 
 
-def test_an_attention_that_takes_none_is_refused(gemma):
-    model = make_model("gemma3")
-    model.set_attn_implementation("flex_attention")
+def test_an_attention_that_takes_none_is_refused():
+    model = make_model("gemma3").model.language_model
+    memory = PlainMemory(model, PlainConfig())
+    memory.begin(embeds(PREFIX, 100))
+    model.config._attn_implementation = "flex_attention"
     with pytest.raises(UnsupportedModelError, match="must be eager or sdpa, got 'flex_attention'"):
-        open_session("gemma3", model)
-    assert not hasattr(model, "stc")
+        memory.append(shown([4]))
+    assert memory.tokens == PREFIX
 
 
 def test_pictures_larger_than_what_a_layer_sees_are_refused():
