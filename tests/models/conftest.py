@@ -19,6 +19,7 @@ if Version(transformers.__version__) < Version("4.57"):
     collect_ignore = [
         "test_cache_argument.py",
         "test_conversations.py",
+        "test_gemma_memory.py",
         "test_generate.py",
         "test_self_check.py",
         "test_livecc.py",

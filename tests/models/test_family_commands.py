@@ -29,7 +29,6 @@ from stc_video.serve.hub import StreamHub
 NAMES = [name for name in model_names() if "moe" not in name]
 #: memories that a family cannot have, with what is said
 NO_REKV = "memory must be plain or window for Qwen3.5, got rekv; refused there are"
-NO_SESSIONS = "memory must be none for Gemma 3, got"
 
 
 @pytest.fixture(scope="module", params=NAMES)
@@ -59,7 +58,7 @@ def stc(capsys) -> Callable[..., tuple[int, str]]:
 
 def refusal(name: str, memory: str) -> str:
     """What is said of a memory; empty if the family has it."""
-    return NO_SESSIONS if name == "gemma3" else NO_REKV * ((name, memory) == ("qwen3.5", "rekv"))
+    return NO_REKV * ((name, memory) == ("qwen3.5", "rekv"))
 
 
 @pytest.mark.parametrize("memory", ["rekv", "window"])

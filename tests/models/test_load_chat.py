@@ -116,14 +116,10 @@ def test_every_family_by_its_folder(name: str, tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     writer.save_pretrained(tmp_path)
     chat = load_chat_model(tmp_path)
-    if name == "gemma3":
-        with pytest.raises(UnsupportedModelError, match="no memory does"):
-            StreamingSession(chat.model, chat.processor)
-    else:
-        settings = {"memory": "plain", "cache": None, "tokens_per_frame": 2}
-        with StreamingSession(chat.model, chat.processor, **settings) as session:
-            session.push(prepared(name, 2))
-            assert session.ask("what?", **GREEDY).ids.numel() == 5
+    settings = {"memory": "plain", "cache": None, "tokens_per_frame": 2}
+    with StreamingSession(chat.model, chat.processor, **settings) as session:
+        session.push(prepared(name, 2))
+        assert session.ask("what?", **GREEDY).ids.numel() == 5
     if name in QWEN:  # its tower: test_qwen_towers.py
         return
     loaded = load_model(tmp_path)

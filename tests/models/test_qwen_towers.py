@@ -26,7 +26,7 @@ from stc_video.cli.app import run_app
 from stc_video.cli.questions import Interview, Question
 from stc_video.loading.video_llm import load_chat_model
 from stc_video.loading.vision import load_model
-from stc_video.memory.config import COMMAND_MEMORY
+from stc_video.memory.config import RekvConfig
 from stc_video.models.preprocess import processor_class
 from stc_video.models.qwen_prompt import token_rows
 from stc_video.pruners.base import with_rows
@@ -155,7 +155,7 @@ def test_a_question_of_a_run_is_about_pictures_that_stand_still(name, tmp_path) 
         interview.finish()
     interview.close()
     assert bool(vision.deep_features) == (name == "qwen3-vl")
-    memory = replace(COMMAND_MEMORY, retrieve_tokens=400)
+    memory = RekvConfig(retrieve_tokens=400)
     with StreamingSession(
         chat.model, chat.processor, memory=memory, cache=None, prune="none"
     ) as session:

@@ -26,7 +26,7 @@ if Version(transformers.__version__) < Version("5"):
 
 FRAMES = 4
 SQUARE = {"height": SIDE, "width": SIDE}
-NAMES = [name for name in model_names() if name != "gemma3" and "moe" not in name]
+NAMES = [name for name in model_names() if "moe" not in name]
 
 
 @pytest.fixture(autouse=True)
@@ -62,6 +62,14 @@ def processor_of(name: str) -> Any:
         images = transformers.SmolVLMImageProcessor(**edges, do_image_splitting=False)
         videos = transformers.SmolVLMVideoProcessor(**edges)
         return transformers.SmolVLMProcessor(images, writer, videos, SMALL, **template)
+    if name == "gemma3":
+        marks = {"image_token": "<image_soft_token>", "boi_token": "<start_of_image>",
+                 "eoi_token": "<end_of_image>"}  # fmt: skip
+        for key, mark in marks.items():
+            setattr(writer, key, mark)
+            setattr(writer, f"{key}_id", writer.convert_tokens_to_ids(mark))
+        images = transformers.Gemma3ImageProcessor(size=SQUARE)
+        return transformers.Gemma3Processor(images, writer, image_seq_length=SMALL, **template)
     size = {"size": {"shortest_edge": SIDE}, "crop_size": SQUARE}
     return transformers.LlavaNextVideoProcessor(
         transformers.LlavaNextVideoVideoProcessor(**size),
@@ -72,14 +80,20 @@ def processor_of(name: str) -> Any:
 
 
 def inputs_of(name: str, processor: Any, frames: np.ndarray) -> dict[str, torch.Tensor]:
-    content = [{"type": "video"}, {"type": "text", "text": QUESTION}]
+    if name == "gemma3":  # whose videos are pictures
+        content = [*[{"type": "image"}] * len(frames), {"type": "text", "text": QUESTION}]
+        given = {"images": [list(frames)]}
+    else:
+        content = [{"type": "video"}, {"type": "text", "text": QUESTION}]
+        given = shown([[frames]])
     text = processor.tokenizer.apply_chat_template(
         [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
     )
     # Newer releases leave the marks of the template around the video, which older ones and vLLM do
     # not; a session writes what the older ones write.
     text = text.replace("<|vision_start|><|video_pad|><|vision_end|>", "<|video_pad|>")
-    return dict(processor(text=[text], **shown([[frames]]), return_tensors="pt"))
+    # As its apply_chat_template does: the template has begun the text, if anything does.
+    return dict(processor(text=[text], **given, add_special_tokens=False, return_tensors="pt"))
 
 
 def shown(videos: list[list[np.ndarray]]) -> dict[str, Any]:
@@ -111,7 +125,8 @@ def test_what_the_processor_makes(name):
     if name == "smolvlm":  # whose opening sentence a session leaves out
         return
     parts = SimpleNamespace(
-        tokenizer=processor.tokenizer, image_processor=processor.video_processor
+        tokenizer=processor.tokenizer,
+        image_processor=getattr(processor, "video_processor", processor.image_processor),
     )
     with StreamingSession(model, parts, memory="plain", cache=None, prune="none") as session:
         session.push(frames, timestamps=[float(k) for k in range(FRAMES)])
@@ -139,9 +154,14 @@ def test_nothing_pruned_is_the_stock_model(name, case):
             f"<|vision_start|><|{kind}_pad|><|vision_end|>" for kind in ("image", "video")
         )
     frames, given = clip(name, FRAMES + 1), {}
-    if "image" in case:
+    if name == "gemma3":
+        image = "<start_of_image>"
+        video = image * FRAMES
+        parts = {"I": [frames[-1]], "V": list(frames[:FRAMES])}
+        given["images"] = [[f for c in p for f in parts.get(c, [])] for p in PROMPTS[case]]
+    elif "image" in case:
         given["images"] = [[frames[-1]]]
-    if "V" in PROMPTS[case][0]:
+    if "V" in PROMPTS[case][0] and name != "gemma3":
         counts = (prompt.count("V") for prompt in PROMPTS[case])
         given |= shown([[frames[k : k + FRAMES] for k in range(count)] for count in counts])
     text = [prompt.translate({ord("I"): image, ord("V"): video}) for prompt in PROMPTS[case]]

@@ -31,12 +31,11 @@ MARKS = {
     "internvl": ("<IMG_CONTEXT>", "<video>", "<img>", "</img>"),
     "smolvlm": ("<image>", "<video>", "<fake_token_around_image>", "<global-img>"),
     "llava-next-video": ("<image>", "<video>"),
+    "gemma3": ("<image_soft_token>", "<unused0>", "<start_of_image>", "<end_of_image>"),
 }
 #: those with experts go the ways of those without
 NAMES = [
-    pytest.param(name, marks=pytest.mark.long if "moe" in name else ())
-    for name in model_names()
-    if name != "gemma3"
+    pytest.param(name, marks=pytest.mark.long if "moe" in name else ()) for name in model_names()
 ]
 WITHOUT_REKV = ("qwen3.5", "qwen3.5-moe")
 
@@ -55,8 +54,17 @@ def _no_grad():
 def writer_of(name: str) -> Any:
     """The tokenizer of a family, whose template writes a video as the released ones do."""
     mark = "<|vision_start|><|video_pad|><|vision_end|>"
-    chat = CHAT if name in QWEN else CHAT.replace(mark, "<video>")
-    return make_tokenizer(chat, MARKS.get(name, QWEN_MARKS))
+    chat = CHAT if name in QWEN else CHAT.replace(mark, mark_of(name))
+    if name == "gemma3":  # whose template knows no videos
+        chat = chat.replace("== 'video'", "== 'image'").replace("['text']", "['text'] | trim")
+    return make_tokenizer(chat, MARKS.get(name, QWEN_MARKS), like_gemma=name == "gemma3")
+
+
+def mark_of(name: str) -> str:
+    """What the chat template of a family writes for a video."""
+    if name in QWEN:
+        return "<|vision_start|><|video_pad|><|vision_end|>"
+    return "<start_of_image>" if name == "gemma3" else "<video>"
 
 
 def video_text(name: str, frames: int) -> str:
@@ -72,17 +80,21 @@ def video_text(name: str, frames: int) -> str:
         fake = "<fake_token_around_image>"
         shown = f"{fake}<global-img>{'<image>' * count}{fake}"
         return "".join(f"\nFrame from 00:{k:02d}:{shown}" for k in range(frames)) + "\n\n"
+    if name == "gemma3":
+        return f"\n\n<start_of_image>{'<image_soft_token>' * count}<end_of_image>\n\n" * frames
     return "<video>" * (count * frames)
 
 
 def stock_inputs(name: str, frames: int = FRAMES) -> dict[str, Tensor]:
     writer = writer_of(name)
-    content = [{"type": "video"}, {"type": "text", "text": QUESTION}]
+    kind = "image" if name == "gemma3" else "video"
+    content = [{"type": kind}, {"type": "text", "text": QUESTION}]
     text = writer.apply_chat_template(
         [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
     )
-    mark = "<|vision_start|><|video_pad|><|vision_end|>" if name in QWEN else "<video>"
-    ids = writer(text.replace(mark, video_text(name, frames)), return_tensors="pt").input_ids
+    text = text.replace(mark_of(name), video_text(name, frames))
+    # The template has begun the text, if anything does.
+    ids = writer(text, return_tensors="pt", add_special_tokens=False).input_ids
     return with_ids(name, ids, **video_inputs(name, [(frames, 0)]))
 
 
@@ -145,7 +157,7 @@ def test_a_window_is_a_video_of_its_own(family):
         open_session(name, model) as alone,
     ):
         session.push(frames, timestamps=[3.0, 3.0, 5.0, 6.0])
-        if name == "internvl":  # whose frames are counted
+        if name in ("internvl", "gemma3"):  # whose frames are counted
             alone._adapter._number = 2
         alone.push(frames[2:], timestamps=[5.0, 6.0])
         torch.testing.assert_close(session.logits(QUESTION), alone.logits(QUESTION), **CLOSE)
@@ -184,10 +196,3 @@ def test_pictures_of_a_camera(family):
             text = session.tokenizer.decode(session._adapter.frame_text(0.5)[0])
             assert "<0.5 seconds>" in text
             assert session._intake.frames == 2
-
-
-def test_gemma_has_no_memory():
-    model = make_model("gemma3")
-    with pytest.raises(UnsupportedModelError, match="in both directions, which no memory does"):
-        StreamingSession(model, writer_of("internvl"), cache=None, prune="none")
-    assert not hasattr(model, "stc")

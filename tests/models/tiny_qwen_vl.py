@@ -8,7 +8,7 @@ import inspect
 import numpy as np
 import torch
 import transformers
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from torch import Tensor
 
 VOCABULARY, PAD = 200, 199
@@ -128,18 +128,31 @@ QWEN_MARKS = ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_en
 
 
 def make_tokenizer(
-    chat_template: str, marks: tuple[str, ...] = QWEN_MARKS
+    chat_template: str, marks: tuple[str, ...] = QWEN_MARKS, *, like_gemma: bool = False
 ) -> transformers.PreTrainedTokenizerFast:
-    """One token per byte of text, and the special ones: those of pictures from IMAGE on."""
+    """One token per byte of text, and the special ones: those of pictures from IMAGE on.
+
+    Like Gemma's it has a token for newlines in a row, and begins texts with one of its own.
+    """
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     needed = [chr(code) for code in range(33, 127)] + ["\u010a", "\u0120"]  # newline, space
     letters = needed + sorted(set(alphabet) - set(needed))[: IMAGE - 2 - len(needed)]
-    raw = Tokenizer(models.BPE({c: i for i, c in enumerate(letters)}, [], unk_token=letters[0]))
+    line, merges = "\u010a", []
+    if like_gemma:
+        letters[-3:] = [line * count for count in (2, 3, 4)]
+        merges = [(line, line), (line * 2, line), (line * 2, line * 2)]
+    raw = Tokenizer(models.BPE({c: i for i, c in enumerate(letters)}, merges, unk_token=letters[0]))
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     raw.decoder = decoders.ByteLevel()
     raw.add_special_tokens(["<|im_start|>", "<|im_end|>", *marks])
     assert [raw.token_to_id(mark) for mark in marks] == [*range(IMAGE, IMAGE + len(marks))]
-    made = transformers.PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="<|im_end|>")
+    ends = {"eos_token": "<|im_end|>"}
+    if like_gemma:
+        ends["bos_token"] = begin = "<|im_start|>"
+        raw.post_processor = processors.TemplateProcessing(
+            single=f"{begin} $A", special_tokens=[(begin, raw.token_to_id(begin))]
+        )
+    made = transformers.PreTrainedTokenizerFast(tokenizer_object=raw, **ends)
     made.chat_template = chat_template
     return made
 

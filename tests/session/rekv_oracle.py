@@ -23,15 +23,14 @@ def rotated(x: Tensor, positions: list[tuple[int, ...]], axes: list[int], invers
     return out
 
 
-def attention(query, key, value, at, axes, inverse) -> Tensor:
-    """Softmax of the last tokens over all keys that are not behind them; (n, H * d)."""
+def attention(query, key, value, at, axes, inverse, seen) -> Tensor:
+    """Softmax of the last tokens over the keys that each sees (n, m); (n, H * d)."""
     first = len(at) - query.shape[1]
     q, k = rotated(query, at[first:], axes, inverse), rotated(key, at, axes, inverse)
     repeat = q.shape[0] // k.shape[0]
     k, v = k.repeat_interleave(repeat, 0), value.double().repeat_interleave(repeat, 0)
     logits = q @ k.transpose(1, 2) / math.sqrt(q.shape[-1])
-    later = torch.arange(len(at)) > torch.arange(first, len(at))[:, None]
-    weights = logits.masked_fill(later, -torch.inf).softmax(-1)
+    weights = logits.masked_fill(~seen, -torch.inf).softmax(-1)
     return (weights @ v).transpose(0, 1).flatten(1).float()
 
 
@@ -62,8 +61,7 @@ class RekvOracle:
         self.lm = model.model.language_model
         self.head = model.lm_head
         self.window, self.budget = window, budget
-        self.inverse = self.lm.rotary_emb.inv_freq
-        self.axes = self.axes or [0] * len(self.inverse)
+        self.axes = self.axes or [0] * (self.lm.layers[0].self_attn.head_dim // 2)
         self.frames: list[Stored] = []
         self.retrieved: list[list[int]] = []
 
@@ -78,6 +76,22 @@ class RekvOracle:
     def _finish(self, layer, x, out):
         x = x + layer.self_attn.o_proj(out)
         return x + layer.mlp(layer.post_attention_layernorm(x))
+
+    def _inverse(self, layer) -> Tensor:
+        return self.lm.rotary_emb.inv_freq
+
+    def _seen(self, layer, queries: Tensor, keys: Tensor, picture: bool) -> Tensor:
+        """Which keys (m,), by their number, each query (n, 1) sees: (n, m)."""
+        return keys <= queries
+
+    def _order(self, layer, scores: list[float]) -> list[int]:
+        """Frames, best first."""
+        return sorted(range(len(scores)), key=lambda i: -scores[i])
+
+    def _attend(self, layer, query, key, value, at, picture: bool = False) -> Tensor:
+        keys = torch.arange(len(at))
+        seen = self._seen(layer, keys[len(at) - query.shape[1] :, None], keys, picture)
+        return attention(query, key, value, at, self.axes, self._inverse(layer), seen)
 
     def begin(self, prefix: Tensor) -> None:
         self.prefix = self._run(prefix, [])
@@ -119,7 +133,7 @@ class RekvOracle:
             made.values.append(v)
             keys = torch.cat([s.keys[number] for s in before] + [k], 1)
             values = torch.cat([s.values[number] for s in before] + [v], 1)
-            out = attention(q, keys, values, at, self.axes, self.inverse)
+            out = self._attend(layer, q, keys, values, at, picture=bool(before))
             x = self._finish(layer, x, out)
         return made
 
@@ -132,7 +146,7 @@ class RekvOracle:
             repeat = q.shape[0] // k.shape[0]
             scores = [float(mean @ frame.mean(number, repeat)) for frame in self.frames]
             left, taken = self.budget, {}
-            for at in sorted(range(len(scores)), key=lambda i: -scores[i]):
+            for at in self._order(layer, scores):
                 if left > 0:
                     taken[at] = min(left, self.frames[at].tokens)
                     left -= taken[at]
@@ -146,6 +160,6 @@ class RekvOracle:
                 parts.append(Stored(taken[at], places and places[: taken[at]]))
             at = self._places([*parts, Stored(len(x))])
             keys, values = torch.cat([*keys, k], 1), torch.cat([*values, v], 1)
-            out = attention(q, keys, values, at, self.axes, self.inverse)
+            out = self._attend(layer, q, keys, values, at)
             x = self._finish(layer, x, out)
         return self.head(self.lm.norm(x[-1]))

@@ -25,7 +25,7 @@ def test_grouped_queries_score_as_repeated_keys_do():
     expected = (query.mean(1) * repeated).sum()
     from stc_video.memory.decoder import DecoderLayer
 
-    layer = DecoderLayer(None, heads, groups, width, 1.0)
+    layer = DecoderLayer(None, heads, groups, width, 1.0, None, None)
     torch.testing.assert_close(layer.question_query(query) @ keys.flatten(), expected)
 
 

@@ -103,3 +103,27 @@ def test_a_hint_names_modules_that_exist(build: Callable[[], nn.Module]) -> None
     assert len(names) == 2
     for name in names:
         stc_video.attach_cacher(model.get_submodule(name.removeprefix("model."))).detach()
+
+
+@pytest.mark.skipif(not hasattr(transformers, "MiniCPMV4_6Config"), reason="a later release")
+@pytest.mark.parametrize(
+    ("sizes", "expected"),
+    [({}, [72, 17, 11]), ({"hidden_size": 1152, "intermediate_size": 4304,
+                           "num_hidden_layers": 27, "num_attention_heads": 16}, [53, 13, 34])],
+)  # fmt: skip
+def test_how_much_of_minicpm_lies_behind_its_merger(sizes: dict, expected: list[int]) -> None:
+    """Percent of multiplications in front, in the merger and behind, as in docs/limits.md."""
+    config = transformers.MiniCPMV4_6Config(vision_config=sizes).vision_config
+    width, inner, patches = config.hidden_size, config.intermediate_size, 32 * 32
+
+    def block(tokens: int) -> int:
+        return tokens * (4 * width * width + 2 * width * inner) + 2 * tokens * tokens * width
+
+    merged, front = patches // 4, config.insert_layer_id + 1
+    windows = patches * (4 * width * width + 2 * 4 * width)
+    counts = [
+        front * block(patches),
+        windows + merged * (4 * width * 4 * inner + 4 * inner * width),
+        (config.num_hidden_layers - front) * block(merged),
+    ]
+    assert [round(100 * count / sum(counts)) for count in counts] == expected

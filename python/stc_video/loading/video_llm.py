@@ -64,7 +64,7 @@ class ChatModel:
         name = memory_name(memory)
         if family is not None and name not in family.memories:
             raise UnsupportedModelError(
-                f"model {self.name}: memory must be {' or '.join(family.memories) or 'none'} for "
+                f"model {self.name}: memory must be {' or '.join(family.memories)} for "
                 f"{family.name}, got {name}; refused there are {family.refused}"
             )
 
@@ -137,7 +137,7 @@ def load_chat_model(
 
 
 def _speechless(name: str, found: str) -> UnsupportedModelError:
-    names = ", ".join(family.name for family in MODEL_FAMILIES if family.memories)
+    names = ", ".join(family.name for family in MODEL_FAMILIES)
     return UnsupportedModelError(
         f"model {name}: questions need a whole model ({names}), got {found}; `stc models` has more"
     )

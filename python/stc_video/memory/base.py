@@ -57,6 +57,9 @@ class Frame:
         When it was taken, in seconds, or None.
     place
         For models with positions in time, height and width.
+    bidirectional
+        First and last + 1 of the tokens that see each other whatever their order, as those of a
+        picture do in Gemma 3; None if each sees only what is before it.
     """
 
     embeds: Tensor
@@ -65,6 +68,16 @@ class Frame:
     number: int
     time: float | None = None
     place: VideoPlace | None = None
+    bidirectional: tuple[int, int] | None = None
+
+    def __post_init__(self) -> None:
+        """Check what a save may have wrong."""
+        rows = self.bidirectional
+        if rows is not None and not _is_range(rows, len(self.embeds)):
+            raise ValueError(
+                "bidirectional of a frame must be first and last + 1 of its "
+                f"{len(self.embeds)} tokens, got {rows!r:.80}"
+            )
 
 
 @dataclass(frozen=True)
@@ -78,7 +91,7 @@ class Retrieved:
     time
         When it was taken, in seconds, or None.
     layers
-        In how many layers it was retrieved.
+        In how many layers it was retrieved; those that see the last tokens alone do not count.
     """
 
     number: int
@@ -143,6 +156,15 @@ class Snapshot:
     values: dict[str, Any] = field(default_factory=dict)
     tensors: dict[str, Tensor] = field(default_factory=dict)
     records: dict[int, Tensor | StoredFile] = field(default_factory=dict)
+
+
+def _is_range(rows: object, count: int) -> bool:
+    return (
+        isinstance(rows, tuple)
+        and len(rows) == 2
+        and all(type(row) is int for row in rows)
+        and 0 <= rows[0] <= rows[1] <= count
+    )
 
 
 class Memory(ABC):

@@ -14,12 +14,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention.bias import causal_lower_right
 from torch.nn.functional import scaled_dot_product_attention
 
 from stc_video.bypassed import refuse_hooks
 from stc_video.errors import UnsupportedModelError
-from stc_video.memory.rotary import Rotary
+from stc_video.memory.masks import causal_mask
+from stc_video.memory.rotary import Rotary, layer_rotaries
 from stc_video.towers.patching import PatchedMethod
 
 # Tokens of a prompt that pass through the model together: enough to keep it busy, and on a CPU
@@ -30,12 +30,13 @@ _PARTS = ("input_layernorm", "self_attn", "post_attention_layernorm", "mlp")
 _PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
 #: attentions that compute what `scaled_dot_product_attention` computes
 _ATTENTIONS = ("eager", "sdpa", "flash_attention", "flex_attention", "kernels-community/")
-_FOREIGN = ("pre_feedforward_layernorm", "post_feedforward_layernorm")
+#: norms of what is added to the residual stream, beside those in front (Gemma)
+_SANDWICH = ("pre_feedforward_layernorm", "post_feedforward_layernorm")
 
 
 @dataclass(frozen=True)
 class DecoderLayer:
-    """One layer of Qwen2, Qwen3, Llama or Mistral, by its parts.
+    """One layer of Qwen2, Qwen3, Llama, Mistral or Gemma 3, by its parts.
 
     Attributes
     ----------
@@ -45,6 +46,10 @@ class DecoderLayer:
         Number of query and key heads, and the size of each.
     scale
         What the logits are multiplied with.
+    rotary
+        Its positions.
+    window
+        How many tokens a token sees at most, itself the last; None for all.
     """
 
     layer: Any
@@ -52,9 +57,11 @@ class DecoderLayer:
     key_heads: int
     width: int
     scale: float
+    rotary: Rotary
+    window: int | None
 
     @classmethod
-    def of(cls, layer: nn.Module, config: Any) -> DecoderLayer:
+    def of(cls, layer: nn.Module, config: Any, rotary: Rotary) -> DecoderLayer:
         """Recognise a layer."""
         if hasattr(layer, "linear_attn"):
             raise UnsupportedModelError(
@@ -65,18 +72,17 @@ class DecoderLayer:
         complete = all(hasattr(layer, part) for part in _PARTS) and all(
             hasattr(attention, part) for part in _PROJECTIONS
         )
-        if not complete or any(hasattr(layer, part) for part in _FOREIGN):
+        capped = getattr(attention, "attn_logit_softcapping", None) is not None
+        if not complete or capped or len({hasattr(layer, part) for part in _SANDWICH}) > 1:
             raise UnsupportedModelError(
-                "memory: the language model must have the layers of Qwen2, Qwen3, Llama or "
-                f"Mistral, got {type(layer).__name__}"
+                "memory: the language model must have the layers of Qwen2, Qwen3, Llama, Mistral "
+                f"or Gemma 3, got {type(layer).__name__}"
             )
-        if getattr(attention, "sliding_window", None) is not None:
-            raise UnsupportedModelError(
-                "memory: a language model with a sliding window of its own is not supported"
-            )
-        width = attention.head_dim
-        key_heads = config.num_key_value_heads
-        return cls(layer, config.num_attention_heads, key_heads, width, attention.scaling)
+        # Mistral has one window for all layers, and no types.
+        of_layer = getattr(config, "layer_types", None)
+        window = getattr(attention if of_layer else config, "sliding_window", None)
+        heads = config.num_attention_heads, config.num_key_value_heads
+        return cls(layer, *heads, attention.head_dim, attention.scaling, rotary, window)
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries (H, n, d), keys and values (Hkv, n, d) of x (n, D), not rotated."""
@@ -103,10 +109,17 @@ class DecoderLayer:
 
     def finish(self, x: Tensor, attention: Tensor) -> Tensor:
         """Residual stream (n, D) behind the layer."""
-        x = x + self.layer.self_attn.o_proj(attention[None])[0]
-        made = self.layer.mlp(self.layer.post_attention_layernorm(x[None]))
+        layer, added = self.layer, self.layer.self_attn.o_proj(attention[None])
+        out: Tensor
+        if hasattr(layer, _SANDWICH[0]):
+            x = x + layer.post_attention_layernorm(added)[0]
+            made = layer.mlp(layer.pre_feedforward_layernorm(x[None]))
+            out = x + layer.post_feedforward_layernorm(made)[0]
+            return out
+        x = x + added[0]
+        made = layer.mlp(layer.post_attention_layernorm(x[None]))
         # With experts transformers 4.57 returns what chose them, too.
-        out: Tensor = x + (made[0] if isinstance(made, tuple) else made)[0]
+        out = x + (made[0] if isinstance(made, tuple) else made)[0]
         return out
 
     def run(
@@ -121,7 +134,7 @@ class DecoderLayer:
         for rows in pieces(len(x)):
             check()
             seen = held + rows.stop
-            mask = causal_mask(rows.stop - rows.start, seen, x.device)
+            mask = causal_mask(rows.stop - rows.start, seen, x.device, self.window)
             attention = self.attend(query[:, rows], keys[:, :seen], values[:, :seen], mask)
             out[rows] = self.finish(x[rows], attention)
         return out
@@ -145,8 +158,10 @@ class Decoder:
 
     Attributes
     ----------
-    layers, rotary
-        Its layers and positions.
+    layers
+        Its layers.
+    axes
+        How many numbers a position has: 1 or 3.
     size
         D, width of the residual stream.
     device, dtype
@@ -156,19 +171,31 @@ class Decoder:
     def __init__(self, model: nn.Module) -> None:
         stack: Any = model
         _check_calls(stack)
+        rotaries = layer_rotaries(model, _axes(stack.config))
         self.layers: Sequence[DecoderLayer] = [
-            DecoderLayer.of(layer, stack.config) for layer in stack.layers
+            DecoderLayer.of(layer, stack.config, rotary)
+            for layer, rotary in zip(stack.layers, rotaries, strict=True)
         ]
         self.size = int(stack.config.hidden_size)
-        self.rotary = Rotary(stack.rotary_emb, _axes(stack.config))
         first = self.layers[0]
-        if self.rotary.width != first.width:
+        self.axes = first.rotary.axes
+        if first.rotary.width != first.width:
             raise UnsupportedModelError(
                 f"memory: the rotary positions must turn whole heads ({first.width}), "
-                f"got {self.rotary.width}"
+                f"got {first.rotary.width}"
+            )
+        if all(layer.window is not None for layer in self.layers):
+            raise UnsupportedModelError(
+                "memory: a language model of whose layers none sees more than the last "
+                f"{first.window} tokens retrieves nothing; use memory='plain' or 'window'"
             )
         weight: Tensor = first.layer.self_attn.k_proj.weight
         self.device, self.dtype = weight.device, stack.dtype
+
+    def tables(self, positions: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Cosines and sines of each layer for queries and keys at these positions."""
+        made = {rotary: rotary.table(positions) for rotary in {at.rotary for at in self.layers}}
+        return [made[layer.rotary] for layer in self.layers]
 
 
 def _check_calls(stack: Any) -> None:
@@ -210,12 +237,3 @@ def pieces(count: int) -> Iterator[slice]:
     """Cut so many tokens of a prompt into pieces that pass through the model one by one."""
     for first in range(0, count, _PIECE):
         yield slice(first, min(first + _PIECE, count))
-
-
-def causal_mask(queries: int, keys: int, device: torch.device) -> Any:
-    """Mask in which the last query sees all keys, the one before all but the last, and so on."""
-    if queries == 1:
-        return None
-    if device.type == "cuda":
-        return causal_lower_right(queries, keys)  # a flash kernel, no mask in memory
-    return torch.ones((queries, keys), dtype=torch.bool, device=device).tril(keys - queries)

@@ -22,8 +22,9 @@ from stc_video.memory.held_cache import (
     tensors_of,
     undo_point,
 )
+from stc_video.memory.masks import layer_masks, pictures_of
 from stc_video.memory.restoring import check_counts, check_fields
-from stc_video.memory.rotary import Rotary
+from stc_video.memory.rotary import layer_rotaries
 from stc_video.rotary import apply_rotary
 
 
@@ -72,7 +73,8 @@ class PlainMemory(Memory):
             position += frame.span
         if new:
             embeds = joined([frame.embeds for frame in frames])
-            self._feed(self._cache, embeds, torch.cat(positions, dim=-1))
+            places = torch.cat(positions, dim=-1)
+            self._feed(self._cache, embeds, places, pictures_of(frames))
         self._position = position
 
     def context(
@@ -92,9 +94,9 @@ class PlainMemory(Memory):
         cache = copied(self._cache)
         # Attention sees differences only; a recurrent state knows no positions.
         if shift := self.tokens - self._position:
-            table = Rotary(self._model.rotary_emb).shift_table(torch.tensor([shift]))
-            for layer in cache.layers:
+            for layer, rotary in zip(cache.layers, layer_rotaries(self._model), strict=True):
                 if getattr(layer, "keys", None) is not None:
+                    table = rotary.shift_table(torch.tensor([shift]))
                     layer.keys = apply_rotary(layer.keys, *table)
         return cache
 
@@ -121,12 +123,24 @@ class PlainMemory(Memory):
         """Forget everything."""
         self._cache, self._position = empty_cache(self._model.config), 0
 
-    def _feed(self, cache: Any, embeds: Tensor, positions: Tensor) -> None:
+    def _feed(
+        self,
+        cache: Any,
+        embeds: Tensor,
+        positions: Tensor,
+        pictures: Sequence[tuple[int, int]] = (),
+    ) -> None:
         """Run tokens (n, D) at positions (n,) or (3, n); a failure leaves the cache as it was."""
         before = undo_point(cache)
+        given = deepstack_arguments(embeds[None], self._width)
+        if pictures:
+            count, held = len(embeds), int(cache.get_seq_length())
+            given["attention_mask"] = layer_masks(
+                self._model.config, embeds, count, held + count, pictures
+            )
         try:
             self._model(
-                **deepstack_arguments(embeds[None], self._width),
+                **given,
                 position_ids=positions.unsqueeze(-2).to(embeds.device),
                 use_cache=True,
                 **cache_argument(self._model, cache),

@@ -103,7 +103,8 @@ class WindowMemory(Memory):
         snapshot.tensors["prefix"] = self._prefix
         for frame in self._frames:
             place = None if frame.place is None else dataclasses.asdict(frame.place)
-            facts = {"number": frame.number, "span": frame.span, "time": frame.time, "place": place}
+            names = ("number", "span", "time", "bidirectional")
+            facts = {name: getattr(frame, name) for name in names} | {"place": place}
             snapshot.values["frames"].append(facts)
             snapshot.tensors |= {
                 f"embeds.{frame.number}": frame.embeds,
@@ -117,7 +118,7 @@ class WindowMemory(Memory):
         self.begin(snapshot.tensors["prefix"].to(device))
         self.evicted = snapshot.values["evicted"]
         for facts in snapshot.values["frames"]:
-            number, place = facts["number"], facts["place"]
+            number, place, rows = facts["number"], facts["place"], facts.get("bidirectional")
             embeds = snapshot.tensors[f"embeds.{number}"]
             if self._config.spread == "last":
                 embeds = embeds.to(device)
@@ -129,6 +130,7 @@ class WindowMemory(Memory):
                     number,
                     facts["time"],
                     None if place is None else VideoPlace(**place),
+                    None if rows is None else tuple(rows),
                 )
             )
 

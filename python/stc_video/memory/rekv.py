@@ -24,9 +24,10 @@ from stc_video.memory.base import (
 from stc_video.memory.blocks import Asked, block_of, length_of, start_of
 from stc_video.memory.codecs import make_codec
 from stc_video.memory.config import RekvConfig
-from stc_video.memory.decoder import Decoder, causal_mask
+from stc_video.memory.decoder import Decoder
 from stc_video.memory.deepstack import joined, split_layers
 from stc_video.memory.index import BlockIndex
+from stc_video.memory.masks import pictures_of, rows_mask
 from stc_video.memory.restoring import check_counts, check_fields, check_shape, checked_blocks
 from stc_video.memory.retrieval import block_order, choose
 from stc_video.memory.stores import (
@@ -101,9 +102,9 @@ class RekvMemory(Memory):
         """Start anew with the embeddings (P, D) of what comes before the video."""
         self.clear()
         count, layers = len(prefix), self._decoder.layers
-        table = self._decoder.rotary.table(torch.arange(count))
         kept, x = [], prefix
-        for layer in layers if count else ():
+        tables = self._decoder.tables(torch.arange(count))
+        for layer, table in zip(layers, tables, strict=True) if count else ():
             query, key, value = layer.project(x)
             kept.append(torch.stack([key, value]))
             rotated = apply_rotary(query, *table), apply_rotary(key, *table)
@@ -147,11 +148,11 @@ class RekvMemory(Memory):
             self._move_out()
         pairs = zip(frames, free, strict=True)
         positions = torch.cat([start + frame.offsets for frame, start in pairs], dim=-1)
-        table = decoder.rotary.table(positions)
+        tables, pictures = decoder.tables(positions), pictures_of(frames)
         x, added = split_layers(joined([frame.embeds for frame in frames]), decoder.size)
-        masks: list[Any] = []
+        masks: dict[tuple[int, int | None], Any] = {}
         means = []
-        for number, layer in enumerate(decoder.layers):
+        for number, (layer, table) in enumerate(zip(decoder.layers, tables, strict=True)):
             query, key, value = layer.project(x)
             # An empty frame has no mean and gets no block.
             means.append([part.float().mean(1).flatten() for part in key.split(sizes, 1)])
@@ -160,11 +161,11 @@ class RekvMemory(Memory):
             parts = []
             for at, group in enumerate(groups):
                 seen_keys, seen_values = window.visible(number, group)
-                if at == len(masks):
-                    rows = group.rows.stop - group.rows.start
-                    masks.append(causal_mask(rows, seen_keys.shape[1], x.device))
+                if (mask := (at, layer.window)) not in masks:
+                    seen = seen_keys.shape[1]
+                    masks[mask] = rows_mask(group.rows, seen, x.device, layer.window, pictures)
                 rows_query = query[:, group.rows]
-                parts.append(layer.attend(rows_query, seen_keys, seen_values, masks[at]))
+                parts.append(layer.attend(rows_query, seen_keys, seen_values, masks[mask]))
             x = layer.finish(x, torch.cat(parts))
             x = x + added[number] if number < len(added) else x
         for at, frame in enumerate(frames):
@@ -218,19 +219,23 @@ class RekvMemory(Memory):
             asked = self._asked(text)
             held = self._window.prefix_tokens + asked.budget
         count = len(prompt)
-        table = decoder.rotary.table(torch.arange(held, held + count))
+        tables = decoder.tables(torch.arange(held, held + count))
         used: Counter[int] = Counter()
         x = prompt
-        for number, layer in enumerate(decoder.layers):
+        for number, (layer, table) in enumerate(zip(decoder.layers, tables, strict=True)):
             query, key, value = layer.project(x)
             keys = key.new_empty((key.shape[0], held + count, key.shape[2]))
             values = torch.empty_like(keys)
             with reading.lock:
                 reading.check()
-                chosen = self._chosen(number, layer.question_query(query[:, question]), asked)
+                # A layer with a window of its own sees no more than the last blocks.
+                slides = layer.window is not None
+                wanted = None if slides else layer.question_query(query[:, question])
+                chosen = self._chosen(number, wanted, asked)
                 self._gather(number, chosen, keys[:, :held], values[:, :held])
                 self._store.done_reading()
-            used.update(block.number for block, _ in chosen)
+            if wanted is not None:
+                used.update(block.number for block, _ in chosen)
             keys[:, held:] = apply_rotary(key, *table)
             values[:, held:] = value
             x = layer.run(x, apply_rotary(query, *table), keys, values, reading.check)
@@ -249,8 +254,11 @@ class RekvMemory(Memory):
         held = min(sum(block.tokens for block in blocks), self.config.retrieve_tokens)
         return Asked(blocks, self._external_scores(text, numbers), held, self._forgotten)
 
-    def _chosen(self, layer: int, query: Tensor, asked: Asked) -> list[tuple[Block, int]]:
-        """Blocks for one layer, and how many of their tokens, in temporal order."""
+    def _chosen(self, layer: int, query: Tensor | None, asked: Asked) -> list[tuple[Block, int]]:
+        """Blocks for one layer, and how many of their tokens, in temporal order.
+
+        Those that a query retrieves, or the last ones.
+        """
         blocks, scores = asked.blocks, asked.scores
         if asked.forgotten != self._forgotten:  # other threads go on pushing
             left = [at for at, b in enumerate(blocks) if self._blocks.get(b.number) is b]
@@ -259,8 +267,11 @@ class RekvMemory(Memory):
         sizes = [block.tokens for block in blocks]
         if sum(sizes) < asked.budget:
             raise MemoryChangedError("memory: frames of this question have been forgotten")
-        vectors = self._index.vectors(layer)[: len(sizes)]  # newer ones are behind these
-        order = block_order(query, vectors, sizes, scores, self.config)
+        if query is None:
+            order = list(reversed(range(len(sizes))))
+        else:
+            vectors = self._index.vectors(layer)[: len(sizes)]  # newer ones are behind these
+            order = block_order(query, vectors, sizes, scores, self.config)
         return [(blocks[at], take) for at, take in choose(order, sizes, asked.budget)]
 
     def _external_scores(self, text: str, numbers: list[int]) -> Tensor | None:
@@ -284,7 +295,7 @@ class RekvMemory(Memory):
         video become one: their times follow each other, their rows and columns lie on each other.
         """
         # A block in part takes as many positions as tokens, unless it has gaps anyway.
-        in_a_row = self._decoder.rotary.axes == 1
+        in_a_row = self._decoder.axes == 1
         spans = [
             take if block.span == block.tokens and in_a_row else block.span
             for block, take in blocks
@@ -292,7 +303,7 @@ class RekvMemory(Memory):
         start = origin = keys.shape[1] - length_of([block for block, _ in blocks], spans)
         prefix = self._window.prefix[layer]
         at = prefix.shape[2]
-        rotary = self._decoder.rotary
+        rotary = self._decoder.layers[layer].rotary
         table = rotary.table(torch.arange(start - at, start))
         keys[:, :at] = apply_rotary(prefix[0], *table)
         values[:, :at] = prefix[1]

@@ -26,6 +26,8 @@ class Rotary:
     axis
         For positions in time, height and width (M-RoPE, arXiv 2409.12191): which of the three
         turns each frequency. None for positions in one row.
+    layer_type
+        Of the layers that it is for, where each type has frequencies of its own.
 
     Attributes
     ----------
@@ -33,23 +35,27 @@ class Rotary:
         How many numbers a position has: 1 or 3.
     """
 
-    def __init__(self, module: nn.Module, axis: Sequence[int] | None = None) -> None:
+    def __init__(
+        self, module: nn.Module, axis: Sequence[int] | None = None, layer_type: str = ""
+    ) -> None:
         rope: Any = module
-        kind = getattr(rope, "rope_type", "default")
+        kind, own = getattr(rope, "rope_type", "default"), ""
+        if isinstance(kind, dict):  # Gemma 3
+            kind, own = kind[layer_type], f"{layer_type}_"
         if kind not in _FIXED:
             raise UnsupportedModelError(
                 f"memory: rotary positions must be of type {', '.join(_FIXED)}, got {kind!r}, "
                 "whose frequencies change with the length"
             )
-        self._module = rope
-        self._scaling = float(getattr(rope, "attention_scaling", 1.0))
+        self._module, self._name = rope, f"{own}inv_freq"
+        self._scaling = float(getattr(rope, f"{own}attention_scaling", 1.0))
         self._axis = torch.tensor([0] if axis is None else list(axis))
         self.axes = 1 if axis is None else 1 + int(self._axis.max())
 
     @property
     def width(self) -> int:
         """Size of the heads that it rotates."""
-        return 2 * int(self._module.inv_freq.numel())
+        return 2 * int(self._inverse.numel())
 
     def table(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Cosines and sines (n, d) float32 for new queries and keys.
@@ -67,8 +73,13 @@ class Rotary:
         """Positions (axes, n) with one number (n,) on the first axis, and one on the others."""
         return torch.stack([first] + [others] * (self.axes - 1))
 
+    @property
+    def _inverse(self) -> Tensor:
+        inverse: Tensor = getattr(self._module, self._name)
+        return inverse
+
     def _angles(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        inverse: Tensor = self._module.inv_freq
+        inverse = self._inverse
         # On the CPU, because not every device has float64.
         rows = positions.cpu().double()
         rows = rows[self._axis].T if rows.dim() == 2 else rows[:, None]
@@ -76,3 +87,14 @@ class Rotary:
         angles = torch.cat([angles, angles], dim=-1)
         device = inverse.device
         return angles.cos().float().to(device), angles.sin().float().to(device)
+
+
+def layer_rotaries(model: nn.Module, axis: Sequence[int] | None = None) -> list[Rotary]:
+    """Return the positions of each layer of a language model; those of one type share them."""
+    stack: Any = model
+    types = getattr(stack.config, "layer_types", None) or [""] * len(stack.layers)
+    modules = {kind: stack.rotary_emb for kind in types}
+    if hasattr(stack, "rotary_emb_local"):  # Gemma 3 of transformers 4.57
+        modules["sliding_attention"] = stack.rotary_emb_local
+    found = {kind: Rotary(module, axis, kind) for kind, module in modules.items()}
+    return [found[kind] for kind in types[: len(stack.layers)]]

@@ -184,7 +184,7 @@ class Window:
         behind = (group.slot, group.start, group.origin)
         if self.prefix_tokens and self._prefix_at[layer] != behind:
             before = torch.arange(-self.prefix_tokens, 0)
-            rotary = self._decoder.rotary
+            rotary = self._decoder.layers[layer].rotary
             positions = rotary.axes_of(group.start + before, group.origin + before)
             table = rotary.table(positions)
             place = slice(first, group.slot)

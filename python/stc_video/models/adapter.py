@@ -75,8 +75,10 @@ class SessionAdapter(ABC):
             positions the frame takes; its place if they are time, height and width.
         """
 
-    #: text behind a video's frames, in front of what the chat template writes there
-    outro = ""
+    #: what a chat template is given in the place of a video
+    content = "video"
+    #: text around a video's frames, where the chat template writes its mark
+    intro, outro = "", ""
 
     def mark(self, tokenizer: Any, placeholder: int) -> str:
         """Return the text that a chat template writes for a whole video."""
@@ -125,6 +127,8 @@ class ModelAdapter(ABC):
     deep
         How many layers of the language model are given features of their own (deepstack): a token
         then is (1 + deep) * D values, what enters the language model first.
+    bidirectional
+        Whether the tokens of a frame see each other in the language model, whatever their order.
     """
 
     allowed_positions: tuple[str, ...]
@@ -132,6 +136,7 @@ class ModelAdapter(ABC):
     tower: nn.Module
     tower_grid: tuple[int, int] | None = None
     deep: int = 0
+    bidirectional: bool = False
 
     def __init__(self, model: PreTrainedModel, positions: str | None) -> None:
         positions = self.allowed_positions[0] if positions is None else positions

@@ -34,7 +34,7 @@ class ModelFamily:
     adapter
         Home of what runs it.
     memories
-        Memories that a session may have; none if it has no sessions.
+        Memories that a session may have.
     exact
         What is the stock model's, up to rounding, with nothing pruned and nothing cached.
     approximate
@@ -115,11 +115,9 @@ MODEL_FAMILIES = (
         "Gemma 3",
         {"gemma3": "Gemma3ForConditionalGeneration"},
         "stc_video.models.picture_frames:Gemma3Adapter",
-        (),
-        exact="generate, forward",
         approximate=_GUESSED,
-        refused="sessions, as the tokens of a picture are read in both directions; pictures after "
-        "the first turn on releases before masks by block",
+        refused="pictures after the first turn of generate on releases before masks by block; in "
+        "sessions other attention than eager and sdpa",
     ),
 )
 

@@ -37,8 +37,8 @@ class PictureAdapter(PromptedAdapter):
     allowed_positions = ("repacked", "original")
     #: attribute of the inner model that is the tower
     tower_name = "vision_tower"
-    #: text behind a video's frames that the chat template does not write
-    outro = ""
+    #: what a chat template is given for a video, what it writes there, and the text around that
+    content, mark, intro, outro = "video", "<video>", "", ""
     #: mean and deviation of each colour where the processor does not say
     normalisation: tuple[Sequence[float], Sequence[float]]
 
@@ -278,6 +278,9 @@ class Gemma3Adapter(PictureAdapter):
     """Runs a Gemma 3, which reads the tokens of a picture in both directions."""
 
     normalisation = ((0.5,) * 3, (0.5,) * 3)
+    # Its template knows pictures only; newlines in a row are one token.
+    content, mark, intro, outro = "image", "<start_of_image>", "\n\n", "\n\n"
+    bidirectional = True
 
     def project(self, tokens: Tensor) -> Tensor:
         """Tokens (F, N, D) for the language model from those of the tower, (F, T, C)."""
@@ -306,11 +309,24 @@ class Gemma3Adapter(PictureAdapter):
         super().write_pictures(arguments, written, history, encode)
 
     def session_adapter(self, processor: Any) -> SessionAdapter:
-        """Refuse: a memory is filled frame by frame, in one direction."""
-        raise UnsupportedModelError(
-            "StreamingSession: Gemma 3 reads the tokens of a picture in both directions, which no "
-            "memory does; use accelerate and generate"
-        )
+        """Prepare for a session, in which the tokens of each frame see each other.
+
+        Raises
+        ------
+        UnsupportedModelError
+            If a frame is more than a layer sees: releases of transformers differ in what it sees.
+        """
+        window = self._inner.config.get_text_config().sliding_window
+        if self.tokens > window:
+            raise UnsupportedModelError(
+                f"StreamingSession: a picture of Gemma 3 must fit into the {window} tokens that "
+                f"its layers see (sliding_window), got one of {self.tokens}"
+            )
+        return super().session_adapter(processor)
+
+    def around(self, number: int, time: float | None) -> tuple[str, str]:
+        """Text before and behind frame ``number`` of a stream: an empty line for each of two."""
+        return f"{self.intro + self.outro if number else ''}{self.mark}", "<end_of_image>"
 
 
 class _PictureSessionAdapter(SessionAdapter):
@@ -321,12 +337,12 @@ class _PictureSessionAdapter(SessionAdapter):
         self._is_original = adapter.positions == "original"
         self._tokenizer: Any = getattr(processor, "tokenizer", processor)
         self._preprocessor = adapter.preprocessor(getattr(processor, "image_processor", None))
-        self.outro = adapter.outro
+        self.content, self.intro, self.outro = adapter.content, adapter.intro, adapter.outro
         self._number, self._has_seen = 0, False
 
     def mark(self, tokenizer: Any, placeholder: int) -> str:
         """Return the text that a chat template writes for a whole video."""
-        return "<video>"
+        return self._adapter.mark
 
     def prepare(
         self, pictures: Any, timestamps: Sequence[float] | float | None

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -24,9 +24,9 @@ from stc_video.session.answer import generate_behind
 if TYPE_CHECKING:
     from stc_video.acceleration import Acceleration
 
-#: tokens in front of the video, of the question, and in all with the video's one
-_PREFIX, _QUESTION = 2, 3
-_TOKENS = _PREFIX + 1 + _QUESTION
+#: tokens in front of the video, of its frame, of the question, and in all
+_PREFIX, _FRAME, _QUESTION = 2, 2, 3
+_TOKENS = _PREFIX + _FRAME + _QUESTION
 
 
 def check_memory(handle: Acceleration, config: MemoryConfig) -> None:
@@ -47,29 +47,34 @@ def check_memory(handle: Acceleration, config: MemoryConfig) -> None:
     if kind in handle.checked:
         return
     probe = handle.probe()
-    model = probe.model
+    model, adapter = probe.model, cast(Any, probe.adapter)
     with failures(name), torch.no_grad():
         ids = short_ids(model, _TOKENS)
-        memory = make_memory(probe.adapter.language_model, _small(config))
+        memory = make_memory(adapter.language_model, _small(config))
         try:
             prompt = ids[0, -_QUESTION:].tolist()
-            context = _filled(memory, model.get_input_embeddings()(ids[0]))
-            probe.adapter.before_answer(context.cache)
+            embeds = model.get_input_embeddings()(ids[0])
+            context = _filled(memory, embeds, adapter.bidirectional)
+            adapter.before_answer(context.cache)
             output = generate_behind(model, context, prompt, int(ids[0, 0]), None, dict(SETTINGS))
         finally:
             memory.clear()
         whole = torch.cat([ids, output.sequences[:, -2:-1].to(ids)], dim=1)
-        stock = probe.call_stock("forward")(input_ids=whole, use_cache=False).logits[0, -2:]
-    compare(f"{name} with a {kind}", torch.cat(output.logits), stock)
+        shown = whole.clone()
+        shown[:, _PREFIX : _PREFIX + _FRAME] = adapter.placeholder
+        kinds = adapter.kinds(shown)
+        stock = probe.call_stock("forward")(input_ids=whole, use_cache=False, **kinds)
+    compare(f"{name} with a {kind}", torch.cat(output.logits), stock.logits[0, -2:])
     handle.checked.add(kind)
 
 
-def _filled(memory: Memory, embeds: Tensor) -> Any:
-    """Context of a question behind a frame of one token."""
+def _filled(memory: Memory, embeds: Tensor, bidirectional: bool) -> Any:
+    """Context of a question behind a frame of text."""
     memory.begin(embeds[:_PREFIX])
-    offsets = torch.zeros(1, dtype=torch.int64)
-    place = VideoPlace(time=0, origin=0, step=1, side=1)
-    memory.append([Frame(embeds[_PREFIX : _PREFIX + 1], offsets, 1, 0, None, place)])
+    place = VideoPlace(time=0, origin=0, step=_FRAME, side=_FRAME)
+    rows = (0, _FRAME) if bidirectional else None
+    tokens, offsets = embeds[_PREFIX : _PREFIX + _FRAME], torch.arange(_FRAME)
+    memory.append([Frame(tokens, offsets, _FRAME, 0, None, place, rows)])
     return memory.context(embeds[-_QUESTION:], slice(0, _QUESTION - 1), "?")
 
 

@@ -102,7 +102,9 @@ class Intake:
             offsets, span, place = self._parts.adapter.place(indices, grid)
             tokens, offsets, span = self._with_text(text, tokens, offsets, span)
             self._compare_time(time)
-            frames.append(Frame(tokens, offsets, span, self.frames, time, place))
+            both_ways = self._parts.handle.adapter.bidirectional
+            rows = (len(text[0]), len(text[0]) + count) if both_ways else None
+            frames.append(Frame(tokens, offsets, span, self.frames, time, place, rows))
             self.frames += 1
             self.tokens_kept += count
             self.tokens_seen += grid[0] * grid[1]

@@ -4,16 +4,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from stc_video.models.adapter import SessionAdapter
 
 _PROBE = "?"
-
-
-def _placeholder(tokenizer: Any, video_token: int) -> str:
-    text: str = tokenizer.convert_ids_to_tokens(video_token)
-    return text
 
 
 @dataclass(frozen=True)
@@ -41,10 +39,8 @@ class PromptTemplate:
         The model's processor, or its tokenizer alone.
     video_token
         Id of the placeholder that stands for the tokens of a video.
-    mark
-        Given tokenizer and placeholder, returns the text that the template writes for a video.
-    outro
-        Text behind the video that the template does not write.
+    adapter
+        Knows what the template is given for a video, what it writes for it, and what belongs there.
 
     Raises
     ------
@@ -52,22 +48,15 @@ class PromptTemplate:
         If there is no chat template, or it does not put the video before the question.
     """
 
-    def __init__(
-        self,
-        processor: Any,
-        video_token: int,
-        mark: Callable[[Any, int], str] = _placeholder,
-        outro: str = "",
-    ) -> None:
+    def __init__(self, processor: Any, video_token: int, adapter: SessionAdapter) -> None:
         self.video_token = video_token
         self.tokenizer: Any = getattr(processor, "tokenizer", processor)
         has_template = getattr(processor, "chat_template", None) is not None
         self._writer = processor if has_template else self.tokenizer
         if getattr(self._writer, "chat_template", None) is None:
             raise ValueError("StreamingSession: the processor must have a chat template, got none")
-        self._placeholder = _placeholder(self.tokenizer, video_token)
-        self._mark = mark(self.tokenizer, video_token)
-        self._outro = outro
+        self._placeholder: str = self.tokenizer.convert_ids_to_tokens(video_token)
+        self._adapter, self._mark = adapter, adapter.mark(self.tokenizer, video_token)
         self._special = set(self.tokenizer.all_special_ids) | {
             number
             for number, token in getattr(self.tokenizer, "added_tokens_decoder", {}).items()
@@ -76,7 +65,11 @@ class PromptTemplate:
         # That of an unknown word is nobody's mark.
         self._special.discard(self.tokenizer.unk_token_id)
         before, _ = self._parts([], _PROBE)
-        self.prefix: list[int] = self.tokenizer(before).input_ids if before else []
+        # A template that begins the text itself is not to have it begun twice.
+        begins = before.startswith(getattr(self.tokenizer, "bos_token", None) or before + " ")
+        self.prefix: list[int] = (
+            self.tokenizer(before, add_special_tokens=not begins).input_ids if before else []
+        )
 
     def prompt(self, turns: Sequence[tuple[str, str]], question: str) -> Prompt:
         """Write a question behind earlier turns (question, answer).
@@ -94,6 +87,7 @@ class PromptTemplate:
                     f"got {text!r}"
                 )
         _, after = self._parts(turns, question)
+        question = question.strip()  # some templates do
         begin = after.rfind(question)
         fast = bool(getattr(self.tokenizer, "is_fast", False))
         encoding = self.tokenizer(after, add_special_tokens=False, return_offsets_mapping=fast)
@@ -125,16 +119,16 @@ class PromptTemplate:
         for asked, answered in turns:
             messages += [_message("user", asked), _message("assistant", answered)]
         messages.append(_message("user", question))
-        messages[0]["content"].insert(0, {"type": "video"})
+        messages[0]["content"].insert(0, {"type": self._adapter.content})
         text = self._writer.apply_chat_template(
             messages, tokenize=False, add_generation_prompt=True
         )
         before, placeholder, after = text.partition(self._mark)
-        if not placeholder or question not in after:
+        if not placeholder or question.strip() not in after:
             raise ValueError(
                 f"StreamingSession: the chat template must write {self._mark} and then the question"
             )
-        return before, self._outro + after
+        return before + self._adapter.intro, self._adapter.outro + after
 
 
 def _message(role: str, text: str) -> dict[str, Any]:
