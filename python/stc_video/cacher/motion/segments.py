@@ -92,4 +92,3 @@ class SegmentEncoder(Protocol):
 
     def encode(self, segments: Sequence[Segment]) -> None:
         """Write what becomes of the segments' rows into their states; at least one segment."""
-
