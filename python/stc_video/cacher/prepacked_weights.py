@@ -12,7 +12,7 @@ it idle; their weights are kept a second time, one behind the other.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
@@ -44,18 +44,22 @@ class WeightCopy:
     is_stale: bool = True
     made_for: tuple[torch.dtype, torch.device] | None = None
 
+    @functools.cached_property
+    def sizes(self) -> list[int]:
+        """Number of channels that each layer returns."""
+        return [linear.out_features for linear in self.linears]
+
     def multiply(self, x: Tensor) -> Tensor:
         """Return what the layers return for ``x``, side by side."""
         if self.is_stale or self.made_for != (x.dtype, x.device):
             self.refresh()
         assert self.weight is not None
-        if not _packs(x.device):
+        if not _packs(x):
             return product(x, self.weight, self.bias)
-        rows = x.to(_multiplied_in(x.dtype))
-        out: Tensor = torch.ops.mkldnn._linear_pointwise(
-            rows, self.weight, self.bias, "none", [], ""
-        )
-        return out.to(x.dtype)
+        dtype = _multiplied_in(x.dtype)
+        rows = x if x.dtype is dtype else x.to(dtype)
+        out = _packed_product()(rows, self.weight, self.bias, "none", [], "")
+        return out if x.dtype is dtype else out.to(x.dtype)
 
     def refresh(self) -> None:
         """Make the copy."""
@@ -63,7 +67,7 @@ class WeightCopy:
             weight = torch.cat([linear.weight.detach() for linear in self.linears])
             self.made_for = weight.dtype, weight.device
             bias = _joined_bias(self.linears)
-            if _packs(weight.device):
+            if _packs(weight):
                 dtype = _multiplied_in(weight.dtype)
                 self.nbytes = weight.numel() * dtype.itemsize
                 weight = torch.ops.mkldnn._reorder_linear_weight(weight.to(dtype), _TYPICAL_ROWS)
@@ -94,6 +98,8 @@ class PrepackedWeights:
     _copies: list[WeightCopy] = field(default_factory=list)
     _fused: dict[nn.Module, WeightCopy] = field(default_factory=dict)
     _is_active: bool = False
+    # Whether nobody but us put anything on the projections, so that no block needs to be looked at.
+    _is_untouched: bool = False
 
     def fuse(self, tower: Tower) -> Tower:
         """Return the tower with blocks whose three projections are one product where they may."""
@@ -124,7 +130,7 @@ class PrepackedWeights:
             # A replica that shares the module's attributes (DataParallel) has other weights.
             if module is not linear:
                 return nn.Linear.forward(module, x)
-            if self._is_active and _packs(x.device) and _is_eligible(module, x):
+            if self._is_active and _packs(x) and _is_eligible(module, x):
                 return copy.multiply(x)
             return patch.stock(x)
 
@@ -141,14 +147,16 @@ class PrepackedWeights:
     def _project_together(self, block: Block, normed: Tensor) -> Sequence[Tensor] | None:
         """Multiply by query, key and value in one; None where they must be called as modules."""
         copy = self._fused.get(block.layer)
-        if copy is None or (_packs(normed.device) and not self.fuses_on_cpu):
+        if copy is None or (_packs(normed) and not self.fuses_on_cpu):
             return None
-        if copy.linears != (block.query, block.key, block.value):
+        if not self._is_untouched and (
+            copy.linears != (block.query, block.key, block.value)
+            or not all(map(self._is_plain, copy.linears))
+        ):
             return None
-        if not all(self._is_plain(one) and _is_eligible(one, normed) for one in copy.linears):
+        if not all(_is_eligible(one, normed) for one in copy.linears):
             return None
-        sizes = [linear.out_features for linear in copy.linears]
-        parts: Sequence[Tensor] = copy.multiply(normed).split(sizes, dim=-1)
+        parts: Sequence[Tensor] = copy.multiply(normed).split_with_sizes(copy.sizes, dim=-1)
         return parts
 
     def _is_plain(self, linear: nn.Linear) -> bool:
@@ -168,11 +176,15 @@ class PrepackedWeights:
         for copy in self._fused.values():
             if copy.is_stale and copy.weight is not None and copy.linears[0].weight.is_cuda:
                 copy.refresh()
+        # Of other modules in their places the cacher has learned before.
+        self._is_untouched = all(
+            self._is_plain(one) for copy in self._fused.values() for one in copy.linears
+        )
         self._is_active = True
         try:
             yield
         finally:
-            self._is_active = False
+            self._is_active = self._is_untouched = False
 
     def remove(self) -> None:
         """Take the patches off and free the copies."""
@@ -228,8 +240,15 @@ def _has_packed_product() -> bool:
     )
 
 
-def _packs(device: torch.device) -> bool:
-    return device.type == "cpu" and _has_packed_product()
+@functools.cache
+def _packed_product() -> Callable[..., Tensor]:
+    """The operator itself: to find it takes longer than some products."""
+    product: Callable[..., Tensor] = torch.ops.mkldnn._linear_pointwise.default
+    return product
+
+
+def _packs(x: Tensor) -> bool:
+    return x.is_cpu and _has_packed_product()
 
 
 @functools.cache
@@ -243,7 +262,7 @@ def _multiplied_in(dtype: torch.dtype) -> torch.dtype:
 
 
 def _is_eligible(linear: nn.Linear, x: Tensor) -> bool:
-    weight = linear.weight
+    weight = linear._parameters.get("weight")  # several times as fast as getattr
     return (
         type(weight) is nn.Parameter  # quantised ones multiply in their own way
         and x.device == weight.device

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, cast
@@ -17,7 +16,7 @@ from stc_video.towers.attention import attention
 from stc_video.towers.fused import feed_forward
 from stc_video.towers.layouts import BlockLayout, layout_of, missing_parts, part_at
 from stc_video.towers.observers import show_attention
-from stc_video.towers.plain import is_plain_linear
+from stc_video.towers.plain import is_plain_linear, parameter_names
 from stc_video.towers.positions import FrameGeometry
 
 _HEADS = ("num_heads", "num_attention_heads", "attention_heads")
@@ -153,7 +152,7 @@ class Block:
 
         True exactly for the classes whose forward still has ``output_attentions``.
         """
-        return "output_attentions" in inspect.signature(type(self.layer).forward).parameters
+        return "output_attentions" in parameter_names(type(self.layer).forward)
 
     @property
     def channels(self) -> int:

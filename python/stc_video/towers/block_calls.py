@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from stc_video.towers.attention import key_mask
+from stc_video.towers.plain import parameter_names
 from stc_video.towers.positions import Tables, tables_in
 from stc_video.towers.rows import Group, first_picture, groups_of, no_block_mask
 from stc_video.towers.varlen import VarlenTower
@@ -32,8 +32,7 @@ PLACES = ("position_embeddings", "position_ids", "rope")
 
 def bind(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     """Arguments of a block after its hidden states, by name."""
-    names = list(inspect.signature(type(layer).forward).parameters)[2:]
-    return dict(zip(names, args, strict=False)) | kwargs
+    return dict(zip(parameter_names(type(layer).forward)[2:], args, strict=False)) | kwargs
 
 
 def form(value: Any) -> Hashable:

@@ -8,7 +8,6 @@ no half-finished call behind.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,6 +19,7 @@ from torch.utils.hooks import RemovableHandle
 from stc_video.towers.block import Tower
 from stc_video.towers.bypassed import is_foreign
 from stc_video.towers.patching import PatchedHook
+from stc_video.towers.plain import parameter_names
 
 #: sizes of pictures, in patches
 Grids = tuple[tuple[int, ...], ...]
@@ -111,8 +111,7 @@ class RequestWatcher:
 
 def _bind(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     """Arguments by name; positional ones are named after the forward of the class."""
-    names = list(inspect.signature(type(module).forward).parameters)[1:]
-    return dict(zip(names, args, strict=False)) | kwargs
+    return dict(zip(parameter_names(type(module).forward)[1:], args, strict=False)) | kwargs
 
 
 def _asks(module: nn.Module, arguments: dict[str, Any], name: str) -> Any:

@@ -98,6 +98,8 @@ def feed_forward(mlp: nn.Module, x: Tensor) -> Tensor:
     them, and calling these would do nothing else. The product is rounded once before its bias is
     added and once behind the GELU, instead of with its bias and then behind the GELU.
     """
+    if x.device.type not in _DEVICES:
+        return cast(Tensor, mlp(x))
     parts = mlp._modules
     first, second, activation = (parts.get(name) for name in ("fc1", "fc2", "activation_fn"))
     approximate = _GELUS.get(type(activation).__name__)
@@ -122,7 +124,8 @@ def _is_of_transformers(module: nn.Module) -> bool:
 
 def _may_fuse(x: Tensor, branch: Tensor, norm: nn.LayerNorm) -> bool:
     return (
-        is_plain(norm, nn.LayerNorm)
+        x.device.type in _DEVICES
+        and is_plain(norm, nn.LayerNorm)
         and norm.normalized_shape == x.shape[-1:]
         and x.dtype == branch.dtype
         and x.shape == branch.shape

@@ -3,6 +3,11 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any
+
 from torch import nn
 
 #: attribute of the forwards that we put on modules; it names the handle they belong to
@@ -29,3 +34,13 @@ def is_untouched(module: nn.Module) -> bool:
 def is_plain_linear(module: nn.Module) -> bool:
     """Whether calling a layer would do nothing but multiply by its weight."""
     return is_plain(module, nn.Linear)
+
+
+@functools.lru_cache(maxsize=256)
+def parameter_names(forward: Callable[..., Any]) -> tuple[str, ...]:
+    """Names of the parameters of a class's forward, ``self`` among them.
+
+    Python takes longer to find them than a small layer to multiply, and they are asked for in
+    every frame.
+    """
+    return tuple(inspect.signature(forward).parameters)

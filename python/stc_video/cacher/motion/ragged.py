@@ -10,7 +10,7 @@ Shapes: N tokens, C channels, K rows of one stream, R rows of all streams.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -46,17 +46,17 @@ class RaggedEncoder:
         if self.head < len(self.blocks):
             x, segments = _widen(x, segments)
             x = run_layers(self.blocks, x, segments, layers[self.head :])
-        for segment, rows in _by_segment(x, segments):
-            segment.put(segment.state.output, rows)
+        for segment, rows in zip(segments, _by_segment(x, segments), strict=True):
+            segment.put(segment.state.output[None], rows)
 
 
 def _widen(x: Tensor, segments: Sequence[Segment]) -> tuple[Tensor, list[Segment]]:
     """Keep what the first layers gave, and turn segments with a tail into whole frames."""
     rows, widened = [], []
-    for segment, part in _by_segment(x, segments):
+    for segment, part in zip(segments, _by_segment(x, segments), strict=True):
         whole = segment.state.tail_input
         assert whole is not None
-        segment.put(whole, part)
+        segment.put(whole[None], part)
         is_wide = segment.with_tail and segment.indices is not None
         rows.append(whole[None] if is_wide else part)
         widened.append(replace(segment, indices=None) if is_wide else segment)
@@ -76,9 +76,9 @@ def run_layers(
         x, normed = add_and_normalise(x, attention, block.norm2)
         following = blocks[layer + 1].norm1 if layer + 1 in layers else None
         x, normed = add_and_normalise(x, block.mlp_branch(normed), following)
-        for segment, rows in _by_segment(x, segments):
+        for segment, rows in zip(segments, _by_segment(x, segments), strict=True):
             if layer in segment.state.hidden:
-                segment.put(segment.state.hidden[layer], rows)
+                segment.put(segment.state.hidden[layer][None], rows)
     return x
 
 
@@ -91,15 +91,12 @@ def _attention(
 ) -> Tensor:
     """Attention branch (1, R, C); the rows' keys and values go into the states first."""
     mixed = []
-    query, key, value = block.project(normed, indices)
-    at = 0
-    for segment in segments:
-        rows = slice(at, at := at + segment.rows)
-        keys, values = segment.state.keys[layer], segment.state.values[layer]
-        segment.put(keys, key[:, rows])
-        segment.put(values, value[:, rows])
-        parts = query[:, rows], keys[None], values[None]
-        mixed.append(block.attend(*parts, segment.mask, segment.indices))
+    projected = [_by_segment(part, segments) for part in block.project(normed, indices)]
+    for segment, query, key, value in zip(segments, *projected, strict=True):
+        keys, values = segment.keys[layer], segment.values[layer]
+        segment.put(keys, key)
+        segment.put(values, value)
+        mixed.append(block.attend(query, keys, values, segment.mask, segment.indices))
     return block.attention_branch(_concatenated(mixed))
 
 
@@ -116,9 +113,9 @@ def _indices(segments: Sequence[Segment], device: torch.device) -> Tensor | None
     return torch.cat(every, dim=1)
 
 
-def _by_segment(x: Tensor, segments: Sequence[Segment]) -> Iterator[tuple[Segment, Tensor]]:
+def _by_segment(x: Tensor, segments: Sequence[Segment]) -> Sequence[Tensor]:
     """Split concatenated rows (1, R, C) into those of each segment."""
-    return zip(segments, x.split([segment.rows for segment in segments], dim=1), strict=True)
+    return [x] if len(segments) == 1 else x.split([segment.rows for segment in segments], dim=1)
 
 
 def _concatenated(rows: Sequence[Tensor]) -> Tensor:

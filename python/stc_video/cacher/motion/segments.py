@@ -10,7 +10,6 @@ from typing import Protocol
 
 from torch import Tensor
 
-from stc_kernels import gather_rows, scatter_rows_
 from stc_video.cacher.motion.state import MotionState
 from stc_video.cacher.streams import Slot
 
@@ -52,20 +51,40 @@ class Segment:
         return self.state.output.shape[0] if self.indices is None else self.indices.shape[1]
 
     @functools.cached_property
+    def places(self) -> Tensor | None:
+        """(K,) int64 indices of the rows, each of which is written somewhere; None for all."""
+        return None if self.indices is None else self.indices[0].long()
+
+    @functools.cached_property
+    def keys(self) -> Sequence[Tensor]:
+        """(1, N, C) keys of each layer, as views of the state."""
+        return self.state.keys[:, None].unbind(0)
+
+    @functools.cached_property
+    def values(self) -> Sequence[Tensor]:
+        """(1, N, C) values of each layer, as views of the state."""
+        return self.state.values[:, None].unbind(0)
+
+    @functools.cached_property
     def x(self) -> Tensor:
         """(1, K, C) the rows of the input of the first layer."""
-        return take_rows(self.frame, self.indices)
+        return self.take(self.frame)
 
     def put_reference(self) -> None:
         """Note at which input the rows are encoded."""
-        self.put(self.state.reference, take_rows(self.compared, self.indices))
+        self.put(self.state.reference[None], self.take(self.compared))
+
+    def take(self, frame: Tensor) -> Tensor:
+        """Return this segment's rows (1, K, C) of a frame (1, N, C)."""
+        return frame if self.places is None else frame.index_select(1, self.places)
 
     def put(self, whole: Tensor, rows: Tensor) -> None:
-        """Write this segment's rows (1, K, C) into a plane (N, C) of the state."""
-        if self.indices is None:
-            whole.copy_(rows[0])
+        """Write this segment's rows (1, K, C) into a plane (1, N, C) of the state."""
+        # torch's own operators: the checks of ours take five times as long as a write of few rows.
+        if self.places is None:
+            whole.copy_(rows)
         else:
-            scatter_rows_(whole[None], self.indices, rows)
+            whole.index_copy_(1, self.places, rows)
 
 
 class SegmentEncoder(Protocol):
@@ -73,8 +92,3 @@ class SegmentEncoder(Protocol):
 
     def encode(self, segments: Sequence[Segment]) -> None:
         """Write what becomes of the segments' rows into their states; at least one segment."""
-
-
-def take_rows(frame: Tensor, indices: Tensor | None) -> Tensor:
-    """Return rows (1, K, C) of a frame (1, N, C): those of the indices (1, K), or all."""
-    return frame if indices is None else gather_rows(frame, indices)
