@@ -73,7 +73,8 @@ def fast_processor(side: int) -> Any | None:
     if importlib.util.find_spec("torchvision") is None:
         print("torchvision is not installed: the fast image processor is left out")
         return None
-    kind = getattr(transformers, "SiglipImageProcessorFast", transformers.SiglipImageProcessor)
+    named_so = not hasattr(transformers, "SiglipImageProcessorPil")  # before 5
+    kind = getattr(transformers, "SiglipImageProcessor" + "Fast" * named_so)
     return kind(size={"height": side, "width": side})
 
 
