@@ -2,8 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Time from a decoded picture to pixel values: dense, and where one tile in ten changed.
 
-Against the image processor that needs no torchvision, and against what the one based on
-torchvision calls: torch's antialiased resize of bytes, then a normalisation. Writes
+Against the fast image processor, which is based on torchvision and left out where that is missing,
+against the one based on Pillow, and against torch's antialiased resize of bytes alone. The ways
+take turns, so that other work on the machine slows all of them. Writes
 results/frames_to_patches.csv.
 """
 
@@ -11,13 +12,16 @@ from __future__ import annotations
 
 import argparse
 import csv
+import importlib.util
 import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+import transformers
 from torch import Tensor
 
 from stc_kernels import frames_to_patches, patch_plan, update_patches_
@@ -49,38 +53,41 @@ def with_changes(before: Tensor) -> Tensor:
     return after
 
 
-def milliseconds(function: Callable[[], object], repeats: int) -> tuple[float, float]:
-    """Least and median."""
-    function()
-    times = []
+def milliseconds(
+    ways: dict[str, Callable[[], object]], repeats: int
+) -> dict[str, tuple[float, float]]:
+    """Least and median of each."""
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    for way in ways.values():
+        way()
     for _ in range(repeats):
-        begin = time.perf_counter()
-        function()
-        times.append(1000 * (time.perf_counter() - begin))
-    return min(times), statistics.median(times)
+        for name, way in ways.items():
+            begin = time.perf_counter()
+            way()
+            times[name].append(1000 * (time.perf_counter() - begin))
+    return {name: (min(taken), statistics.median(taken)) for name, taken in times.items()}
+
+
+def fast_processor(side: int) -> Any | None:
+    """SigLIP's, None without torchvision."""
+    if importlib.util.find_spec("torchvision") is None:
+        print("torchvision is not installed: the fast image processor is left out")
+        return None
+    named_so = not hasattr(transformers, "SiglipImageProcessorPil")  # before 5
+    kind = getattr(transformers, "SiglipImageProcessor" + "Fast" * named_so)
+    return kind(size={"height": side, "width": side})
 
 
 def measure(size: tuple[int, int], side: int, patch: int, repeats: int) -> list[dict[str, object]]:
-    """Time each way; all but torch's give the same bits, which is checked."""
+    """Time each way; that the results are the processors' to the last bit is checked."""
     before = picture(*size)
     after = with_changes(before)
-    processor = default_processor("siglip_vision_model", side)
     whole = patch_plan(size, (side, side), (side, side), mean=HALF, std=HALF)
+    like_fast = patch_plan(
+        size, (side, side), (side, side), mean=HALF, std=HALF, rounding="torchvision"
+    )
     plan = patch_plan(size, (side, side), (patch, patch), mean=HALF, std=HALF)
     patches = frames_to_patches(before, *plan)
-
-    def by_processor() -> Tensor:
-        pixels: Tensor = processor(
-            images=[after[0].numpy()], return_tensors="pt", input_data_format="channels_last"
-        )["pixel_values"]
-        return pixels
-
-    def by_torch() -> Tensor:
-        resized = F.interpolate(
-            after.permute(0, 3, 1, 2), (side, side), mode="bicubic", antialias=True
-        )
-        return (resized.float() - 127.5) / 127.5
-
     pair = [before, after]
 
     def update() -> Tensor:
@@ -88,29 +95,45 @@ def measure(size: tuple[int, int], side: int, patch: int, repeats: int) -> list[
         pair.reverse()
         return update_patches_(patches, pair[0], pair[1], *plan)
 
-    dense = frames_to_patches(after, *whole).view(1, 3, side, side)
-    assert torch.equal(dense, by_processor())
-    assert (dense - by_torch()).abs().max() * 127.5 < 1.01
+    def by(processor: Any) -> Tensor:
+        pixels: Tensor = processor(
+            images=[after[0].numpy()], return_tensors="pt", input_data_format="channels_last"
+        )["pixel_values"]
+        return pixels
+
+    def by_torch() -> Tensor:
+        planes = after.permute(0, 3, 1, 2)
+        return F.interpolate(planes, (side, side), mode="bicubic", antialias=True)
+
+    slow, fast = default_processor("siglip_vision_model", side), fast_processor(side)
+    assert torch.equal(frames_to_patches(after, *whole).view(1, 3, side, side), by(slow))
+    if fast is not None:
+        assert torch.equal(frames_to_patches(after, *like_fast).view(1, 3, side, side), by(fast))
     update()
     changed = int(update().sum())
     update()
     assert torch.equal(patches, frames_to_patches(pair[0], *plan))
     ways: dict[str, Callable[[], object]] = {
-        "image processor (Pillow)": by_processor,
-        "torch, antialiased, and a normalisation": by_torch,
-        "frames_to_patches, pixel values": lambda: frames_to_patches(after, *whole),
+        "image processor (Pillow)": lambda: by(slow),
+        "torch, antialiased, no normalisation": by_torch,
+        "frames_to_patches, Pillow's pixel values": lambda: frames_to_patches(after, *whole),
+        "frames_to_patches, the fast ones": lambda: frames_to_patches(after, *like_fast),
         "frames_to_patches, patches": lambda: frames_to_patches(after, *plan),
         f"update_patches_, {changed} of {patches.shape[1]} patches": update,
         "update_patches_, no patch": lambda: update_patches_(patches, pair[0], pair[0], *plan),
     }
-    times = {name: milliseconds(way, repeats) for name, way in ways.items()}
-    slowest, _ = times["image processor (Pillow)"]
+    base = "image processor (Pillow)"
+    if fast is not None:
+        base = "fast image processor"
+        ways = {base: lambda: by(fast), **ways}
+    times = milliseconds(ways, repeats)
     return [
         {
             "way": name,
             "least_ms": f"{least:.2f}",
             "median_ms": f"{median:.2f}",
-            "times_as_fast": f"{slowest / least:.1f}",
+            "times_as_fast": f"{times[base][0] / least:.1f}",
+            "than": base,
         }
         for name, (least, median) in times.items()
     ]
@@ -121,25 +144,27 @@ def main() -> None:
     parser.add_argument("--size", nargs=2, type=int, default=(1080, 1920), help="of a picture")
     parser.add_argument("--side", type=int, default=384, help="of the model's input")
     parser.add_argument("--patch", type=int, default=14)
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--threads", nargs="+", type=int, default=(1, 2))
     parser.add_argument("--repeats", type=int, default=30)
     parser.add_argument("--note", default="", help="what to know about the machine")
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    rows = measure(tuple(options.size), options.side, options.patch, options.repeats)
-    shared = {
-        "picture": "x".join(map(str, options.size)),
-        "side": options.side,
-        "patch": options.patch,
-        "threads": options.threads,
-    }
+    rows = []
+    for threads in options.threads:
+        torch.set_num_threads(threads)
+        shared = {
+            "picture": "x".join(map(str, options.size)),
+            "side": options.side,
+            "patch": options.patch,
+            "threads": threads,
+        }
+        for row in measure(tuple(options.size), options.side, options.patch, options.repeats):
+            rows.append({**shared, **row, "note": options.note})
+            print(f"{row['least_ms']:>8} ms {row['times_as_fast']:>6}x {threads}  {row['way']}")
     with options.out.open("w", newline="") as file:
-        writer = csv.DictWriter(file, [*shared, *rows[0], "note"])
+        writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
-        writer.writerows({**shared, **row, "note": options.note} for row in rows)
-    for row in rows:
-        print(f"{row['least_ms']:>8} ms {row['times_as_fast']:>6}x  {row['way']}")
+        writer.writerows(rows)
 
 
 if __name__ == "__main__":

@@ -33,19 +33,76 @@ std::vector<uint8_t> contiguous_bytes(const Tensor& values, int64_t element_size
   return copy;
 }
 
+// The part of a weight that is left for 16 bits with a sign.
+int64_t high_part(int32_t weight, int shift) {
+  return (int64_t{weight} + (int64_t{1} << shift >> 1)) >> shift;
+}
+
+// As few low bits as leave 16 at most; 16 low ones always do, as the others wrap around.
+int low_bits(const std::vector<int32_t>& taps, int64_t width) {
+  int shift = 0;
+  for (size_t i = 0; i < taps.size(); ++i) {
+    if (i % static_cast<size_t>(width) == 0) continue;
+    while (shift < 16) {
+      const int64_t high = high_part(taps[i], shift);
+      if (high == static_cast<int16_t>(high)) break;
+      ++shift;
+    }
+  }
+  return shift;
+}
+
+// See TapPairs.
+TapPairs pair_up(const std::vector<int32_t>& taps, int64_t count, int64_t side,
+                 std::vector<uint32_t>* words) {
+  const int64_t all = (side + 1) / 2, width = 1 + count;
+  TapPairs pairs = {nullptr, std::min(count / 2 + 1, all), low_bits(taps, width)};
+  words->assign(taps.size() / static_cast<size_t>(width) *
+                    static_cast<size_t>(TapPairs::kHead + 2 * pairs.count),
+                0);
+  pairs.data = words->data();
+  uint32_t* to = words->data();
+  for (const int32_t* tap = taps.data(); tap < taps.data() + taps.size(); tap += width) {
+    const int64_t first = std::min(tap[0] / 2, static_cast<int32_t>(all - pairs.count));
+    int64_t least = 0, spread = 0;
+    uint32_t* high = to + TapPairs::kHead;
+    for (int64_t k = 0; k < count; ++k) {
+      const int64_t upper = high_part(tap[1 + k], pairs.shift),
+                    lower = tap[1 + k] - (upper << pairs.shift);
+      const int64_t place = tap[0] + k - 2 * first;
+      high[place / 2] |= static_cast<uint32_t>(upper & 0xffff) << place % 2 * 16;
+      high[pairs.count + place / 2] |= static_cast<uint32_t>(lower & 0xffff) << place % 2 * 16;
+      least += std::min<int64_t>(lower, 0) * 255;
+      spread += std::abs(lower) * 255;
+    }
+    to[0] = static_cast<uint32_t>(first);
+    to[1] = static_cast<uint32_t>(least);
+    to[2] = static_cast<uint32_t>(std::min<int64_t>(spread, int64_t{1} << kFractionBits));
+    to += TapPairs::kHead + 2 * pairs.count;
+  }
+  return pairs;
+}
+
 // What the parameters point to.
 struct Plan {
   std::vector<int32_t> rows, columns;
+  std::vector<uint32_t> row_pairs, column_pairs;
   std::vector<uint8_t> values;
 };
 
 Plan take_plan(PatchParams* p, const Tensor& rows, const Tensor& columns, const Tensor& values) {
-  Plan plan = {checked_taps(rows, p->height), checked_taps(columns, p->width),
+  Plan plan = {checked_taps(rows, p->height),
+               checked_taps(columns, p->width),
+               {},
+               {},
                contiguous_bytes(values, p->element_size)};
   p->rows.data = plan.rows.data();
   p->columns.data = plan.columns.data();
   p->values = plan.values.data();
-  p->pitch = (p->resized_width + 15) / 16 * 16;  // whole vectors of every instruction set
+  p->row_pairs = pair_up(plan.rows, p->rows.count, p->height, &plan.row_pairs);
+  p->column_pairs = pair_up(plan.columns, p->columns.count, p->width, &plan.column_pairs);
+  // Two rows of three bytes a column, and what vectors of any instruction set read behind them.
+  p->pitch = (6 * p->resized_width + 128 + 63) / 64 * 16;
   return plan;
 }
 
@@ -126,9 +183,10 @@ Tensor frames_to_patches(const Tensor& pictures, const Tensor& rows, const Tenso
   const Plan plan = take_plan(&p, rows, columns, values);
   const Tensor out = new_patches(&p, values);
   if (p.frames == 0) return out;
-  p.narrowed = reinterpret_cast<uint32_t*>(scratch_floats(p.height * p.pitch));
+  const int64_t pairs = (p.height + 1) / 2;
+  p.narrowed = reinterpret_cast<uint32_t*>(scratch_floats(pairs * p.pitch));
   for (int64_t frame = 0; frame < p.frames; ++frame) {
-    parallel(p.height, operations(p.columns, p.resized_width),
+    parallel(pairs, 2 * operations(p.columns, p.resized_width),
              [&](int64_t b, int64_t e) { kernels().narrow_rows(p, frame, b, e); });
     parallel(p.resized_height, operations(p.rows, p.resized_width),
              [&](int64_t b, int64_t e) { kernels().make_patches(p, frame, b, e); });

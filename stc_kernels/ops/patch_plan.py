@@ -46,14 +46,15 @@ def patch_plan(
     std: Sequence[float] = (1.0, 1.0, 1.0),
     scale: float = 1 / 255,
     resample: str = "bicubic",
+    rounding: str = "pillow",
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
 ) -> PatchPlan:
     """Compute the weights of an antialiased resize and the values of a normalisation.
 
-    Both are those of the image processors of Hugging Face that are based on Pillow, so the patches
-    are equal to theirs bit by bit. Those based on torchvision round once where Pillow rounds twice,
-    and differ by one step of 255 at most.
+    Both are those of the image processors of Hugging Face, so the patches are equal to theirs bit
+    by bit. Those based on Pillow and the fast ones, based on torchvision, round differently: their
+    bytes differ by 1 at most.
 
     Parameters
     ----------
@@ -70,6 +71,9 @@ def patch_plan(
         What a byte is multiplied by before it is normalised.
     resample
         ``"bicubic"`` or ``"bilinear"``.
+    rounding
+        Whose bits the patches have: ``"pillow"``, or ``"torchvision"``, whose weights have 16 bits,
+        and which is what ``torch.nn.functional.interpolate`` makes of bytes on a CPU.
     dtype
         Of the patches: float32, float16 or bfloat16.
     device
@@ -99,12 +103,16 @@ def patch_plan(
         raise ValueError(
             f"`patch_plan`: resample must be one of {', '.join(_FILTERS)}, got {resample!r}"
         )
+    if rounding not in _ROUNDINGS:
+        raise ValueError(
+            f"`patch_plan`: rounding must be one of {', '.join(_ROUNDINGS)}, got {rounding!r}"
+        )
     if dtype not in FLOAT_DTYPES:
         raise TypeError(f"`patch_plan`: dtype must be float32, float16 or bfloat16, got {dtype}")
-    values = _values(mean, std, number("patch_plan", "scale", scale))
+    values = _values(mean, std, number("patch_plan", "scale", scale), rounding)
     return PatchPlan(
-        _taps(height, new_height, resample).to(device),
-        _taps(width, new_width, resample).to(device),
+        _taps(height, new_height, resample, rounding).to(device),
+        _taps(width, new_width, resample, rounding).to(device),
         values.to(device, dtype),
         patch_height,
         patch_width,
@@ -139,8 +147,10 @@ _FILTERS: dict[str, tuple[Callable[[Tensor], Tensor], float]] = {
     "bilinear": (_bilinear, 1.0),
 }
 
+_ROUNDINGS = ("pillow", "torchvision")
 
-def _taps(size: int, new_size: int, resample: str) -> Tensor:
+
+def _taps(size: int, new_size: int, resample: str, rounding: str) -> Tensor:
     """Window and weights of each pixel along an axis, computed in float64 as Pillow does."""
     weight_at, support = _FILTERS[resample]
     scale = size / new_size
@@ -153,7 +163,9 @@ def _taps(size: int, new_size: int, resample: str) -> Tensor:
     weights = weight_at(((place - center[:, None] + 0.5) * (1.0 / stretch)).abs())
     weights = torch.where(place < last[:, None], weights, 0.0)
     weights /= weights.cumsum(1)[:, -1:]  # one by one: another order has another last digit
-    fixed = (weights * 2.0**FRACTION_BITS + torch.where(weights < 0, -0.5, 0.5)).trunc().int()
+    bits = FRACTION_BITS if rounding == "pillow" else _fraction_bits(float(weights.max()))
+    fixed = (weights * 2.0**bits + torch.where(weights < 0, -0.5, 0.5)).trunc().int()
+    fixed <<= FRACTION_BITS - bits
     # Every window has `count` pixels; those at the right end begin earlier, with weights of 0.
     start = first.clamp(max=size - count)
     taps = torch.zeros((new_size, 1 + count), dtype=torch.int32)
@@ -162,7 +174,14 @@ def _taps(size: int, new_size: int, resample: str) -> Tensor:
     return taps.scatter_add_(1, at, torch.where(place < last[:, None], fixed, 0))
 
 
-def _values(mean: Sequence[float], std: Sequence[float], scale: float) -> Tensor:
+def _fraction_bits(largest: float) -> int:
+    """As many as leave the largest weight 16 bits with a sign."""
+    return next(
+        bits for bits in range(FRACTION_BITS, 0, -1) if int(largest * 2**bits + 0.5) < 2**15
+    )
+
+
+def _values(mean: Sequence[float], std: Sequence[float], scale: float, rounding: str) -> Tensor:
     """The value of each byte in each channel, rounded where the processors round it."""
     channels = []
     for name, given in (("mean", mean), ("std", std)):
@@ -172,5 +191,12 @@ def _values(mean: Sequence[float], std: Sequence[float], scale: float) -> Tensor
         channels.append(torch.tensor(numbers, dtype=torch.float32)[:, None])
     if (channels[1] == 0).any():
         raise ValueError(f"`patch_plan`: std must not be 0, got {tuple(std)}")
+    if rounding == "torchvision":  # which scales mean and std in place of the bytes
+        if scale == 0:
+            raise ValueError(
+                "`patch_plan`: scale must not be 0 with the rounding of torchvision, got 0"
+            )
+        mean_of_bytes, std_of_bytes = (channel * (1.0 / scale) for channel in channels)
+        return (torch.arange(BYTES) - mean_of_bytes) / std_of_bytes
     scaled = (torch.arange(BYTES, dtype=torch.float64) * scale).float()
     return (scaled - channels[0]) / channels[1]

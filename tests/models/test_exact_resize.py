@@ -6,7 +6,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 import transformers
+from transformers import BatchFeature
 
 import stc_kernels
 from stc_video.models.exact_resize import ExactResize
@@ -91,6 +93,41 @@ def test_changed_settings_are_followed():
     prepared(pictures)
     processor.image_mean = [0.1, 0.2, 0.3]
     got = prepared(pictures)["pixel_values"]
+    assert torch.equal(got, by_processor(processor, pictures))
+
+
+@pytest.mark.parametrize("resample", [2, 3])
+@pytest.mark.parametrize("shape", [(90, 160), (32, 40), (20, 30), (1, 9), (64, 64)])
+def test_the_pixels_are_those_of_a_fast_processor(shape, resample):
+    """One that resizes bytes by torch, and puts the scale into mean and std."""
+    slow = default_processor("siglip_vision_model", 64, resample=resample)
+
+    class Fast(type(slow)):
+        def __call__(self, images, **settings):
+            planes = torch.stack([torch.from_numpy(image) for image in images]).permute(0, 3, 1, 2)
+            mode = {2: "bilinear", 3: "bicubic"}[self.resample]
+            resized = F.interpolate(planes, (64, 64), mode=mode, antialias=True).float()
+            mean, std = (
+                torch.tensor(given)[:, None, None] * (1 / self.rescale_factor)
+                for given in (self.image_mean, self.image_std)
+            )
+            return BatchFeature({"pixel_values": resized.sub(mean).div(std)})
+
+    processor = Fast(**slow.to_dict())
+    pictures = frames(2, *shape)
+    got = ExactResize()(processor, pictures)
+    assert torch.equal(got, by_processor(processor, pictures))
+
+
+@pytest.mark.parametrize("name", ["SiglipImageProcessor", "CLIPImageProcessor"])
+@pytest.mark.parametrize("resample", [2, 3])
+@pytest.mark.parametrize("shape", [(90, 160), (57, 31), (48, 48), (1, 9)])
+def test_the_pixels_are_those_of_processors_based_on_torchvision(name, resample, shape):
+    pytest.importorskip("torchvision")
+    named_so = not hasattr(transformers, f"{name}Pil")  # before 5
+    processor = getattr(transformers, name + "Fast" * named_so)(resample=resample)
+    pictures = frames(2, *shape)
+    got = ExactResize()(processor, pictures)
     assert torch.equal(got, by_processor(processor, pictures))
 
 

@@ -46,9 +46,10 @@ def pictures(batch: int, height: int, width: int, seed: int = 0) -> Tensor:
     return torch.randint(0, 256, (batch, height, width, 3), dtype=torch.uint8, generator=generator)
 
 
-def whole(x: Tensor, size: tuple[int, int], resample: str) -> Tensor:
+def whole(x: Tensor, size: tuple[int, int], resample: str, rounding: str = "pillow") -> Tensor:
     """The bytes of resized pictures, channels last."""
-    plan = patch_plan(tuple(x.shape[1:3]), size, size, scale=1.0, resample=resample)
+    settings = {"scale": 1.0, "resample": resample, "rounding": rounding}
+    plan = patch_plan(tuple(x.shape[1:3]), size, size, **settings)
     return frames_to_patches(x, *plan).view(-1, 3, *size).permute(0, 2, 3, 1).byte()
 
 
@@ -64,22 +65,70 @@ def test_the_bytes_are_those_of_pillow(resize, resample):
 
 @pytest.mark.parametrize("resample", RESAMPLES)
 @pytest.mark.parametrize(("old", "new"), SIZES)
-def test_the_bytes_are_within_one_step_of_those_of_torch(old, new, resample):
-    """What processors based on torchvision call."""
+def test_the_bytes_are_those_of_torch(resize, resample):
+    """What processors based on torchvision call; Pillow's are one step from them at most."""
+    old, new = resize
     x = pictures(2, *old)
     resized = F.interpolate(x.permute(0, 3, 1, 2), new, mode=resample, antialias=True)
-    got = whole(x, new, resample).permute(0, 3, 1, 2)
-    assert (got.int() - resized.int()).abs().max() <= 1
+    resized = resized.permute(0, 2, 3, 1)
+    assert torch.equal(whole(x, new, resample, "torchvision"), resized)
+    assert (whole(x, new, resample).int() - resized.int()).abs().max() <= 1
 
 
-def test_a_large_picture_has_the_bytes_of_pillow_and_nearly_those_of_torch():
+def test_a_large_picture_has_the_bytes_of_pillow_and_of_torch():
     x = pictures(1, 720, 1280)
     got = whole(x, (378, 384), "bicubic")
     image = Image.fromarray(x[0].numpy()).resize((384, 378), Image.Resampling.BICUBIC)
     assert torch.equal(got[0], torch.from_numpy(np.array(image)))
-    floats = x.permute(0, 3, 1, 2).float()
-    resized = F.interpolate(floats, (378, 384), mode="bicubic", antialias=True)
+    planes = x.permute(0, 3, 1, 2)
+    resized = F.interpolate(planes, (378, 384), mode="bicubic", antialias=True)
+    assert torch.equal(whole(x, (378, 384), "bicubic", "torchvision").permute(0, 3, 1, 2), resized)
+    resized = F.interpolate(planes.float(), (378, 384), mode="bicubic", antialias=True)
     assert (got.permute(0, 3, 1, 2) - resized.clamp(0, 255)).abs().max() <= 1.5
+
+
+def stripes(length: int, fraction: int) -> Tensor:
+    """Columns whose sums are next to where rounding goes up, on either side of it."""
+    return torch.tensor([0, 255, fraction, 128, 1, 254], dtype=torch.uint8).repeat(length)[:length]
+
+
+@pytest.mark.parametrize("resample", RESAMPLES)
+@pytest.mark.parametrize("width", [9, 64, 300])
+def test_sums_that_are_nearly_halves_are_rounded_right(backend, width, resample):
+    """Where a kernel adds up the high bits of weights first, the low ones decide these."""
+    if backend == "triton":
+        pytest.skip("the interpreter takes too long")
+    rows = torch.stack([stripes(width, fraction) for fraction in (63, 64, 127, 191)])
+    x = rows[None, :, :, None].expand(-1, -1, -1, 3)
+    for new in (2, 7, width // 2):
+        plan = patch_plan((4, width), (5, new), (5, new), scale=1.0, resample=resample)
+        for low in (0, 2**21):
+            columns = plan.columns.clone()
+            columns[:, 1:] += low // columns.shape[1]
+            moved = plan._replace(columns=columns)
+            expected = frames_to_patches(x, *moved, backend="reference")
+            assert torch.equal(frames_to_patches(x, *moved), expected)
+
+
+@pytest.mark.parametrize("taps", [1, 2, 9, 255, 256, 257, 700])
+def test_weights_of_any_size_wrap_around(backend, taps):
+    if backend == "triton":
+        pytest.skip("the interpreter takes too long")
+    generator = torch.Generator().manual_seed(taps)
+    x = pictures(1, 9, 701)
+    for largest in (2**15, 2**22, 2**31 - 1):
+        weights = [
+            torch.randint(-largest, largest, (count, taps), generator=generator, dtype=torch.int64)
+            for count, taps in ((4, min(taps, 9)), (5, taps))
+        ]
+        starts = [torch.tensor([0, 8, 1, 3]), torch.tensor([700, 0, 1, 300, 444])]
+        rows, columns = (
+            torch.cat([start[:, None], weight], 1).int()
+            for start, weight in zip(starts, weights, strict=True)
+        )
+        values = torch.rand(3, 256)
+        expected = frames_to_patches(x, rows, columns, values, 2, 2, backend="reference")
+        assert torch.equal(frames_to_patches(x, rows, columns, values, 2, 2), expected)
 
 
 def test_the_layout_is_that_of_a_convolution(backend):
@@ -115,6 +164,12 @@ def test_normalisation_is_that_of_the_values(backend):
     scaled = (np.arange(256) * (1 / 255)).astype(np.float32)
     expected = (scaled - np.float32(mean)[:, None]) / np.float32(std)[:, None]
     assert np.array_equal(got.numpy(), expected)
+    settings = {"mean": mean, "std": std, "rounding": "torchvision"}
+    got = frames_to_patches(x, *patch_plan((16, 16), (16, 16), (16, 16), **settings)).view(3, 256)
+    mean_of_bytes, std_of_bytes = (
+        torch.tensor(given)[:, None] * (1 / (1 / 255)) for given in (mean, std)
+    )
+    assert torch.equal(got, torch.arange(256).float().sub(mean_of_bytes).div(std_of_bytes))
 
 
 @pytest.mark.parametrize("resample", RESAMPLES)
@@ -197,6 +252,8 @@ PATCHES = torch.zeros(2, 4, 18)
         (lambda: patch_plan((9, 7, 3), (5, 6), (2, 3)), ValueError, "picture_size must be a height and a width"),
         (lambda: patch_plan((9, 7), (5, 6), (2, 3.5)), TypeError, "patch_size must be an integer, got float"),
         (lambda: patch_plan((9, 7), (5, 6), (2, 3), resample="nearest"), ValueError, "resample must be one of bicubic, bilinear, got 'nearest'"),
+        (lambda: patch_plan((9, 7), (5, 6), (2, 3), rounding="up"), ValueError, "rounding must be one of pillow, torchvision, got 'up'"),
+        (lambda: patch_plan((9, 7), (5, 6), (2, 3), scale=0, rounding="torchvision"), ValueError, "scale must not be 0 with the rounding of torchvision"),
         (lambda: patch_plan((9, 7), (5, 6), (2, 3), std=(1.0, 0.0, 1.0)), ValueError, "std must not be 0"),
         (lambda: patch_plan((9, 7), (5, 6), (2, 3), mean=(1.0, 0.0)), ValueError, "mean must be three numbers"),
         (lambda: patch_plan((9, 7), (5, 6), (2, 3), dtype=torch.float64), TypeError, "dtype must be float32, float16 or bfloat16"),

@@ -18,7 +18,20 @@ struct Taps {
   int64_t count;        // weights of each
 };
 
-// A resized picture of three bytes a pixel is kept as one word a pixel: red in the low byte.
+// The same for instructions that multiply pairs of 16 bits and add the two products: the weights of
+// pixels 2 i and 2 i + 1 share a word, and each is high * 2^shift + low, modulo 2^32. With the high
+// parts alone a sum is known but for what the low ones add, which is little.
+struct TapPairs {
+  const uint32_t* data;  // contiguous (pixels, kHead + 2 * count): see below
+  int64_t count;         // pairs of each
+  int shift;
+
+  // First pair, least sum of the low parts, how much more than that it can be; then all high parts
+  // and all low parts.
+  static constexpr int64_t kHead = 3;
+  const uint32_t* of(int64_t pixel) const { return data + pixel * (kHead + 2 * count); }
+};
+
 struct PatchParams {
   GridView pictures;  // (frames, height, width, 3) bytes
   GridView previous;  // the same, of an update
@@ -39,6 +52,8 @@ struct PatchParams {
   uint8_t* changed;          // (frames, grid): of an update, else null
   uint32_t* narrowed;        // scratch: rows of pictures, resized along the row; see the users
   int64_t pitch;             // words from one scratch row to the next
+  TapPairs row_pairs;        // of the CPU alone
+  TapPairs column_pairs;
 };
 
 }  // namespace stc
