@@ -36,6 +36,7 @@ def test_the_still_camera_pays_and_keeps_its_promise(tmp_path: Path, capsys) -> 
         "cartoon/report.html",
     ]
     assert page.count("held") >= 2
+    assert "--videos world --model stc-world --policy none --prune none" in page
     assert "<strong>Answer:</strong> green B, which is right." in page
     assert len(re.findall(r'<figure><img src="data:image/webp;base64,', page)) == 4
     printed = " ".join(capsys.readouterr().out.split())

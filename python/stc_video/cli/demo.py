@@ -54,6 +54,7 @@ def demo(settings: DemoSettings) -> int:
     Exit code: 0 done, 2 bad input, 130 interrupted.
     """
     from stc_video.evaluation.world.example import answer_one
+    from stc_video.evaluation.world.files import QUESTIONS, eval_command
     from stc_video.studies.still_camera import write_street
     from stc_video.video import default_clip
 
@@ -97,6 +98,7 @@ def demo(settings: DemoSettings) -> int:
         cards=cards,
         columns=_COLUMNS[1:],
         example=example,
+        next_command=eval_command(Path("world", QUESTIONS), Path("world")),
         pictures=pictures,
     )
     console.print(text_table(_COLUMNS, [(card.name, *card.cells) for card in cards]))
