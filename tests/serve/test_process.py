@@ -153,4 +153,4 @@ def test_without_the_extra_it_says_what_to_install(capsys, monkeypatch) -> None:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "uvicorn", None)
     assert run_app(["serve", "--model", "llava-onevision-tiny"]) == 2
-    assert "pip install 'stc-kernels[serve]'" in capsys.readouterr().err
+    assert "pip install '.[serve]' in the checkout" in capsys.readouterr().err

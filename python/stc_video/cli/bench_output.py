@@ -141,7 +141,7 @@ class BenchOutput:
             except ModuleNotFoundError as error:
                 self.console.print(
                     f"Note: no picture, because {error.name} is missing: "
-                    "pip install 'stc-kernels[bench]'",
+                    "pip install matplotlib",
                     style="yellow",
                     markup=False,
                 )

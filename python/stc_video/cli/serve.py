@@ -28,6 +28,7 @@ from stc_video.cli.options import (
 from stc_video.memory import command_memory
 from stc_video.serve.config import MEMORY as STREAM_MEMORY
 from stc_video.serve.config import ServeConfig
+from stc_video.versions import install_hint
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,7 +177,7 @@ def serve(settings: ServeSettings) -> int:
         if error.name is None or error.name.split(".")[0] == "stc_video":
             raise
         raise ModuleNotFoundError(
-            f"the package {error.name} is missing: pip install 'stc-kernels[serve]'"
+            f"the package {error.name} is missing: {install_hint('serve')}"
         ) from error
 
     console = Console(highlight=False, soft_wrap=True)
