@@ -19,6 +19,7 @@ from stc_video.cli.evaluate import evaluate
 from stc_video.cli.fidelity import fidelity
 from stc_video.cli.models import models
 from stc_video.cli.options import add_command
+from stc_video.cli.output import warnings_as_notes
 from stc_video.cli.prune_study import prune_study
 from stc_video.cli.run import run
 from stc_video.cli.serve import serve
@@ -76,7 +77,8 @@ def run_app(arguments: Sequence[str] | None = None) -> int:
     if arguments is not None:
         sys.argv = [sys.argv[0], *typed]
     try:
-        app(typed, prog_name="stc", standalone_mode=True)
+        with warnings_as_notes():
+            app(typed, prog_name="stc", standalone_mode=True)
     except SystemExit as exit:
         return exit.code if isinstance(exit.code, int) else int(exit.code is not None)
     except KeyboardInterrupt:
