@@ -82,8 +82,12 @@ def test_a_calibration_without_an_aim_is_refused(clip: Path, capsys) -> None:
 
 
 def test_warnings_of_others_stay_as_they_are(capsys) -> None:
-    with pytest.warns(UserWarning, match="theirs") as others, warnings_as_notes():
-        warnings.warn("a [b]", StreamWarning, stacklevel=1)
-        warnings.warn("theirs", UserWarning, stacklevel=1)
+    def warn() -> None:
+        with warnings_as_notes():
+            warnings.warn("a [b]", StreamWarning, stacklevel=1)
+            warnings.warn("theirs", UserWarning, stacklevel=1)
+
+    with pytest.warns(UserWarning, match="theirs") as others:
+        warn()
     assert len(others) == 1
     assert "Note: a [b]\n" in capsys.readouterr().err

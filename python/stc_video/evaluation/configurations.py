@@ -169,7 +169,7 @@ def controls(base: Configuration, frame_tokens: int | None) -> list[Configuratio
         are none at the same budget either.
     """
     plain = replace(base, name=DENSE, policy="none", prune="none", pruner_settings={},
-                    **dict.fromkeys(_OF_CACHE))  # fmt: skip
+                    quality=None, calibration=None, ratio=None, interval=None)  # fmt: skip
     random = replace(plain, name="random tokens", prune="random")
     made = [plain, replace(plain, name=BLIND, blind=True),
             replace(plain, name="last 4 frames", memory="window", window_frames=4)]  # fmt: skip
