@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import base64
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -105,7 +105,8 @@ def demo(settings: DemoSettings) -> int:
     judged = "right" if example.is_right else f"wrong: {example.right}"
     console.print(f"{example.question} {example.answer} ({judged})", markup=False, soft_wrap=True)
     console.print(f"Report: [bold]{page}[/bold] (open in a browser)", soft_wrap=True)
-    show_verdict(console, verdict)
+    for card in cards:
+        show_verdict(console, replace(card.verdict, text=f"{card.name}: {card.verdict.text}"))
     return 0
 
 
