@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -27,6 +28,8 @@ from stc_video.cli.stop import INTERRUPTED
 from stc_video.cli.world import world
 
 BAD_INPUT = 2
+#: how messages of the package begin: "CacheConfig: quality must be ..."
+_SETTING = re.compile(r"[`\w]+: (\w+)(?= must )")
 
 app = typer.Typer(
     name="stc",
@@ -86,18 +89,30 @@ def run_app(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if "--debug" in typed:
             raise
-        return _explain(error)
+        return _explain(error, typed)
     return 0
 
 
-def _explain(error: Exception) -> int:
+def _explain(error: Exception, typed: Sequence[str]) -> int:
     """Print an error as one red sentence and return the exit code."""
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     expected = isinstance(error, (ValueError, OSError, ModuleNotFoundError)) or type(
         error
     ).__name__ in ("BackendUnavailableError", "AttachError")
-    text = str(error).strip() or type(error).__name__
+    text = _as_typed(str(error).strip(), typed) or type(error).__name__
     if not expected:
         text = f"{type(error).__name__}: {text} (unexpected; --debug shows where)"
     console.print(text, style="bold red", markup=False)
     return BAD_INPUT if expected else 1
+
+
+def _as_typed(text: str, typed: Sequence[str]) -> str:
+    """Name the option where a message begins with the setting behind it."""
+    found = _SETTING.match(text)
+    if found is None:
+        return text
+    commands: dict[str, Any] = getattr(typer.main.get_command(app), "commands", {})
+    parameters = commands[typed[0]].params if typed[0] in commands else ()
+    option = f"--{found[1].replace('_', '-')}"
+    is_one = any(option in parameter.opts for parameter in parameters)
+    return option + text[found.end() :] if is_one else text

@@ -85,7 +85,10 @@ def text_table(header: Sequence[str], rows: Sequence[Sequence[str]], title: str 
         title=title or None, title_justify="left", box=None, pad_edge=False, header_style="dim"
     )
     for number, column in enumerate(header):
-        table.add_column(column, justify="right" if number else "left", no_wrap=not number)
+        # A word that is too long goes on in the next line: a shortened one says too little.
+        table.add_column(
+            column, justify="right" if number else "left", no_wrap=not number, overflow="fold"
+        )
     for row in rows:
         table.add_row(*row)
     return table
