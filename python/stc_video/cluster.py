@@ -6,7 +6,7 @@ from __future__ import annotations
 import socket
 from typing import Any
 
-from stc_video.versions import install_hint
+from stc_video.errors import install_hint
 
 _CONNECT_SECONDS = 10.0
 

@@ -30,11 +30,6 @@ NEWEST_TESTED = {
 }
 
 
-def install_hint(extra: str) -> str:
-    """Return how to install what an extra of this package brings, as docs/install.md does it."""
-    return f"pip install '.[{extra}]' in the checkout of stc-kernels"
-
-
 def require_transformers(oldest: tuple[int, int], what: str) -> None:
     """Refuse a release outside of the supported range.
 

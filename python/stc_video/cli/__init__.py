@@ -6,7 +6,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from stc_video.versions import install_hint
+from stc_video.errors import install_hint
 
 __all__ = ["main"]
 

@@ -15,7 +15,8 @@ import typer
 from stc_video.cli.environment import devices, versions
 from stc_video.cli.installation import Finding, findings
 from stc_video.cli.run_settings import RunSettings
-from stc_video.versions import install_hint, untested
+from stc_video.errors import install_hint
+from stc_video.versions import untested
 
 if TYPE_CHECKING:
     from stc_video.report import FrameRecord

@@ -28,10 +28,10 @@ from stc_video.cli.options import (
     load_calibration,
 )
 from stc_video.cli.output import show_note
+from stc_video.errors import install_hint
 from stc_video.memory import command_memory
 from stc_video.serve.config import MEMORY as STREAM_MEMORY
 from stc_video.serve.config import ServeConfig
-from stc_video.versions import install_hint
 
 
 @dataclass(frozen=True, kw_only=True)

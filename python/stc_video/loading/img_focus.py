@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from stc_video.versions import install_hint
+from stc_video.errors import install_hint
 
 if TYPE_CHECKING:
     import onnx
