@@ -6,6 +6,8 @@ from __future__ import annotations
 import socket
 from typing import Any
 
+from stc_video.errors import install_hint
+
 _CONNECT_SECONDS = 10.0
 
 
@@ -16,7 +18,7 @@ def require_ray() -> Any:
     except ModuleNotFoundError as error:
         if error.name != "ray":
             raise
-        text = "the package ray is missing: pip install 'stc-kernels[ray]'"
+        text = f"the package ray is missing: {install_hint('ray')}"
         raise ModuleNotFoundError(text) from error
     return ray
 

@@ -2,6 +2,11 @@
 """Errors that name what was found and what is supported."""
 
 
+def install_hint(extra: str) -> str:
+    """Return how to install what an extra of this package brings, as docs/install.md does it."""
+    return f"pip install '.[{extra}]' in the checkout of stc-kernels"
+
+
 class UnsupportedModelError(ValueError):
     """The object given is no supported model; it was left untouched."""
 

@@ -58,7 +58,7 @@ OPS: tuple[str, ...] = tuple(_HOMES)
 def _why_not_importable() -> str | None:
     """Return None if a Triton that is new enough can be imported, else the reason."""
     if importlib.util.find_spec("triton") is None:
-        text = "the package `triton` is not installed (pip install 'stc-kernels[triton]')"
+        text = "the package `triton` is not installed (pip install 'triton>=3.6')"
         return Reason("no-triton", text)
     try:
         triton = importlib.import_module("triton")

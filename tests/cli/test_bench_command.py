@@ -59,6 +59,13 @@ def test_tables_and_files(tmp_path: Path, capsys) -> None:
     assert "random weights" in printed
 
 
+def test_without_matplotlib_it_says_what_to_install(tmp_path: Path, capsys, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert bench("--ratios", "1/4", "--out", tmp_path) == 0
+    assert "is missing: pip install matplotlib" in " ".join(capsys.readouterr().out.split())
+    assert not list(tmp_path.glob("*.svg"))
+
+
 def test_json_is_all_that_goes_to_standard_output(capsys) -> None:
     assert bench("--json", "--ratios", "1/8", "--contenders", "dense-eager,motion") == 0
     captured = capsys.readouterr()

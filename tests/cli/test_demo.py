@@ -36,11 +36,13 @@ def test_the_still_camera_pays_and_keeps_its_promise(tmp_path: Path, capsys) -> 
         "cartoon/report.html",
     ]
     assert page.count("held") >= 2
+    assert "--videos world --model stc-world --policy none --prune none" in page
     assert "<strong>Answer:</strong> green B, which is right." in page
     assert len(re.findall(r'<figure><img src="data:image/webp;base64,', page)) == 4
     printed = " ".join(capsys.readouterr().out.split())
     assert "What colour was the square when it was last seen? green B (right)" in printed
-    assert "Verdict: on the street: motion" in printed
+    assert "Verdict: street: it pays: " in printed
+    assert "Verdict: cartoon: it " in printed
 
 
 def test_nothing_but_the_ball_moves(tmp_path: Path) -> None:

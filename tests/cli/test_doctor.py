@@ -4,8 +4,11 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
+from importlib import metadata
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +16,19 @@ import stc_kernels
 from stc_video.cli import doctor
 from stc_video.cli.app import run_app
 from stc_video.versions import NEWEST_TESTED
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_what_is_said_to_install_can_be_installed() -> None:
+    """The package is on no index: its extras come from the checkout, and each one exists."""
+    folders = ("python", "stc_kernels", "docs")
+    text = "".join(p.read_text() for f in folders for p in (ROOT / f).rglob("*.[mp][dy]"))
+    assert "install 'stc-kernels" not in text
+    named = re.findall(r"""install_hint\(["'](\w+)|pip install '\.\[(\w+)\]""", text)
+    extras = metadata.metadata("stc-kernels").get_all("Provides-Extra")
+    assert len(named) > 6
+    assert {one or other for one, other in named} <= set(extras)
 
 
 def test_doctor_json(capsys) -> None:

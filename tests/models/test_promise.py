@@ -200,6 +200,22 @@ def test_streams_have_promises_of_their_own():
     assert stats.promise_held == (still.promise_held and flicker.promise_held is not False)
 
 
+def test_totals_are_printed_in_four_lines():
+    tower = make_tower("siglip")
+    cacher = stc_video.attach_cacher(tower)
+    assert "promise: similarity 0.983, not measured yet" in str(cacher.stats())
+    encode(tower, noisy_walk(12))
+    stats = cacher.stats()
+    lines = str(stats).splitlines()
+    assert lines[0].startswith(f"12 frames: {stats.dense} dense, {stats.cached} cached, ")
+    assert lines[1] == f"work: {100 * stats.cost:.1f} % of a dense encode"
+    word = "held" if stats.promise_held else "missed"
+    assert lines[2].startswith(f"promise: similarity 0.983, {word} ({stats.estimated_cosine:.4f}")
+    assert lines[3].startswith("memory: ")
+    assert len(lines) == 4
+    assert repr(stats).startswith("CacheStats(frames=12, ")
+
+
 def test_a_saved_stream_goes_on_with_what_it_knows():
     """The ledger is saved, and the restored stream does what the other one does."""
     tower, pictures = make_tower("dinov2"), noisy_walk(12)

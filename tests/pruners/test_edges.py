@@ -34,6 +34,12 @@ def test_no_budget_and_too_much_of_it(name, setting, value, message):
         make_pruner(name, **{setting: value})
 
 
+def test_an_unknown_setting_is_answered_with_those_that_there_are():
+    with pytest.raises(ValueError, match="settings: tokens; it takes tokens_per_frame, ") as caught:
+        make_pruner("stc", tokens=3)
+    assert "__init__" not in str(caught.value)
+
+
 def test_none_takes_no_budget():
     with pytest.raises(ValueError, match="'none' does not take these settings"):
         make_pruner("none", tokens_per_frame=3)

@@ -124,7 +124,9 @@ def test_the_best_setting_of_each_case_is_named() -> None:
     assert best_verdict([tried[0], tried[2]]).level == "good"
     found = best_verdict([tried[1]])
     assert found.level == "bad"
-    assert "nothing saves and is similar enough; " in found.text
+    assert "at 2 fps: b saves, but is not similar enough, 40 % of the dense time" in found.text
+    found = best_verdict([tried[1], tried[1]])
+    assert "at 2 fps: no setting saves and is similar enough; " in found.text
     assert "leave the cacher off" in found.text
 
 
@@ -132,6 +134,15 @@ def test_where_nothing_was_promised_what_is_unlike_does_not_pay() -> None:
     assert best_verdict([Tried("stc", "here", 0.2, None, None, 0.9)]).level == "bad"
     assert best_verdict([Tried("stc", "here", 0.2, None, None, 0.985)]).level == "good"
     assert best_verdict([Tried("stc", "here", 0.2)]).level == "good"
+
+
+def test_a_promise_that_was_held_without_saving_time_is_said() -> None:
+    found = best_verdict([Tried("motion", "on the cartoon", 0.72, 0.99, 0.983, 0.9963)])
+    assert found.level == "bad"
+    assert found.text.startswith(
+        "on the cartoon: motion saves no time, 99 % of the dense time for 72 % of the work, the "
+        "promised cosine of 0.983 was held (0.9963 measured); "
+    )
 
 
 def test_many_cases_are_counted() -> None:
@@ -151,11 +162,11 @@ def test_a_calibration_is_judged_by_the_default_quality() -> None:
     found = calibration_verdict(0.99, 0.983, 0.4)
     assert (found.level, found.text) == (
         "good",
-        "cached frames alone reach quality 0.983, the default for 40 % of the dense work.",
+        "cached frames alone reach the default quality of 0.983 at 40 % of the dense work.",
     )  # fmt: skip
     found = calibration_verdict(0.961, 0.983, 0.4)
     assert found.level == "mixed"
-    assert "cached frames alone reach 0.961 for 40 % of the dense work" in found.text
+    assert "cached frames alone reach 0.961 at 40 % of the dense work" in found.text
     assert calibration_verdict(0.99, 0.983, 1.01).level == "bad"
 
 

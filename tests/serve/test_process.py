@@ -135,7 +135,7 @@ def _frames(saves: Path) -> int:
         (["--token", "short"], "the token must be 16 to 256"),
         (["--token-file", "/nowhere/token"], "No such file"),
         (["--host", "203.0.113.1", "--token", "x" * 20, "--port", "8"], "cannot listen on"),
-        (["--max-fps", "0"], "max_fps must be above 0"),
+        (["--max-fps", "0"], "--max-fps must be above 0"),
     ],
 )
 def test_bad_options_are_one_sentence(folder: Path, capsys, options, message, monkeypatch) -> None:
@@ -153,4 +153,4 @@ def test_without_the_extra_it_says_what_to_install(capsys, monkeypatch) -> None:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "uvicorn", None)
     assert run_app(["serve", "--model", "llava-onevision-tiny"]) == 2
-    assert "pip install 'stc-kernels[serve]'" in capsys.readouterr().err
+    assert "pip install '.[serve]' in the checkout" in capsys.readouterr().err

@@ -155,6 +155,17 @@ def test_times_that_go_back_are_kept_and_counted(open_session):
     assert (session.stats().frames, session.stats().times_back) == (1, 0)
 
 
+def test_totals_are_printed_in_a_few_lines(open_session):
+    session = open_session("rekv", cache="motion", prune="stc", tokens_per_frame=6, prefill_chunk=2)
+    for frame in video(3):
+        session.push(frame)
+    lines = str(session.stats()).splitlines()
+    assert lines[0].startswith(f"3 frames (1 waiting): 18 of {3 * TOKENS} tokens kept, ")
+    assert "encode" in lines[1]
+    assert lines[-3].startswith("cacher: 3 frames: ")
+    assert len(lines) == 6
+
+
 def test_a_question_before_any_frame(open_session):
     session = open_session(SMALL)
     for ask in (session.ask, session.logits):

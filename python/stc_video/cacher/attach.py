@@ -90,7 +90,8 @@ def _warn_of_calibration(name: str, layers: int, channels: int, promised: float 
     held = "no audits hold the quality" if promised is None else f"audits hold {promised:g}"
     warnings.warn(
         f"{name} has no calibration of its own: its streams start with that of a trained DINOv2, "
-        f"and {held} from there; `stc calibrate` measures one for CacheConfig(calibration=...)",
+        f"and {held} from there; `stc calibrate` measures one, for --calibration or "
+        "CacheConfig(calibration=...)",
         CalibrationWarning,
         stacklevel=3,
     )

@@ -223,6 +223,27 @@ class CacheStats:
     promised: float | None = None
     promise_held: bool | None = None
 
+    def __str__(self) -> str:
+        """Sum it up in four lines; ``repr`` has every field."""
+        among = f" in {len(self.streams)} streams" if len(self.streams) > 1 else ""
+        return (
+            f"{self.frames} frames{among}: {self.dense} dense, {self.cached} cached, "
+            f"{self.unchanged} unchanged\n"
+            f"work: {100 * self.cost:.1f} % of a dense encode\n"
+            f"promise: {self._promise()}\n"
+            f"memory: {self.state_bytes / 1e6:.1f} MB for reuse, "
+            f"{self.packed_bytes / 1e6:.1f} MB of packed weights"
+        )
+
+    def _promise(self) -> str:
+        if self.promised is None:
+            return "none"
+        if self.promise_held is None:
+            return f"similarity {self.promised:g}, not measured yet"
+        word = "held" if self.promise_held else "missed"
+        measured = f"{self.estimated_cosine:.4f} by {self.audits} audits"
+        return f"similarity {self.promised:g}, {word} ({measured})"
+
     @classmethod
     def of(cls, counters: Counters, state_bytes: int, promised: float | None = None) -> CacheStats:
         """Close the totals of one stream, which were promised a mean cosine or nothing."""

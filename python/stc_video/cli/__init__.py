@@ -6,6 +6,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+from stc_video.errors import install_hint
+
 __all__ = ["main"]
 
 
@@ -27,8 +29,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except ModuleNotFoundError as error:
         if error.name is not None and error.name.split(".")[0] not in ("typer", "rich", "click"):
             raise
-        print(
-            f"the package {error.name} is missing: pip install 'stc-kernels[cli]'", file=sys.stderr
-        )
+        print(f"the package {error.name} is missing: {install_hint('cli')}", file=sys.stderr)
         sys.exit(2)
     sys.exit(run_app(arguments))

@@ -94,7 +94,7 @@ class BenchSettings:
         Path | None,
         typer.Option(
             rich_help_panel=REPORT,
-            help="Folder for bench.csv, bench.json and bench.svg.",
+            help="Folder for bench.csv, bench.json and, with matplotlib, bench.svg.",
             show_default="no files",
         ),
     ] = None

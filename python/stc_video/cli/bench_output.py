@@ -140,8 +140,7 @@ class BenchOutput:
                 paths.append(draw(self.rows, folder / f"{name}.svg", caption))
             except ModuleNotFoundError as error:
                 self.console.print(
-                    f"Note: no picture, because {error.name} is missing: "
-                    "pip install 'stc-kernels[bench]'",
+                    f"Note: no picture, because {error.name} is missing: pip install matplotlib",
                     style="yellow",
                     markup=False,
                 )

@@ -112,11 +112,12 @@ def _verdict(calibration: Calibration) -> Verdict:
 
 
 def _table(calibration: Calibration) -> Table:
-    header = ["aim", "effort at the start", "cost", "similarity", "worst clip"]
+    header = ["aim", "effort at the start", "tail", "cost", "similarity", "worst clip"]
     rows = [
         [
             f"{point.aim.error:g}",
             f"{point.aim.level:g}",
+            "yes" if point.aim.tail else "no",
             f"{point.cost:.3f}",
             f"{point.similarity:.4f}",
             f"{point.worst_clip:.4f}",

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from stc_video.cli.options import (
+    CalibrationOption,
     DeviceOption,
     DtypeOption,
     LanguageModelOption,
@@ -22,8 +23,10 @@ from stc_video.cli.options import (
     StorageOption,
     ThreadsOption,
     TokensPerFrameOption,
+    load_calibration,
 )
-from stc_video.cli.output import show_verdict
+from stc_video.cli.output import show_note, show_verdict
+from stc_video.config import CacheConfig
 from stc_video.memory import command_memory
 from stc_video.memory.config import RekvConfig
 from stc_video.report.tables import clock, milliseconds
@@ -57,6 +60,7 @@ class ChatSettings:
         bool,
         typer.Option("--fast", help="Push a recording as fast as possible, not in its own time."),
     ] = False
+    calibration: CalibrationOption = None
     tokens_per_frame: TokensPerFrameOption = 64
     memory: MemoryOption = "rekv"
     retrieve_tokens: RetrieveTokensOption = RekvConfig.retrieve_tokens
@@ -84,16 +88,21 @@ def chat(settings: ChatSettings) -> int:
     # Wrong options should not wait for the model.
     rekv = RekvConfig(retrieve_tokens=settings.retrieve_tokens, storage=settings.storage)
     memory = command_memory(settings.memory, rekv, RekvConfig())
+    cache = CacheConfig(calibration=load_calibration(settings.calibration))
     video = LiveVideo(settings.source, settings.fps, stop, fast=settings.fast)
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     with console.status("Loading the model ..."):
         loaded = load_chat_model(settings.model, device=settings.device, dtype=settings.dtype)
     if loaded.notice:
-        console.print(f"Note: {loaded.notice}", style="yellow")
+        show_note(console, loaded.notice)
     loaded.check_memory(memory)
     with StreamingSession(
-        loaded.model, loaded.processor, memory=memory, tokens_per_frame=settings.tokens_per_frame
+        loaded.model,
+        loaded.processor,
+        memory=memory,
+        cache=cache,
+        tokens_per_frame=settings.tokens_per_frame,
     ) as session:
         camera = _Camera(session, video, console)
         conversation = _Conversation(

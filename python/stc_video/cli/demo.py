@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import base64
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -54,6 +54,7 @@ def demo(settings: DemoSettings) -> int:
     Exit code: 0 done, 2 bad input, 130 interrupted.
     """
     from stc_video.evaluation.world.example import answer_one
+    from stc_video.evaluation.world.files import QUESTIONS, eval_command
     from stc_video.studies.still_camera import write_street
     from stc_video.video import default_clip
 
@@ -97,13 +98,15 @@ def demo(settings: DemoSettings) -> int:
         cards=cards,
         columns=_COLUMNS[1:],
         example=example,
+        next_command=eval_command(Path("world", QUESTIONS), Path("world")),
         pictures=pictures,
     )
     console.print(text_table(_COLUMNS, [(card.name, *card.cells) for card in cards]))
     judged = "right" if example.is_right else f"wrong: {example.right}"
     console.print(f"{example.question} {example.answer} ({judged})", markup=False, soft_wrap=True)
     console.print(f"Report: [bold]{page}[/bold] (open in a browser)", soft_wrap=True)
-    show_verdict(console, verdict)
+    for card in cards:
+        show_verdict(console, replace(card.verdict, text=f"{card.name}: {card.verdict.text}"))
     return 0
 
 

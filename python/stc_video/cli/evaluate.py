@@ -20,6 +20,7 @@ from stc_video.cli.options import (
     QUESTIONS,
     REPORT,
     VIDEO,
+    CalibrationOption,
     DeviceOption,
     DtypeOption,
     ThreadsOption,
@@ -71,6 +72,7 @@ class EvaluationSettings:
     quality: Annotated[
         float | None, _option(CACHE, "motion: cosine to dense.", show_default="0.983")
     ] = None
+    calibration: CalibrationOption = None
     ratio: Annotated[
         float | None, _option(CACHE, "stc: part encoded between.", show_default="0.25")
     ] = None
@@ -135,7 +137,10 @@ class EvaluationSettings:
         """The main configuration; raises ValueError for what belongs to another setting."""
         from stc_video.evaluation.configurations import Configuration
 
-        made = Configuration(**self.given(_CONFIGURATION))
+        given = self.given(_CONFIGURATION)
+        if self.calibration is not None:  # nodes of a cluster have folders of their own
+            given["calibration"] = str(self.calibration.resolve())
+        made = Configuration(**given)
         for name, owner in (("retrieve_tokens", "rekv"), ("window_frames", "window")):
             if getattr(self, name) is not None and made.memory != owner:
                 raise ValueError(f"{_flag(name)} belongs to --memory {owner}, not to {made.memory}")
@@ -143,7 +148,8 @@ class EvaluationSettings:
 
 
 _CONFIGURATION = (
-    "policy quality ratio interval prune tokens_per_frame memory retrieve_tokens window_frames"
+    "policy quality calibration ratio interval prune tokens_per_frame memory retrieve_tokens "
+    "window_frames"
 )
 _SAMPLING = "protocol fps frames max_new_tokens"
 
@@ -257,6 +263,7 @@ def _run(task: EvaluationTask, settings: EvaluationSettings) -> int:
     from rich.console import Console
 
     from stc_video.cli.evaluate_output import progress, write_results
+    from stc_video.cli.output import show_note
     from stc_video.cli.stop import INTERRUPTED, Stop
     from stc_video.evaluation.answers import AnswerFile
     from stc_video.evaluation.crew import Crew
@@ -272,7 +279,7 @@ def _run(task: EvaluationTask, settings: EvaluationSettings) -> int:
         worker = Worker(assignment) if settings.ray is None else Crew(assignment, settings.ray)
     facts, stop = worker.facts, Stop()
     for note in facts.notes:
-        console.print(f"Note: {note}", style="yellow")
+        show_note(console, note)
     names = [one.name for one in facts.configurations]
     with (
         closing(worker),

@@ -5,17 +5,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from stc_video.cli.options import CACHE, REPORT
+from stc_video.cli.options import CACHE, REPORT, CalibrationOption, load_calibration
 from stc_video.cli.study import RatesSettings, Setup, StudySettings, parse_numbers, report_study
 from stc_video.studies.fidelity import settings as grids
 
 if TYPE_CHECKING:
-    from stc_video.calibration import Calibration
     from stc_video.studies.fidelity.study import FidelityStudy
 
 _NO_SALIENCY = (
@@ -73,14 +71,7 @@ class FidelitySettings(StudySettings, RatesSettings):
             "motion: fixed thresholds instead; without --quality, these only.", grids.THRESHOLDS
         ),
     ] = None
-    calibration: Annotated[
-        Path | None,
-        typer.Option(
-            rich_help_panel=CACHE,
-            help="motion: the file that `stc calibrate` wrote for this tower.",
-            show_default="the package's",
-        ),
-    ] = None
+    calibration: CalibrationOption = None
     times: Annotated[
         bool,
         typer.Option(
@@ -118,18 +109,6 @@ class FidelitySettings(StudySettings, RatesSettings):
         text: str | None = getattr(self, name)
         return default if text is None else parse_numbers(name, [text], *_RANGES[name])
 
-    def loaded_calibration(self) -> Calibration | None:
-        """Return the calibration of the file; None for the one in the package.
-
-        Raises
-        ------
-        ValueError
-            If the file is not there or is no calibration.
-        """
-        from stc_video.calibration import Calibration
-
-        return None if self.calibration is None else Calibration.load(self.calibration)
-
 
 def fidelity(settings: FidelitySettings) -> int:
     """Compare cache settings on your videos: work, time, and similarity to a dense encode.
@@ -141,7 +120,11 @@ def fidelity(settings: FidelitySettings) -> int:
     from stc_video.studies.fidelity.page import PAGE
 
     # Wrong options should not wait for a model.
-    grid, rates, calibration = settings.grid(), settings.rates(), settings.loaded_calibration()
+    grid, rates, calibration = (
+        settings.grid(),
+        settings.rates(),
+        load_calibration(settings.calibration),
+    )
 
     def measure(setup: Setup) -> FidelityStudy:
         from stc_video.studies.fidelity.measure import encode_densely

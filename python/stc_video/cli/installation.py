@@ -33,7 +33,7 @@ REMEDIES: dict[str, str] = {
         "hide it: CUDA_VISIBLE_DEVICES"
     ),
     "torch-without-cuda": "install a build of torch for CUDA: pip install torch",
-    "no-triton": "pip install 'stc-kernels[triton]'",
+    "no-triton": 'pip install "triton>=3.6"',
     "old-triton": "pip install --upgrade triton",
 }
 

@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -18,6 +19,13 @@ if TYPE_CHECKING:
 class ModelsSettings:
     """What `stc models` is given."""
 
+    name: Annotated[
+        str | None,
+        typer.Argument(
+            help="Part of a family's name or model type, or the folder of a model.",
+            show_default="every family",
+        ),
+    ] = None
     json: Annotated[bool, typer.Option("--json", help="As one JSON object.")] = False
     markdown: Annotated[
         bool, typer.Option("--markdown", help="As the tables of docs/models.md.")
@@ -29,24 +37,33 @@ TOWERS = ("Vision tower", "In transformers", "Support", "Commands", "Note")
 
 
 def models(settings: ModelsSettings) -> int:
-    """List the supported models: what is exact, approximate and refused of each family."""
+    """List the supported models: what is exact, approximate and refused of each family.
+
+    Exit code: 0 done, 2 no family has that name.
+    """
+    whole, towers = whole_rows(settings.name), tower_rows(settings.name)
+    if not whole and not towers:
+        raise ValueError(
+            f"no family has {settings.name!r} in its name or model types, and there is no such "
+            "folder; `stc models` lists every family"
+        )
     if settings.json:
-        tables = {"whole_models": (WHOLE, whole_rows()), "towers": (TOWERS, tower_rows())}
+        tables = {"whole_models": (WHOLE, whole), "towers": (TOWERS, towers)}
         made = {
             name: [dict(zip(columns, row, strict=True)) for row in rows]
             for name, (columns, rows) in tables.items()
         }
         print(json.dumps({"schema_version": "1.0", **made}, indent=1))
     elif settings.markdown:
-        print("\n\n".join(markdown_tables()))
+        print("\n\n".join(_markdown(*table) for table in ((WHOLE, whole), (TOWERS, towers))))
     else:
-        _show(WHOLE, whole_rows())
-        _show(TOWERS, tower_rows())
+        _show(WHOLE, whole)
+        _show(TOWERS, towers)
     return 0
 
 
-def whole_rows() -> list[tuple[str, ...]]:
-    """A row for each family of whole models."""
+def whole_rows(wanted: str | None = None) -> list[tuple[str, ...]]:
+    """A row for each family of whole models, or for those that are wanted."""
     from stc_video.models.families import MODEL_FAMILIES
 
     return [
@@ -58,11 +75,12 @@ def whole_rows() -> list[tuple[str, ...]]:
             family.refused or "-",
         )
         for family in MODEL_FAMILIES
+        if _is_wanted(wanted, family.name, family.classes)
     ]
 
 
-def tower_rows() -> list[tuple[str, ...]]:
-    """A row for each family of vision towers."""
+def tower_rows(wanted: str | None = None) -> list[tuple[str, ...]]:
+    """A row for each family of vision towers, or for those that are wanted."""
     from stc_video.towers.families import TOWER_FAMILIES
 
     return [
@@ -74,14 +92,45 @@ def tower_rows() -> list[tuple[str, ...]]:
             family.note or "-",
         )
         for family in TOWER_FAMILIES
+        if _is_wanted(wanted, family.name, family.models)
     ]
+
+
+def _is_wanted(wanted: str | None, name: str, types: Iterable[str]) -> bool:
+    """Whether a family has the model of a folder, or a text in its name or model types."""
+    if wanted is None:
+        return True
+    if (config := Path(wanted) / "config.json").is_file():
+        return not _types_of(config).isdisjoint(types)
+    return any(_letters(wanted) in _letters(text) for text in (name, *types))
+
+
+def _letters(text: str) -> str:
+    """A name however it is written: Qwen2.5-VL, qwen2_5_vl."""
+    return "".join(filter(str.isalnum, text.lower()))
+
+
+def _types_of(path: Path) -> set[str]:
+    """Types of a model and of its tower, from its configuration."""
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        parts = [config, config.get("vision_config") or {}]
+        kinds = [str(part.get("model_type", "")) for part in parts]
+    except (UnicodeDecodeError, json.JSONDecodeError, AttributeError) as error:
+        raise ValueError(f"{path} is no configuration of a model: {error}") from error
+    return {_module(kind) for kind in kinds}
+
+
+def _module(kind: str) -> str:
+    """The module in transformers.models of a model type."""
+    return kind.removesuffix("_vision_model").removesuffix("_vision")
 
 
 def _commands(family: TowerFamily) -> str:
     """Commands that load towers of a family, and of which types if not of all."""
     from stc_video.loading.checkpoint import MODEL_CLASSES
 
-    loaded = {kind.removesuffix("_vision_model").removesuffix("_vision") for kind in MODEL_CLASSES}
+    loaded = {_module(kind) for kind in MODEL_CLASSES}
     models = family.models
     taken = [model for model in models if model in loaded or family.in_rows]
     if not taken:
@@ -90,15 +139,15 @@ def _commands(family: TowerFamily) -> str:
     return f"run, fidelity, calibrate, prune-study{which}"
 
 
-def markdown_tables() -> Iterator[str]:
-    """Both tables in Markdown."""
-    for columns, rows in ((WHOLE, whole_rows()), (TOWERS, tower_rows())):
-        lines = [columns, ("---",) * len(columns), *rows]
-        yield "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+def _markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [columns, ("---",) * len(columns), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
 def _show(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print what is known of each family, a line for each fact."""
+    if not rows:
+        return
     from rich.console import Console
     from rich.padding import Padding
 

@@ -11,9 +11,12 @@ import dataclasses
 import inspect
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
 import typer
+
+if TYPE_CHECKING:
+    from stc_video.calibration import Calibration
 
 VIDEO, CACHE, PRUNE = "Video", "What is encoded anew", "What the language model gets"
 CASES, QUESTIONS, MEMORY = "What is compared", "Questions", "Memory"
@@ -47,6 +50,14 @@ _MOST_FRAMES = "Of each video, at most so many frames."
 MostFramesOption = Annotated[int, typer.Option(rich_help_panel=VIDEO, min=1, help=_MOST_FRAMES)]
 #: for studies that compare a frame with the one before
 SeveralFramesOption = Annotated[int, typer.Option(rich_help_panel=VIDEO, min=2, help=_MOST_FRAMES)]
+CalibrationOption = Annotated[
+    Path | None,
+    typer.Option(
+        rich_help_panel=CACHE,
+        help="motion: the file that `stc calibrate` wrote for this tower.",
+        show_default="the package's",
+    ),
+]
 TokensPerFrameOption = Annotated[
     int, typer.Option(rich_help_panel=PRUNE, min=1, help="Tokens that the pruner keeps per frame.")
 ]
@@ -119,6 +130,19 @@ OutFolderOption = Annotated[
     Path, typer.Option(rich_help_panel=REPORT, help="Folder for the report (HTML) and its data.")
 ]
 _DebugOption = Annotated[bool, typer.Option(help="Show the traceback of an error.")]
+
+
+def load_calibration(path: Path | None) -> Calibration | None:
+    """Read the file of --calibration; None for the one in the package.
+
+    Raises
+    ------
+    ValueError
+        If the file is not there or is no calibration.
+    """
+    from stc_video.calibration import Calibration
+
+    return None if path is None else Calibration.load(path)
 
 
 def add_command(app: typer.Typer, run: Callable[[Any], int], name: str) -> None:

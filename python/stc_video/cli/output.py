@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -35,6 +36,31 @@ def prepare_folder(out: Path) -> None:
         raise ValueError(f"--out {out}: the folder cannot be written to")
 
 
+def show_note(console: Console, text: object) -> None:
+    """Print what a user should know, but need not act on."""
+    console.print(f"Note: {text}", style="yellow", markup=False)
+
+
+@contextmanager
+def warnings_as_notes() -> Iterator[None]:
+    """Print this package's warnings as notes on standard error; others stay as they are."""
+    with warnings.catch_warnings():
+        stock = warnings.showwarning
+
+        def show(message: Any, category: type[Warning], *where: Any, **more: Any) -> None:
+            if _is_ours(category):
+                show_note(Console(stderr=True, highlight=False, soft_wrap=True), message)
+            else:
+                stock(message, category, *where, **more)
+
+        warnings.showwarning = show
+        yield
+
+
+def _is_ours(category: type[Warning]) -> bool:
+    return category.__module__.startswith("stc_")
+
+
 @contextmanager
 def collected_warnings() -> Iterator[list[str]]:
     """Collect this package's warnings for the report instead of printing them over the bar."""
@@ -43,7 +69,7 @@ def collected_warnings() -> Iterator[list[str]]:
         warnings.simplefilter("always")
         yield notes
     for warning in caught:
-        if warning.category.__module__.startswith("stc_") and str(warning.message) not in notes:
+        if _is_ours(warning.category) and str(warning.message) not in notes:
             notes.append(str(warning.message))
 
 
@@ -59,7 +85,10 @@ def text_table(header: Sequence[str], rows: Sequence[Sequence[str]], title: str 
         title=title or None, title_justify="left", box=None, pad_edge=False, header_style="dim"
     )
     for number, column in enumerate(header):
-        table.add_column(column, justify="right" if number else "left", no_wrap=not number)
+        # A word that is too long goes on in the next line: a shortened one says too little.
+        table.add_column(
+            column, justify="right" if number else "left", no_wrap=not number, overflow="fold"
+        )
     for row in rows:
         table.add_row(*row)
     return table

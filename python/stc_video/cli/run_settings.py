@@ -16,6 +16,7 @@ from stc_video.cli.options import (
     REPORT,
     VIDEO,
     BackendOption,
+    CalibrationOption,
     DeviceOption,
     DtypeOption,
     FpsOption,
@@ -23,6 +24,7 @@ from stc_video.cli.options import (
     RandomWeightsOption,
     ThreadsOption,
     TokensPerFrameOption,
+    load_calibration,
 )
 from stc_video.config import CacheConfig
 from stc_video.memory.config import RekvConfig
@@ -36,7 +38,10 @@ PrunerName = Literal[
     "random", "none",
 ]  # fmt: skip
 #: options of the cacher -> the policy that they belong to; None for both
-_CACHE_OPTIONS = {"ratio": "stc", "interval": "stc", "quality": "motion", "threshold": None}
+_CACHE_OPTIONS = {
+    "ratio": "stc", "interval": "stc", "quality": "motion", "calibration": "motion",
+    "threshold": None,
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,6 +118,7 @@ class RunSettings:
             show_default=f"{CacheConfig.quality:g}",
         ),
     ] = None
+    calibration: CalibrationOption = None
     prune: Annotated[
         PrunerName,
         typer.Option(rich_help_panel=PRUNE, help="Pruner behind the tower; docs/pruners.md."),
@@ -197,7 +203,7 @@ class RunSettings:
         Raises
         ------
         ValueError
-            If one is out of range or belongs to the other policy.
+            If one is out of range or belongs to the other policy, or a file is no calibration.
         """
         chosen: dict[str, Any] = {
             name: value for name in _CACHE_OPTIONS if (value := getattr(self, name)) is not None
@@ -207,8 +213,12 @@ class RunSettings:
                 raise ValueError(
                     f"--{name} belongs to --policy {_CACHE_OPTIONS[name]}, not to {self.policy}"
                 )
-        if {"quality", "threshold"} <= set(chosen):
-            raise ValueError("--quality and --threshold exclude each other: give one of them")
+        for name in ("quality", "calibration"):
+            if {name, "threshold"} <= set(chosen):
+                raise ValueError(f"--{name} and --threshold exclude each other: give one of them")
+        if self.calibration is not None:
+            load_calibration(self.calibration)  # to check it before the model is loaded
+            chosen["calibration"] = str(self.calibration)  # as the report lists it
         config = CacheConfig(self.policy, **chosen)
         # Passes that a GPU replays show no attention.
         return replace(config, batching="ragged") if self.needs_attention else config

@@ -15,6 +15,7 @@ from stc_video.cli.options import (
     LIMITS,
     MEMORY,
     MODEL,
+    CalibrationOption,
     DeviceOption,
     DtypeOption,
     LanguageModelOption,
@@ -24,7 +25,10 @@ from stc_video.cli.options import (
     StorageOption,
     ThreadsOption,
     TokensPerFrameOption,
+    load_calibration,
 )
+from stc_video.cli.output import show_note
+from stc_video.errors import install_hint
 from stc_video.memory import command_memory
 from stc_video.serve.config import MEMORY as STREAM_MEMORY
 from stc_video.serve.config import ServeConfig
@@ -70,6 +74,7 @@ class ServeSettings:
             rich_help_panel=MEMORY, min=1, help="Main memory for the frames of each stream, in MB."
         ),
     ] = STREAM_MEMORY.host_bytes >> 20
+    calibration: CalibrationOption = None
     tokens_per_frame: TokensPerFrameOption = ServeConfig.tokens_per_frame
     memory: MemoryOption = "rekv"
     retrieve_tokens: RetrieveTokensOption = STREAM_MEMORY.retrieve_tokens
@@ -142,6 +147,7 @@ class ServeSettings:
             max_new_tokens=self.max_new_tokens,
             save_folder=self.save_folder,
             autosave_seconds=self.autosave,
+            calibration=load_calibration(self.calibration),
             tokens_per_frame=self.tokens_per_frame,
             memory=command_memory(
                 self.memory,
@@ -176,7 +182,7 @@ def serve(settings: ServeSettings) -> int:
         if error.name is None or error.name.split(".")[0] == "stc_video":
             raise
         raise ModuleNotFoundError(
-            f"the package {error.name} is missing: pip install 'stc-kernels[serve]'"
+            f"the package {error.name} is missing: {install_hint('serve')}"
         ) from error
 
     console = Console(highlight=False, soft_wrap=True)
@@ -185,7 +191,7 @@ def serve(settings: ServeSettings) -> int:
     with console.status("Loading the model ..."):
         chat = load_chat_model(settings.model, device=settings.device, dtype=settings.dtype)
     if chat.notice:
-        console.print(f"Note: {chat.notice}", style="yellow")
+        show_note(console, chat.notice)
 
     def ready(address: str) -> None:
         guarded = "a token is needed" if config.token else "from this machine only"

@@ -53,7 +53,7 @@ def world(settings: WorldSettings) -> int:
 
     from stc_video.cli.output import prepare_folder
     from stc_video.evaluation.world.cameras import CAMERAS
-    from stc_video.evaluation.world.files import write_world
+    from stc_video.evaluation.world.files import eval_command, write_world
 
     cameras = _cameras(settings.cameras, CAMERAS)
     seconds = _seconds(settings.seconds)
@@ -71,9 +71,7 @@ def world(settings: WorldSettings) -> int:
             cameras=cameras,
             show=lambda done: bar.update(item, completed=done),
         )
-    console.print(
-        f"Next: stc eval ovo-bench --data {path} --videos {settings.out} --model stc-world"
-    )
+    console.print(f"Next: {eval_command(path, settings.out)}", markup=False)
     return 0
 
 

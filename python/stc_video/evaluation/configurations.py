@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
 from typing import Any
 
 from stc_video.config import CacheConfig
@@ -17,6 +18,7 @@ DENSE = "dense"
 BLIND = "blind"
 _POLICIES = ("none", "motion", "stc")
 _MEMORIES = ("plain", "rekv", "window")
+_OF_CACHE = ("quality", "calibration", "ratio", "interval")
 _REKV = ("retrieve_tokens", "retrieval", "recent_frames", "window_tokens", "host_bytes", "eviction",
          "storage")  # fmt: skip
 #: fields that `--compare` does not set
@@ -31,9 +33,9 @@ class Configuration:
     ----------
     name
         In tables.
-    policy, quality, ratio, interval
-        Of the cacher; ``policy="none"`` encodes every frame densely. None leaves a setting to its
-        default.
+    policy, quality, calibration, ratio, interval
+        Of the cacher, the calibration as a file; ``policy="none"`` encodes every frame densely.
+        None leaves a setting to its default.
     prune, tokens_per_frame, pruner_settings
         Of the pruner; without a number of tokens it decides by itself how many it keeps.
     memory, retrieve_tokens, retrieval, recent_frames, window_tokens, host_bytes, eviction, storage
@@ -50,6 +52,7 @@ class Configuration:
     name: str = ""
     policy: str = "motion"
     quality: float | None = None
+    calibration: str | None = None
     ratio: float | None = None
     interval: int | None = None
     prune: str = "stc"
@@ -83,12 +86,16 @@ class Configuration:
 
     def cache_config(self) -> CacheConfig | None:
         """Settings of the cacher; None for no cacher."""
-        given = {name: getattr(self, name) for name in ("quality", "ratio", "interval")
+        given = {name: getattr(self, name) for name in _OF_CACHE
                  if getattr(self, name) is not None}  # fmt: skip
-        belongs = {"none": (), "motion": ("quality",), "stc": ("ratio", "interval")}[self.policy]
+        belongs = {"none": (), "motion": _OF_CACHE[:2], "stc": _OF_CACHE[2:]}[self.policy]
         if wrong := [name for name in given if name not in belongs]:
             raise ValueError(f"{wrong[0]} does not belong to policy {self.policy}")
-        return None if self.policy == "none" else CacheConfig(policy=self.policy, **given)
+        if self.policy == "none":
+            return None
+        config = CacheConfig(policy=self.policy, **given)
+        config.aim()  # reads the file
+        return config
 
     def pruner(self) -> Pruner:
         """A new pruner."""
@@ -116,6 +123,8 @@ class Configuration:
             else f"{self.prune}-{self.tokens_per_frame or 'free'}"
         )
         size = {"plain": "", "rekv": f"-{self.retrieve_tokens}", "window": f"-{self.window_frames}"}
+        if self.calibration is not None:
+            cache.append(Path(self.calibration).stem)
         own = [f"{name.partition('_')[0]}-{getattr(self, name)}" for name in _REKV[1:]
                if getattr(self, name) != getattr(Configuration, name)]  # fmt: skip
         return " ".join(["-".join(cache), kept, self.memory + size[self.memory], *own])
@@ -131,7 +140,7 @@ def parse_configuration(text: str, base: Configuration) -> Configuration:
     """
     defaults = {item.name: getattr(Configuration(name="x"), item.name)
                 for item in fields(Configuration)}  # fmt: skip
-    kinds = {"quality": float, "ratio": float, "interval": int}
+    kinds = {"quality": float, "calibration": str, "ratio": float, "interval": int}
     changed: dict[str, Any] = {"name": ""}
     for part in text.split(","):
         key, found, value = (piece.strip() for piece in part.partition("="))
@@ -161,7 +170,7 @@ def controls(base: Configuration, frame_tokens: int | None) -> list[Configuratio
         are none at the same budget either.
     """
     plain = replace(base, name=DENSE, policy="none", prune="none", pruner_settings={},
-                    quality=None, ratio=None, interval=None)  # fmt: skip
+                    quality=None, calibration=None, ratio=None, interval=None)  # fmt: skip
     random = replace(plain, name="random tokens", prune="random")
     made = [plain, replace(plain, name=BLIND, blind=True),
             replace(plain, name="last 4 frames", memory="window", window_frames=4)]  # fmt: skip

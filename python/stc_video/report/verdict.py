@@ -215,9 +215,7 @@ def best_verdict(tried: Sequence[Tried], problems: Sequence[str] = ()) -> Verdic
         return Verdict("bad" if problems else "mixed", text + ".")
     best = [one for one in found.values() if one is not None]
     missed = [one for one in tried if one.held is False]
-    compared = any(one.measured is not None for one in tried)
-    nothing = "nothing saves and is similar enough" if compared else "nothing pays"
-    parts = [*problems, *_where_it_pays(found, best, nothing)]
+    parts = [*problems, *_where_it_pays(found, best, tried)]
     if missed:
         parts.append(f"the promise was missed by {_named([_miss(one) for one in missed])}")
     if missed and len(best) < len(found):
@@ -230,11 +228,11 @@ def best_verdict(tried: Sequence[Tried], problems: Sequence[str] = ()) -> Verdic
 
 
 def _where_it_pays(
-    found: dict[str, Tried | None], best: Sequence[Tried], nothing: str
+    found: dict[str, Tried | None], best: Sequence[Tried], tried: Sequence[Tried]
 ) -> list[str]:
     if len(found) <= _MOST_NAMED:
         return [
-            f"{where}: " + (nothing if one is None else _paying(one))
+            f"{where}: " + (_nothing(where, tried) if one is None else _paying(one))
             for where, one in found.items()
         ]
     parts = [f"it pays in {len(best)} of {len(found)} cases"]
@@ -247,8 +245,24 @@ def _where_it_pays(
 
 
 def _paying(one: Tried) -> str:
+    return f"{one.name} pays, {_figures(one)}"
+
+
+def _nothing(where: str, tried: Sequence[Tried]) -> str:
+    """Say that no setting pays, and of a single one why."""
+    here = [one for one in tried if one.where == where]
+    if len(here) > 1:
+        compared = any(one.measured is not None for one in here)
+        return "no setting saves and is similar enough" if compared else "no setting pays"
+    [one] = here
+    if one.spent < PAYS:
+        return f"{one.name} saves, but is not similar enough, {_figures(one)}"
+    return f"{one.name} saves no {'work' if one.time is None else 'time'}, {_figures(one)}"
+
+
+def _figures(one: Tried) -> str:
     promise = _promise(one.promised, one.measured, one.held)
-    return f"{one.name} pays, {_spent(one.work, one.time)}" + (f", {promise}" if promise else "")
+    return _spent(one.work, one.time) + (f", {promise}" if promise else "")
 
 
 def _miss(one: Tried) -> str:
@@ -278,7 +292,7 @@ def calibration_verdict(best_quality: float, default: float, work: float | None)
         Fraction of the dense work at that one, or at the best if no setting reached it.
     """
     quality = min(best_quality, default)
-    cost = "" if work is None else f" for {percent(work)} of the dense work"
+    cost = "" if work is None else f" at {percent(work)} of the dense work"
     if work is not None and work >= PAYS:
         text = f"it {'does not pay' if work >= 1 else 'hardly pays'}: quality {quality:.3g}{cost}"
         return Verdict("bad" if work >= 1 else "mixed", f"{text}; {_LITTLE_REPEATS}.")
@@ -286,7 +300,7 @@ def calibration_verdict(best_quality: float, default: float, work: float | None)
         text = f"cached frames alone reach {quality:.3f}{cost}"
         advice = f"quality {default:g}, the default, will take dense frames to hold on such videos"
         return Verdict("mixed", f"{text}; {advice}.")
-    return Verdict("good", f"cached frames alone reach quality {quality:g}, the default{cost}.")
+    return Verdict("good", f"cached frames alone reach the default quality of {quality:g}{cost}.")
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from stc_video.calibration import Calibration
 from stc_video.memory import MemoryConfig, RekvConfig
 from stc_video.serve.parts import Part
 
@@ -67,6 +68,8 @@ class ServeConfig:
         Which part of all streams is here, of several replicas on one folder of saves; None for all.
     cache, prune, tokens_per_frame, prefill_chunk
         As for :class:`StreamingSession`.
+    calibration
+        What a stream of the policy ``motion`` starts with; None for the package's.
     """
 
     host: str = "127.0.0.1"
@@ -94,6 +97,7 @@ class ServeConfig:
     part: Part | None = None
     memory: MemoryConfig = MEMORY
     cache: str | None = "motion"
+    calibration: Calibration | None = None
     prune: str = "stc"
     tokens_per_frame: int = 64
     prefill_chunk: int = 8

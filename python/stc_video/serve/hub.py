@@ -60,7 +60,9 @@ class StreamHub:
         self._ending = threading.Event()
         cache = None
         if config.cache is not None:
-            cache = CacheConfig(policy=config.cache, max_streams=config.max_streams)
+            cache = CacheConfig(
+                config.cache, calibration=config.calibration, max_streams=config.max_streams
+            )
         accelerate(chat.model, cache, config.prune, config.tokens_per_frame)
         untyped: Any = chat.model
         self._handle: Acceleration = untyped.stc

@@ -84,6 +84,22 @@ class SessionStats:
     stages: dict[str, StageStats]
     cache: CacheStats | None
 
+    def __str__(self) -> str:
+        """Sum it up in a few lines; ``repr`` has every field."""
+        ran = {name: stage for name, stage in self.stages.items() if stage.count}
+        times = ", ".join(f"{name} {1e3 * one.median:.1f} ms" for name, one in ran.items())
+        held = ", ".join(f"{name} {size / 1e6:.1f} MB" for name, size in self.bytes.items())
+        waiting = f" ({self.waiting} waiting)" if self.waiting else ""
+        lines = [
+            f"{self.frames} frames{waiting}: {self.tokens_kept} of {self.tokens_seen} tokens kept, "
+            f"{self.memory_tokens} in memory",
+            f"median times: {times or 'none'}",
+            f"memory: {held}",
+        ]
+        if self.cache is not None:
+            lines += [f"cacher: {line}" for line in str(self.cache).splitlines()[:3]]
+        return "\n".join(lines)
+
     @classmethod
     def of(cls, parts: SessionParts, intake: Intake) -> SessionStats:
         """Collect the totals of a session's parts; the caller holds the memory's lock."""

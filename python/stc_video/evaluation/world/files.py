@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,17 @@ from stc_video.evaluation.world.streams import ask_about, make_stream
 QUESTIONS = "ovo_bench_world.json"
 #: what seeds of different purposes begin with, so that none is used twice
 _PURPOSES = {"train": 0, "tune": 1, "test": 2}
+
+
+def eval_command(data: Path, videos: Path) -> str:
+    """Return the command that asks the small model, with every frame and every token.
+
+    A frame has 16 tokens, fewer than pruners keep by default.
+    """
+    files = ("--data", data, "--videos", videos)
+    options = ("--policy", "none", "--prune", "none", "--memory", "plain", "--max-new-tokens", "4")
+    words = ("stc", "eval", "ovo-bench", *files, "--model", "stc-world", *options)
+    return shlex.join(map(str, words))
 
 
 def write_world(
