@@ -53,11 +53,17 @@ def effective_config(model: Any, arguments: dict[str, Any]) -> Any:
     ValueError
         If the model takes an argument as little as ``generate`` does.
     """
+    config, rest = settings_in_force(model, arguments)
+    model._validate_model_kwargs(rest)
+    return config
+
+
+def settings_in_force(model: Any, arguments: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Return the generation configuration in force, and the arguments that the model gets."""
     given = arguments.get("generation_config")
     settings = stock_named(model, {k: v for k, v in arguments.items() if k not in _NAMED})
     config, rest = model._prepare_generation_config(given, **settings)
-    model._validate_model_kwargs(dict(rest))
-    return config
+    return config, dict(rest)
 
 
 def lengths(

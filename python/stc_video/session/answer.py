@@ -3,17 +3,24 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
+from transformers import GenerationConfig
+from transformers.generation import GenerationMode
 
-from stc_video.cache_argument import CACHE_NAMES, cache_argument
+from stc_video.cache_argument import cache_argument
 from stc_video.memory import Context, Retrieved
+from stc_video.models.generate_settings import settings_in_force
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+_MAX_NEW_TOKENS = 256
+_FROM_MEMORY = "it follows from what is in the memory"
 
 
 @dataclass(frozen=True)
@@ -36,7 +43,7 @@ class Answer:
         Times of the stages ``retrieve`` and ``generate``.
     finish_reason
         ``"stop"`` if the answer ended by itself or at a stop string, ``"length"`` if it was cut
-        off after ``max_new_tokens``.
+        off after ``max_new_tokens`` or ``max_time``.
     """
 
     text: str
@@ -53,33 +60,85 @@ class Answer:
 
 #: settings of ``generate`` that mean nothing, or something else, for an answer -> why
 _REFUSED = {
-    "max_length": "it would count what is in the memory; use max_new_tokens",
     "min_length": "it would count what is in the memory; use min_new_tokens",
     "num_beams": "there is one context, for one sequence",
     "num_return_sequences": "there is one answer",
     "prefill_chunk_size": "the prompt is in the context already",
     "token_healing": "the prompt is in the context already",
+    "cache_implementation": _FROM_MEMORY,
+}
+#: the same, where only what the caller says counts: of the model's own they change no answer
+_CALLERS = {
+    "max_length": "it would count what is in the memory; use max_new_tokens",
+    "use_cache": "the answer is generated from the cache of what is in the memory",
+}
+#: arguments of ``generate`` that are no settings -> why
+_ARGUMENTS = {
+    "inputs": _FROM_MEMORY,
     "custom_generate": "what it does with the length of the context cannot be known",
-    **dict.fromkeys(
-        ("inputs", "input_ids", "inputs_embeds", "attention_mask", "position_ids", *CACHE_NAMES,
-         "cache_implementation", "pixel_values", "pixel_values_videos"),
-        "it follows from what is in the memory",
-    ),
-}  # fmt: skip
+}
+#: settings that `generate` hands on to the model
+_HANDED_ON = {"output_attentions", "output_hidden_states"}
 
 
-def check_settings(settings: dict[str, Any]) -> None:
-    """Refuse settings of ``generate`` that cannot be right for an answer from a memory.
+class AnswerSettings(NamedTuple):
+    """Settings of an answer.
+
+    Attributes
+    ----------
+    arguments
+        For ``generate``.
+    config
+        The configuration that is in force with them.
+    """
+
+    arguments: dict[str, Any]
+    config: GenerationConfig
+
+
+def answer_settings(model: PreTrainedModel, settings: dict[str, Any]) -> AnswerSettings:
+    """Return what is in force for an answer, by keyword, configuration or the model's own.
 
     Raises
     ------
     ValueError
-        Naming the setting, and why.
+        If a setting cannot be right for an answer from a memory; it is named, with the reason.
     """
+    given = settings.get("generation_config")
+    config, rest = settings_in_force(model, settings)
+    for name in rest.keys() - _HANDED_ON:
+        raise _refused(
+            name, "it is no setting of generate; the prompt follows from what is in the memory"
+        )
+    for name, why in _ARGUMENTS.items():
+        if settings.get(name) is not None:
+            raise _refused(name, why)
+    for name, why in _CALLERS.items():
+        unset = (None, getattr(GenerationConfig(), name))
+        if settings.get(name, getattr(given, name, None)) not in (*unset, True):
+            raise _refused(name, why)
     for name, why in _REFUSED.items():
-        value = settings.get(name)
-        if value is not None and not (value in (1, False) and name.startswith(("num_", "token_"))):
-            raise ValueError(f"ask: {name} is not supported: {why}")
+        if getattr(config, name, None) not in (None, int(name.startswith("num_"))):
+            raise _refused(name, why)
+    mode = config.get_generation_mode(settings.get("assistant_model"))
+    if mode not in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE):
+        raise ValueError(
+            "ask: an answer is generated token by token, greedily or by sampling, got settings for "
+            f"{mode.value.replace('_', ' ')}"
+        )
+    if config.max_new_tokens is None:
+        config.max_new_tokens = _MAX_NEW_TOKENS
+    ours = {"max_new_tokens": config.max_new_tokens, "use_cache": True}
+    if given is None:
+        return AnswerSettings({**settings, **ours}, config)
+    given = copy.deepcopy(given)  # of settings in both places transformers warns
+    given.update(**ours)
+    arguments = {name: value for name, value in settings.items() if name not in ours}
+    return AnswerSettings({**arguments, "generation_config": given}, config)
+
+
+def _refused(name: str, why: str) -> ValueError:
+    return ValueError(f"ask: {name} is not supported: {why}")
 
 
 def generate_answer(

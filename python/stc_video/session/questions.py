@@ -11,13 +11,11 @@ from torch import Tensor
 from transformers import StoppingCriteriaList
 
 from stc_video.memory import Context, MemoryChangedError, Reading
-from stc_video.session.answer import Answer, check_settings, generate_answer, next_logits
+from stc_video.session.answer import Answer, AnswerSettings, generate_answer, next_logits
 from stc_video.session.intake import Intake
 from stc_video.session.parts import SessionParts
 from stc_video.session.prompt import Prompt
 from stc_video.session.stopping import StopStrings, first_stop
-
-_MAX_NEW_TOKENS = 256
 
 
 class Evidence(NamedTuple):
@@ -113,23 +111,22 @@ class Questions:
         prompt: Prompt,
         streamer: Any,
         stop: Sequence[str],
-        settings: dict[str, Any],
+        settings: AnswerSettings,
     ) -> Answer:
         """Generate from what :meth:`context` returned; no lock is needed."""
         context, tokenizer = evidence.context, self._template.tokenizer
-        check_settings(settings)
-        settings = {"max_new_tokens": _MAX_NEW_TOKENS, **settings}
+        arguments = dict(settings.arguments)
         if stop:
             stopping = StopStrings(tokenizer, stop, context.tokens + 1)
-            criteria = settings.get("stopping_criteria") or ()
-            settings["stopping_criteria"] = StoppingCriteriaList([*criteria, stopping])
+            criteria = arguments.get("stopping_criteria") or ()
+            arguments["stopping_criteria"] = StoppingCriteriaList([*criteria, stopping])
         with self._parts.timer("generate"):
             ids = generate_answer(
-                self._model, context, prompt.ids, self._template.video_token, streamer, settings
+                self._model, context, prompt.ids, self._template.video_token, streamer, arguments
             )
         text = tokenizer.decode(ids, skip_special_tokens=True)
         end = first_stop(text, stop)
-        ended = end is not None or self._ends(ids, settings)
+        ended = end is not None or _ends(ids, settings.config)
         return Answer(
             text=text[:end].strip(),
             ids=ids,
@@ -140,14 +137,6 @@ class Questions:
             finish_reason="stop" if ended else "length",
         )
 
-    def _ends(self, ids: Tensor, settings: dict[str, Any]) -> bool:
-        """Whether an answer ended by itself: before it had to, or with its last token."""
-        untyped: Any = self._model
-        eos = settings.get("eos_token_id", untyped.generation_config.eos_token_id)
-        ends = {eos} if isinstance(eos, int) else set(eos or ())
-        most = settings["max_new_tokens"]
-        return most is None or len(ids) < most or int(ids[-1]) in ends
-
     def logits(self, evidence: Evidence, prompt: Prompt) -> Tensor:
         """Logits (V,) of the first token of the answer."""
         return next_logits(self._model, evidence.context, prompt.ids)
@@ -157,3 +146,10 @@ class Questions:
         tokens = torch.tensor(ids, dtype=torch.long, device=self._model.device)
         embedded: Tensor = embed(tokens)
         return embedded
+
+
+def _ends(ids: Tensor, config: Any) -> bool:
+    """Whether an answer ended by itself: before it had to, or with its last token."""
+    ends = torch.as_tensor([] if config.eos_token_id is None else config.eos_token_id).flatten()
+    early = len(ids) < config.max_new_tokens and config.max_time is None
+    return early or int(ids[-1]) in ends.tolist()

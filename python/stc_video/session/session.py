@@ -18,7 +18,7 @@ from stc_video.errors import AnswerStoppedError, UnsupportedModelError
 from stc_video.memory import MemoryConfig, make_memory, memory_config
 from stc_video.models.pictures import FrameLike, TimeLike, to_times
 from stc_video.pruners import PrunedTokens, Pruner
-from stc_video.session.answer import Answer
+from stc_video.session.answer import Answer, answer_settings
 from stc_video.session.check import check_memory
 from stc_video.session.intake import Intake
 from stc_video.session.parts import SessionParts
@@ -264,11 +264,11 @@ class StreamingSession:
                 raise AnswerStoppedError("ask: the question was stopped")
 
         self._check_open()
-        stop = checked_stop(stop)
+        stop, made = checked_stop(stop), answer_settings(self._handle.model, settings)
         with self._memory_lock:
             turns = [*history, *(self._turns if dialogue else ())]
         prompt, evidence = self._look_up(turns, question, check)
-        answer = self._questions.answer(evidence, prompt, streamer, stop, settings)
+        answer = self._questions.answer(evidence, prompt, streamer, stop, made)
         if dialogue:
             with self._memory_lock:
                 self._turns.append((question, answer.text))
