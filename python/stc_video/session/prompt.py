@@ -94,6 +94,7 @@ class PromptTemplate:
                     f"got {text!r}"
                 )
         _, after = self._parts(turns, question)
+        question = question if question in after else question.strip()  # by the template
         begin = after.rfind(question)
         fast = bool(getattr(self.tokenizer, "is_fast", False))
         encoding = self.tokenizer(after, add_special_tokens=False, return_offsets_mapping=fast)
@@ -130,7 +131,7 @@ class PromptTemplate:
             messages, tokenize=False, add_generation_prompt=True
         )
         before, placeholder, after = text.partition(self._mark)
-        if not placeholder or question not in after:
+        if not placeholder or question.strip() not in after:
             raise ValueError(
                 f"StreamingSession: the chat template must write {self._mark} and then the question"
             )
