@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_llava import SIZE, TOKENS, make_tokenizer, prompt_ids, video
+from tiny_llava import SIZE, TOKENS, make_model, make_tokenizer, prompt_ids, video
 from transformers import TextIteratorStreamer
 from waiting import PATIENCE, wait_for
 
@@ -480,6 +480,19 @@ def test_a_camera_may_push_while_others_ask(open_session):
     for frame in frames:
         other.push(frame)
     torch.testing.assert_close(session.logits(QUESTION), other.logits(QUESTION), atol=1e-4, rtol=0)
+
+
+def test_a_model_that_is_cast_under_a_session_is_named():
+    model = make_model()
+    with StreamingSession(model, make_tokenizer(), memory="plain", prune="none") as session:
+        session.push(video(2))
+        model.to(torch.bfloat16)
+        for go_on in (lambda: session.push(video(1)), lambda: session.ask(QUESTION)):
+            with pytest.raises(ValueError, match=r"float32 on cpu, got torch.bfloat16 on cpu"):
+                go_on()
+        model.to(torch.float32)
+        session.push(video(1))
+        assert session.stats().frames == 3
 
 
 def test_names_are_exported():

@@ -60,6 +60,7 @@ class Intake:
 
     def encode(self, pixels: Tensor, times: Sequence[float | None]) -> list[PushedFrame]:
         """Encode and prune prepared frames, and let whole chunks into the memory."""
+        self._parts.check_model()
         pushed = []
         chunk = self._parts.prefill_chunk
         for first in range(0, len(pixels), chunk):

@@ -90,6 +90,7 @@ class Questions:
         with torch.no_grad():
             with self._parts.lock:
                 check()
+                self._parts.check_model()
                 frames = self._intake.frames
                 if self._intake.is_empty:
                     raise ValueError(

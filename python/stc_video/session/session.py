@@ -115,7 +115,7 @@ class StreamingSession:
             raise
         self._parts = parts = SessionParts(
             self._name, self._handle, self._adapter, template, self._memory, config,
-            self._memory_lock, prefill_chunk, StageTimer(model.device),
+            self._memory_lock, prefill_chunk, StageTimer(model.device), (model.dtype, model.device),
         )  # fmt: skip
         self.tokenizer: Any = template.tokenizer
         self._intake = Intake(parts)
