@@ -129,6 +129,23 @@ def test_where_frames_are_stored_changes_nothing(model, stores, tmp_path):
     assert not list(tmp_path.rglob("*.safetensors"))
 
 
+@pytest.mark.parametrize("gaps", [False, True], ids=["repacked", "original"])
+def test_frames_without_tokens_change_nothing_however_they_are_grouped(model, gaps):
+    found = []
+    sizes = [0, 5, 0, 0, 6, 4, 0, 7, 0, 0, 5, 6, 0]
+    for chunk in (1, 4, len(sizes)):
+        memory = RekvMemory(
+            model.model.language_model, config(window_tokens=12, retrieve_tokens=30)
+        )
+        memory.begin(embeds(PREFIX, 100))
+        stream = frames(sizes, gaps=gaps)
+        for first in range(0, len(stream), chunk):
+            memory.append(stream[first : first + chunk])
+        found.append(logits(model, memory, embeds(PROMPT, 200)))
+    torch.testing.assert_close(found[1], found[0], atol=1e-5, rtol=0)
+    torch.testing.assert_close(found[2], found[0], atol=1e-5, rtol=0)
+
+
 def test_a_question_changes_nothing(model):
     memory = RekvMemory(model.model.language_model, config(window_tokens=12, retrieve_tokens=20))
     memory.begin(embeds(PREFIX, 100))

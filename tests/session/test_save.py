@@ -18,9 +18,10 @@ from killed_save import kill_before
 from safetensors import safe_open
 from tiny_llava import TOKENS, make_model, make_tokenizer, video
 
-from stc_video import FolderInUseError, RekvConfig, StreamingSession
+from stc_video import FolderInUseError, RekvConfig, StreamingSession, make_pruner
 from stc_video.folder_lock import FolderLock
 from stc_video.memory.base import Snapshot
+from stc_video.pruners import PRUNERS
 from stc_video.session.state_tree import pack, unpack
 from stc_video.session.storage import delete_save, read_save, remove_left_behind, write_save
 
@@ -83,6 +84,47 @@ def test_a_loaded_session_goes_on_bit_for_bit(model, open_session, tmp_path, mem
     assert found[1:-1] == expected[1:-1]
     if expected[-1] is not None:
         assert (found[-1].frames, found[-1].cost) == (expected[-1].frames, expected[-1].cost)
+
+
+#: pruners that remember, in every form that keeps a state of its own
+REMEMBER = {
+    **{name: {"tokens_per_frame": 6} for name in PRUNERS if name not in ("none", "visionzip")},
+    "none": {}, "stc, gaussian": {"tokens_per_frame": 6, "method": "gaussian"},
+    "dtd, threshold": {"threshold": 0.9},
+    "dtd, window": {"tokens_per_frame": 6, "window": 4}, "evs, clip": {"scope": "clip"},
+    "vidcom2, window": {"tokens_per_frame": 6, "window": 4},
+    "streaming_assistant, window": {"tokens_per_frame": 6, "window": 3, "parity": "adaptive"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", REMEMBER)
+def test_every_pruner_goes_on_bit_for_bit(open_session, tmp_path, kind):
+    pruner, frames = make_pruner(kind.split(",")[0], **REMEMBER[kind]), video(8)
+    session = open_session("plain", prune=pruner)
+    session.push(frames[:5])
+    session.save(tmp_path)
+    expected = [frame.kept for frame in session.push(frames[5:])], session.logits(QUESTION)
+    session.close()
+    loaded = open_session("plain", cls=loader(tmp_path), prune=pruner)
+    found = [frame.kept for frame in loaded.push(frames[5:])], loaded.logits(QUESTION)
+    assert found[0] == expected[0]
+    assert torch.equal(found[1], expected[1])
+
+
+@pytest.mark.parametrize("memory", [{}, {"eviction": "redundant"}])
+def test_a_session_loaded_in_inference_mode_goes_on_outside(open_session, tmp_path, memory):
+    memory = rekv(tmp_path / "blocks", host_bytes=1 << 20, **memory)
+    settings, frames = {"cache": "motion", "prune": "stc", "tokens_per_frame": 6}, video(20)
+    session = open_session(memory, **settings)
+    session.push(frames[:12])
+    session.save(tmp_path / "save")
+    session.push(frames[12:])
+    expected = session.logits(QUESTION)
+    session.close()
+    with torch.inference_mode():
+        loaded = open_session(memory, cls=loader(tmp_path / "save"), **settings)
+    loaded.push(frames[12:])
+    assert torch.equal(loaded.logits(QUESTION), expected)
 
 
 def test_a_save_survives_the_session_and_its_stores(model, open_session, tmp_path):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_llava import SIZE, TOKENS, make_tokenizer, prompt_ids, video
+from tiny_llava import SIZE, TOKENS, make_model, make_tokenizer, prompt_ids, video
 from transformers import TextIteratorStreamer
 from waiting import PATIENCE, wait_for
 
@@ -22,6 +22,7 @@ from stc_video import (
     StreamingSession,
     UnsupportedModelError,
     accelerate,
+    make_pruner,
 )
 from stc_video.errors import StreamWarning
 
@@ -305,6 +306,62 @@ def test_a_plain_memory_refuses_to_pass_its_limit(open_session):
     assert torch.equal(session.logits(QUESTION), before)
 
 
+def test_every_frame_that_a_full_memory_leaves_out_is_counted(open_session):
+    session = open_session(PlainConfig(max_tokens=200), prefill_chunk=4)
+    with pytest.raises(MemoryFullError):
+        session.push(video(20))
+    assert (session.stats().frames, session.stats().refused) == (20, 8)
+
+
+def test_a_memory_that_took_no_frame_is_not_asked(open_session):
+    session = open_session(PlainConfig(max_tokens=60))
+    session.push(video(4))
+    with pytest.raises(MemoryFullError):
+        session.ask(QUESTION, **GREEDY)
+    for ask in (session.ask, session.logits):
+        with pytest.raises(ValueError, match="took none of the 4 frames that were pushed"):
+            ask(QUESTION)
+    assert session.is_empty
+    assert session.stats().refused == 4
+
+
+def test_what_was_refused_is_not_what_later_frames_are_compared_with(open_session):
+    session = open_session(
+        PlainConfig(max_tokens=60), prune=make_pruner("dtd", threshold=0.999), prefill_chunk=1
+    )
+    kept = []
+    for seed in range(4):
+        for _ in range(2):
+            try:
+                kept.append(len(session.push(video(1, seed))[0].kept))
+            except MemoryFullError:
+                kept.append("refused")
+    assert kept == [TOKENS, 0, TOKENS, 0, TOKENS, 0, "refused", "refused"]
+
+
+def test_a_turn_of_a_stream_that_was_forgotten_meanwhile_is_dropped(open_session):
+    class Resets(TextIteratorStreamer):
+        def put(self, value):
+            if session.stats().frames == 3:
+                session.reset()
+                session.push(video(4))
+
+    session = open_session("plain")
+    session.push(video(3))
+    session.ask("who was there?", dialogue=True, streamer=Resets(make_tokenizer()), **GREEDY)
+    alone = session.ask(QUESTION, **GREEDY).ids
+    assert torch.equal(session.ask(QUESTION, dialogue=True, **GREEDY).ids, alone)
+
+
+def test_a_question_whose_ends_the_template_trims(model, open_session):
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = tokenizer.chat_template.replace("part['text']", "part['text'] | trim")
+    with StreamingSession(model, tokenizer, memory="plain", cache=None, prune="none") as session:
+        session.push(video(2))
+        expected = session.ask(QUESTION, **GREEDY).ids
+        assert torch.equal(session.ask(f" {QUESTION}\n", **GREEDY).ids, expected)
+
+
 def test_the_model_is_restored_with_the_last_session(model, open_session):
     before = set(model.__dict__)
     one, two = open_session("plain"), open_session("rekv")
@@ -434,6 +491,19 @@ def test_a_camera_may_push_while_others_ask(open_session):
     for frame in frames:
         other.push(frame)
     torch.testing.assert_close(session.logits(QUESTION), other.logits(QUESTION), atol=1e-4, rtol=0)
+
+
+def test_a_model_that_is_cast_under_a_session_is_named():
+    model = make_model()
+    with StreamingSession(model, make_tokenizer(), memory="plain", prune="none") as session:
+        session.push(video(2))
+        model.to(torch.bfloat16)
+        for go_on in (lambda: session.push(video(1)), lambda: session.ask(QUESTION)):
+            with pytest.raises(ValueError, match=r"float32 on cpu, got torch.bfloat16 on cpu"):
+                go_on()
+        model.to(torch.float32)
+        session.push(video(1))
+        assert session.stats().frames == 3
 
 
 def test_names_are_exported():

@@ -138,6 +138,8 @@ class Window:
         groups: list[Group] = []
         row, dropped, total = 0, 0, sum(block[0] for block in seen)
         for size, (start, origin) in zip(sizes, starts, strict=True):
+            if not size:  # a frame without tokens sees nothing and is not seen
+                continue
             while total > self.limit:
                 total -= seen[dropped][0]
                 dropped += 1

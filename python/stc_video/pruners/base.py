@@ -290,7 +290,10 @@ class Pruner(ABC):
             streams.pop(name, None)
 
     def stream_state(self, stream: str) -> Any:
-        """Return the state of a stream, to be saved with it; None if there is none."""
+        """Return the state of a stream, to be saved with it; None if there is none.
+
+        It goes on with the stream; ``copy.deepcopy`` of it stays.
+        """
         return getattr(self, "_streams", {}).get(stream)
 
     def restore_stream(self, stream: str, state: Any) -> None:

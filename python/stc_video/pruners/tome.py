@@ -47,7 +47,7 @@ def merge_to(
     every = torch.arange(length, dtype=torch.int64, device=tokens.device).expand(frames, length)
     kept, source = every, every
     compared = tokens if metric is None else metric
-    sizes = torch.ones((frames, length), device=tokens.device)
+    sizes = torch.ones((frames, length), dtype=torch.float32, device=tokens.device)
     while tokens.shape[1] > count:
         left = tokens.shape[1]
         r = min(left - count, (left - protected) // 2)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 from transformers import GenerationConfig
-from transformers.generation import GenerationMode
+from transformers.generation.configuration_utils import GenerationMode
 
 from stc_video.cache_argument import cache_argument
 from stc_video.memory import Context, Retrieved
@@ -104,15 +104,18 @@ def answer_settings(model: PreTrainedModel, settings: dict[str, Any]) -> AnswerS
     ValueError
         If a setting cannot be right for an answer from a memory; it is named, with the reason.
     """
+    blank: Any = GenerationConfig  # has no types
     given = settings.get("generation_config")
     config, rest = settings_in_force(model, settings)
     for name in rest.keys() - _HANDED_ON:
-        raise _refused(name, f"it is no setting of generate, or {_FROM_MEMORY}")
+        raise _refused(
+            name, "it is no setting of generate; the prompt follows from what is in the memory"
+        )
     for name, why in _ARGUMENTS.items():
         if settings.get(name) is not None:
             raise _refused(name, why)
     for name, why in _CALLERS.items():
-        unset = (None, getattr(GenerationConfig(), name))
+        unset = (None, getattr(blank(), name))
         if settings.get(name, getattr(given, name, None)) not in (*unset, True):
             raise _refused(name, why)
     for name, why in _REFUSED.items():

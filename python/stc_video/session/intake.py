@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from stc_video.errors import StreamWarning
+from stc_video.errors import MemoryFullError, StreamWarning
 from stc_video.memory import Frame
 from stc_video.pruners import PrunedTokens
 from stc_video.session.parts import SessionParts
@@ -40,6 +40,11 @@ class Intake:
         self._parts = parts
         self.clear()
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether no frame is in the memory, nor on its way into it."""
+        return self.frames == self.refused
+
     def clear(self) -> None:
         """Forget the stream."""
         self.waiting: list[Frame] = []
@@ -55,6 +60,7 @@ class Intake:
 
     def encode(self, pixels: Tensor, times: Sequence[float | None]) -> list[PushedFrame]:
         """Encode and prune prepared frames, and let whole chunks into the memory."""
+        self._parts.check_model()
         pushed = []
         chunk = self._parts.prefill_chunk
         for first in range(0, len(pixels), chunk):
@@ -62,7 +68,12 @@ class Intake:
             kept, grid = self._kept(pixels[part])
             records = self._parts.handle.records(self._parts.stream)
             pushed += pushed_frames(self.frames, times[part], grid, kept, records)
-            self.take(kept, grid, times[part])
+            try:
+                self.take(kept, grid, times[part])
+            except MemoryFullError:
+                behind = len(pixels[part.stop :])
+                self.frames, self.refused = self.frames + behind, self.refused + behind
+                raise
         return pushed
 
     def take(
@@ -151,4 +162,6 @@ class Intake:
         except BaseException:
             # Whatever failed, these frames will not come again.
             self.refused += sum(not memory.holds(frame.number) for frame in chunk)
+            # Nor may later frames be compared with them.
+            self._parts.handle.pruner.reset(self._parts.stream)
             raise

@@ -7,6 +7,8 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from stc_video.acceleration import Acceleration
 from stc_video.memory import Memory, MemoryConfig
 from stc_video.session.prompt import PromptTemplate
@@ -38,6 +40,8 @@ class SessionParts:
         How many frames go through the language model together.
     timer
         Notes the times of the stages.
+    kind
+        Dtype and device of the model when the session began.
     """
 
     stream: str
@@ -49,3 +53,13 @@ class SessionParts:
     lock: AbstractContextManager[Any]
     prefill_chunk: int
     timer: StageTimer
+    kind: tuple[torch.dtype, torch.device]
+
+    def check_model(self) -> None:
+        """Refuse a model that was cast or moved: what is remembered is of another kind."""
+        now = self.handle.model.dtype, self.handle.model.device
+        if now != self.kind:
+            raise ValueError(
+                "StreamingSession: the model must stay as it was when the session began, "
+                f"{self.kind[0]} on {self.kind[1]}, got {now[0]} on {now[1]}"
+            )

@@ -87,7 +87,7 @@ class PromptTemplate:
                     f"got {text!r}"
                 )
         _, after = self._parts(turns, question)
-        question = question.strip()  # some templates do
+        question = question if question in after else question.strip()  # by the template
         begin = after.rfind(question)
         fast = bool(getattr(self.tokenizer, "is_fast", False))
         encoding = self.tokenizer(after, add_special_tokens=False, return_offsets_mapping=fast)

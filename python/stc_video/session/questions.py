@@ -90,9 +90,14 @@ class Questions:
         with torch.no_grad():
             with self._parts.lock:
                 check()
-                if not (frames := self._intake.frames):
+                self._parts.check_model()
+                frames = self._intake.frames
+                if self._intake.is_empty:
                     raise ValueError(
-                        "ask: no frame has been pushed yet, so there is nothing to ask about"
+                        f"ask: the memory took none of the {frames} frames that were pushed, so "
+                        "there is nothing to ask about"
+                        if frames
+                        else "ask: no frame has been pushed yet, so there is nothing to ask about"
                     )
                 self._intake.flush()
                 ending = self._adapter.ending()

@@ -19,11 +19,13 @@ SAVED_CLASSES = {
     "merged-tokens": "stc_video.cacher.varlen_cacher:Merged",
     "motion-history": "stc_video.cacher.motion.state:MotionHistory",
     "motion-state": "stc_video.cacher.motion.state:MotionState",
+    "novelty-state": "stc_video.pruners.novelty:StreamState",
     "packed-stream": "stc_video.cacher.varlen_cacher:VarlenStream",
     "session": "stc_video.session.saving:SavedSession",
     "stc-pruner-memory": "stc_video.pruners.stc:FrameMeans",
     "stc-state": "stc_video.cacher.stc.state:StcState",
     "stream": "stc_video.cacher.streams:Stream",
+    "token-bucket": "stc_video.pruners.budget:TokenBucket",
     "video-place": "stc_video.memory.base:VideoPlace",
 }
 #: saves of format 1 named the module and class of their time

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from stc_video.errors import DamagedSaveError
@@ -51,6 +52,8 @@ class SavedSession:
     side: Any
 
 
+# An inference tensor could later not be written to outside of inference mode.
+@torch.inference_mode(False)
 def read_save_of(folder: Path, model: PreTrainedModel) -> Snapshot:
     """Read a save, and refuse it if it is damaged or of another model."""
     snapshot = read_save(folder)
@@ -111,6 +114,7 @@ class Saver:
         snapshot.tensors |= tensors
         write_save(folder, snapshot, self._identifier)
 
+    @torch.inference_mode(False)
     def restore(self, folder: Path, snapshot: Snapshot) -> list[tuple[str, str]]:
         """Put a new session into a saved state; returns the turns of the dialogue."""
         known = with_defaults(snapshot.values["settings"], self._parts.config)

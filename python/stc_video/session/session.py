@@ -113,7 +113,7 @@ class StreamingSession:
             raise
         self._parts = parts = SessionParts(
             self._name, self._handle, self._adapter, template, self._memory, config,
-            self._memory_lock, prefill_chunk, StageTimer(model.device),
+            self._memory_lock, prefill_chunk, StageTimer(model.device), (model.dtype, model.device),
         )  # fmt: skip
         self.tokenizer: Any = template.tokenizer
         self._intake = Intake(parts)
@@ -133,8 +133,8 @@ class StreamingSession:
 
     @property
     def is_empty(self) -> bool:
-        """Whether there is nothing to ask about: no frame was pushed yet, nor a picture of one."""
-        return not self._intake.frames and not self._adapter.is_incomplete
+        """Whether there is nothing to ask about: no frame came in yet, nor a picture of one."""
+        return self._intake.is_empty and not self._adapter.is_incomplete
 
     def push(self, frames: FrameLike, timestamps: TimeLike = None) -> list[PushedFrame]:
         """Take in the next frames of the stream.
@@ -164,7 +164,6 @@ class StreamingSession:
         MemoryFullError
             If the memory is full and may not forget; the frames that are left out are counted.
         """
-        self._check_open()
         with self._push_lock:
             self._check_open()
             with self._parts.timer("decode"):
@@ -233,8 +232,8 @@ class StreamingSession:
         streamer
             A streamer of transformers, which gets the tokens as they are made.
         stop
-            Texts; the answer ends before the first of them. An :class:`AnswerStream` that is to
-            hold them back must be given them, too; its ``settings`` have them then.
+            Texts; the answer ends before the first of them. An :class:`AnswerStream` that is given
+            them holds them back; its ``settings`` have them then.
         stopped
             Whether the question is no longer wanted; asked between pieces of a long one, before
             the first token.
@@ -249,8 +248,10 @@ class StreamingSession:
         Raises
         ------
         ValueError
-            If the question or a stop string is empty, no frame has been pushed yet, or a text has
-            a special token of the model, which would end a turn or begin another.
+            If the question or a stop string is empty, no frame came in yet, a setting cannot be, or
+            a text has a special token of the model, which would end a turn or begin another.
+        MemoryFullError
+            If the memory is full and frames still waited; they are counted, as for :meth:`push`.
         AnswerStoppedError
             If it was ``stopped`` before the first token.
         """
@@ -262,13 +263,13 @@ class StreamingSession:
 
         self._check_open()
         stop, made = checked_stop(stop), answer_settings(self._handle.model, settings)
-        with self._memory_lock:
-            turns = [*history, *(self._turns if dialogue else ())]
+        said = self._turns  # a reset begins another list
+        turns = [*history, *(said if dialogue else ())]
         prompt, evidence = self._look_up(turns, question, check)
         answer = self._questions.answer(evidence, prompt, streamer, stop, made)
         if dialogue:
             with self._memory_lock:
-                self._turns.append((question, answer.text))
+                said.append((question, answer.text))
         return answer
 
     def question_tokens(self, question: str, *, history: Sequence[tuple[str, str]] = ()) -> int:
@@ -354,10 +355,9 @@ class StreamingSession:
         ------
         FileNotFoundError
             If there is no save.
-        DamagedSaveError
-            If a file of it is not what was written; a ValueError.
         ValueError
-            If it was made with another model or other settings.
+            If it was made with another model or other settings, or is not what was written
+            (:class:`DamagedSaveError`).
         """
         snapshot = read_save_of(Path(path), model)
         session = cls(model, processor, **settings)
