@@ -3,19 +3,21 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from stc_video.cache_argument import one_named, stock_named
 from stc_video.cacher import Cacher, FrameRecord, attach_cacher
 from stc_video.config import CacheConfig
 from stc_video.errors import AttachError
-from stc_video.models.adapter import ModelAdapter, adapter_for
+from stc_video.models.adapter import PICTURE_METHODS, ModelAdapter, adapter_for
 from stc_video.models.batching import TowerBatcher, TowerJob
 from stc_video.models.self_check import check_against_stock, shallow
 from stc_video.pruners import PrunedTokens, Pruner, make_pruner
@@ -163,6 +165,8 @@ class Acceleration:
         What is particular to the family of the model.
     batcher
         Shares a call of the tower between the threads that wait for it.
+    tower_lock
+        Held by the thread that runs the tower, or changes what the cacher keeps.
     checked
         The kinds of memory that were compared with the stock model.
     """
@@ -183,23 +187,27 @@ class Acceleration:
         self.grid = adapter.grid()
         self.adapter = adapter
         self.checked: set[str] = set()
-        self.batcher = TowerBatcher(self._run_tower)
+        self.tower_lock = adapter.tower_lock
+        self.batcher = TowerBatcher(self._run_tower, self.tower_lock)
         self._records: dict[str, list[FrameRecord]] = {}
         self._exit = ExitStack()
-        ours: dict[str, Any] = {
-            "forward": _bound(model, "forward", self._forward),
-            "generate": _bound(model, "generate", self._generate),
-            "stc": self,
-        }
-        self._before = {name: model.__dict__.get(name) for name in ours}
+        ours: list[tuple[nn.Module, str, Any]] = [
+            (model, "forward", _bound(model, "forward", self._forward)),
+            (model, "generate", _bound(model, "generate", self._generate)),
+            (model, "stc", self),
+        ]
+        inner: nn.Module = model.model
+        taken = [name for name in PICTURE_METHODS if hasattr(inner, name)]
+        ours += [(inner, name, _locked(inner, name, self.tower_lock)) for name in taken]
+        self._put = [_Put(*put, before=put[0].__dict__.get(put[1])) for put in ours]
         self._stock = {name: getattr(model, name) for name in ("forward", "generate")}
         try:
             if cacher is not None:
                 # Images also go through the tower, and are no frames of any stream.
                 self._exit.enter_context(cacher.paused())
             adapter.attach()
-            for name, value in ours.items():
-                setattr(model, name, value)
+            for put in self._put:
+                setattr(put.module, put.name, put.ours)
         except BaseException:
             self._take_off()
             raise
@@ -228,19 +236,20 @@ class Acceleration:
         """
         if self.model.__dict__.get("stc") is not self:
             return
-        if self.cacher is not None:
-            self.cacher.detach()
-        self._take_off()
+        with self.tower_lock:
+            if self.cacher is not None:
+                self.cacher.detach()
+            self._take_off()
         self.pruner.reset()
 
     def _take_off(self) -> None:
         self._exit.close()
         self.adapter.restore()
-        for name, before in self._before.items():
-            if before is None:
-                self.model.__dict__.pop(name, None)
+        for put in self._put:
+            if put.before is None:
+                put.module.__dict__.pop(put.name, None)
             else:
-                self.model.__dict__[name] = before
+                put.module.__dict__[put.name] = put.before
 
     def probe(self) -> Acceleration:
         """Accelerate a model of few layers that shares the parts of this one, to be tried."""
@@ -249,7 +258,7 @@ class Acceleration:
     @property
     def replaced(self) -> set[str]:
         """Attributes of the model that are ours, and were nobody's before."""
-        return {name for name, before in self._before.items() if before is None}
+        return {put.name for put in self._put if put.module is self.model and put.before is None}
 
     @property
     def tokens_per_frame(self) -> int:
@@ -302,8 +311,9 @@ class Acceleration:
     def forget(self, stream: str) -> None:
         """Drop what cacher and pruner keep of a stream."""
         self._records.pop(stream, None)
-        if self.cacher is not None and stream in self.cacher:
-            self.cacher.remove(stream)
+        with self.tower_lock:
+            if self.cacher is not None and stream in self.cacher:
+                self.cacher.remove(stream)
         self.pruner.reset(stream)
 
     def _run_tower(self, jobs: Sequence[TowerJob]) -> None:
@@ -335,6 +345,28 @@ class Acceleration:
         """Return the model's own ``generate`` or ``forward``, with our name for the cache."""
         stock = self._stock[name]
         return lambda **arguments: stock(**stock_named(self.model, arguments))
+
+
+@dataclass(frozen=True, eq=False)
+class _Put:
+    """What was put in place of an attribute of a module, and what was there; None if nothing."""
+
+    module: nn.Module
+    name: str
+    ours: Any
+    before: Any
+
+
+def _locked(module: nn.Module, name: str, lock: AbstractContextManager[Any]) -> PatchedMethod:
+    """Make a method that runs the stock one while it holds a lock."""
+    stock = getattr(module, name)
+
+    @functools.wraps(getattr(type(module), name))
+    def method(_: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        with lock:
+            return stock(*args, **kwargs)
+
+    return PatchedMethod(method, module, name, module.__dict__.get(name))
 
 
 def _bound(model: PreTrainedModel, name: str, ours: Callable[..., Any]) -> PatchedMethod:

@@ -8,6 +8,7 @@ from collections.abc import Collection, Mapping
 from torch import nn
 
 from stc_video.errors import UnsupportedModelError
+from stc_video.towers.patching import PatchedMethod
 
 _HOOKS = (
     "_forward_hooks",
@@ -49,7 +50,7 @@ def refuse_hooks(modules: Mapping[str, nn.Module], who: str, ours: Collection[st
 
 
 def refuse_methods(modules: Mapping[str, nn.Module], methods: Collection[str], who: str) -> None:
-    """Refuse modules, by name, whose methods were replaced, as they will not be called.
+    """Refuse modules, by name, whose methods others replaced, as they will not be called.
 
     Raises
     ------
@@ -58,7 +59,7 @@ def refuse_methods(modules: Mapping[str, nn.Module], methods: Collection[str], w
     """
     for name, module in modules.items():
         for method in methods:
-            if method in vars(module):
+            if not isinstance(vars(module).get(method), (PatchedMethod, type(None))):
                 raise UnsupportedModelError(
                     f"{who}: {name}.{method} was replaced, which would not be called; put the "
                     "model's own back first"

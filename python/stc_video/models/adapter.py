@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import importlib
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
@@ -19,6 +20,10 @@ if TYPE_CHECKING:
 
     from stc_video.memory import VideoPlace
     from stc_video.pruners import PrunedTokens
+
+
+#: methods of the inner model by which its own calls run the tower
+PICTURE_METHODS = ("get_image_features", "get_video_features")
 
 
 class FrameEncoder(Protocol):
@@ -122,6 +127,8 @@ class ModelAdapter(ABC):
         The vision tower.
     tower_grid
         (H, W) of the tower's patch tokens; None if it depends on the frames.
+    tower_lock
+        Held by the thread that runs the tower.
     deep
         How many layers of the language model are given features of their own (deepstack): a token
         then is (1 + deep) * D values, what enters the language model first.
@@ -142,6 +149,7 @@ class ModelAdapter(ABC):
             )
         self.model = model
         self.positions = positions
+        self.tower_lock = threading.RLock()
 
     @abstractmethod
     def features(self, pixels: Tensor, streams: int) -> Tensor:
