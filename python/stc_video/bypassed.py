@@ -59,7 +59,9 @@ def refuse_methods(modules: Mapping[str, nn.Module], methods: Collection[str], w
     """
     for name, module in modules.items():
         for method in methods:
-            if not isinstance(vars(module).get(method), (PatchedMethod, type(None))):
+            own = vars(module).get(method)
+            is_class_own = getattr(own, "__func__", None) is getattr(type(module), method, None)
+            if own is not None and not (is_class_own or isinstance(own, PatchedMethod)):
                 raise UnsupportedModelError(
                     f"{who}: {name}.{method} was replaced, which would not be called; put the "
                     "model's own back first"
