@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import threading
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 
 #: pruners without a count of their own
 _UNCOUNTED = ("none",)
+#: held while it is looked whether a model is free, and something put on it or taken off
+_ATTACHING = threading.RLock()
 
 
 def accelerate(
@@ -86,10 +89,27 @@ def accelerate(
         If a setting is out of range.
     """
     warn_if_untested()
-    _check_free(model)
-    return accelerate_with(
-        adapter_for(model, positions), cache, prune, tokens_per_frame, **pruner_settings
-    ).model
+    with _ATTACHING:
+        _check_free(model)
+        return accelerate_with(
+            adapter_for(model, positions), cache, prune, tokens_per_frame, **pruner_settings
+        ).model
+
+
+def borrow(model: Any, *settings: Any, **more: Any) -> Acceleration:
+    """Return the acceleration of a model for one more user, who calls ``give_back`` in the end.
+
+    It is made with these settings of :func:`accelerate` if there is none, and then taken off
+    behind the last user.
+    """
+    with _ATTACHING:
+        is_new = not isinstance(getattr(model, "stc", None), Acceleration)
+        if is_new:
+            accelerate(model, *settings, **more)
+        handle: Acceleration = model.stc
+        handle.owned |= is_new
+        handle.users += 1
+        return handle
 
 
 def accelerate_with(
@@ -190,6 +210,8 @@ class Acceleration:
         self.tower_lock = adapter.tower_lock
         self.batcher = TowerBatcher(self._run_tower, self.tower_lock)
         self._records: dict[str, list[FrameRecord]] = {}
+        # Those that the pruner knows: others may use it, too.
+        self._streams: set[str] = set()
         self._exit = ExitStack()
         ours: list[tuple[nn.Module, str, Any]] = [
             (model, "forward", _bound(model, "forward", self._forward)),
@@ -232,15 +254,35 @@ class Acceleration:
         Raises
         ------
         AttachError
-            If something else was patched over the tower's layers since; nothing is changed then.
+            If something else was patched over the tower's layers, or put in place of the model's
+            methods, since; nothing is changed then.
         """
-        if self.model.__dict__.get("stc") is not self:
-            return
-        with self.tower_lock:
+        with _ATTACHING, self.tower_lock:
+            if not self._is_on:
+                return
+            foreign = [p for p in self._put if p.module.__dict__.get(p.name) is not p.ours]
+            if foreign:
+                raise AttachError(
+                    f"restore: something else was put in place of {foreign[0].name} of "
+                    f"{type(foreign[0].module).__name__} after accelerate; undo that first, then "
+                    "call model.stc.restore()"
+                )
             if self.cacher is not None:
                 self.cacher.detach()
             self._take_off()
-        self.pruner.reset()
+        for stream in list(self._streams):
+            self.pruner.reset(stream)
+
+    def give_back(self) -> None:
+        """End what :func:`borrow` began."""
+        with _ATTACHING:
+            self.users -= 1
+            if self.owned and self.users == 0:
+                self.restore()
+
+    @property
+    def _is_on(self) -> bool:
+        return self.model.__dict__.get("stc") is self
 
     def _take_off(self) -> None:
         self._exit.close()
@@ -298,6 +340,7 @@ class Acceleration:
 
         ``grid`` is that of the tokens, where each video has its own.
         """
+        self._streams.add(stream)
         width = features.shape[-1] // (1 + self.adapter.deep)
         kept = self.pruner(
             features[..., :width].contiguous(), grid=grid or self.grid, stream=stream
@@ -315,6 +358,7 @@ class Acceleration:
             if self.cacher is not None and stream in self.cacher:
                 self.cacher.remove(stream)
         self.pruner.reset(stream)
+        self._streams.discard(stream)
 
     def _run_tower(self, jobs: Sequence[TowerJob]) -> None:
         pixels = torch.cat([job.pixels for job in jobs]) if len(jobs) > 1 else jobs[0].pixels
@@ -334,12 +378,18 @@ class Acceleration:
     # -- the model's own calls ---------------------------------------------------------------
 
     def _forward(self, **arguments: Any) -> Any:
-        return self.adapter.forward(self, self.call_stock("forward"), one_named(arguments))
+        stock = self.call_stock("forward")
+        if not self._is_on:  # somebody kept our method
+            return stock(**one_named(arguments))
+        return self.adapter.forward(self, stock, one_named(arguments))
 
     def _generate(self, **arguments: Any) -> Any:
         if arguments.get("input_ids") is None and arguments.get("inputs") is not None:
             arguments["input_ids"] = arguments.pop("inputs")
-        return self.adapter.generate(self, self.call_stock("generate"), one_named(arguments))
+        stock = self.call_stock("generate")
+        if not self._is_on:
+            return stock(**one_named(arguments))
+        return self.adapter.generate(self, stock, one_named(arguments))
 
     def call_stock(self, name: str) -> Callable[..., Any]:
         """Return the model's own ``generate`` or ``forward``, with our name for the cache."""
