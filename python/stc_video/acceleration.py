@@ -3,12 +3,9 @@
 
 from __future__ import annotations
 
-import functools
-import inspect
 import threading
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,10 +17,10 @@ from stc_video.config import CacheConfig
 from stc_video.errors import AttachError
 from stc_video.models.adapter import PICTURE_METHODS, ModelAdapter, adapter_for
 from stc_video.models.batching import TowerBatcher, TowerJob
+from stc_video.models.put import Put, bound, locked
 from stc_video.models.self_check import check_against_stock, shallow
 from stc_video.pruners import PrunedTokens, Pruner, make_pruner
 from stc_video.pruners.base import with_rows
-from stc_video.towers.patching import PatchedMethod
 from stc_video.versions import warn_if_untested
 
 if TYPE_CHECKING:
@@ -90,7 +87,7 @@ def accelerate(
     """
     warn_if_untested()
     with _ATTACHING:
-        _check_free(model)
+        check_free(model)
         return accelerate_with(
             adapter_for(model, positions), cache, prune, tokens_per_frame, **pruner_settings
         ).model
@@ -121,7 +118,7 @@ def accelerate_with(
 ) -> Acceleration:
     """Put cacher and pruner on the model of an adapter; see :func:`accelerate`."""
     model = adapter.model
-    _check_free(model)
+    check_free(model)
     if isinstance(prune, Pruner):
         if pruner_settings:
             raise ValueError(
@@ -155,7 +152,8 @@ def _probe(adapter: ModelAdapter) -> Acceleration:
     return Acceleration(model, type(adapter)(model, adapter.positions), None, make_pruner("none"))
 
 
-def _check_free(model: Any) -> None:
+def check_free(model: Any) -> None:
+    """Refuse a model that is accelerated."""
     if isinstance(getattr(model, "stc", None), Acceleration):
         raise AttachError(
             "accelerate: this model is accelerated already; call model.stc.restore() first"
@@ -214,14 +212,14 @@ class Acceleration:
         self._streams: set[str] = set()
         self._exit = ExitStack()
         ours: list[tuple[nn.Module, str, Any]] = [
-            (model, "forward", _bound(model, "forward", self._forward)),
-            (model, "generate", _bound(model, "generate", self._generate)),
+            (model, "forward", bound(model, "forward", self._forward)),
+            (model, "generate", bound(model, "generate", self._generate)),
             (model, "stc", self),
         ]
         inner: nn.Module = model.model
         taken = [name for name in PICTURE_METHODS if hasattr(inner, name)]
-        ours += [(inner, name, _locked(inner, name, self.tower_lock)) for name in taken]
-        self._put = [_Put(*put, before=put[0].__dict__.get(put[1])) for put in ours]
+        ours += [(inner, name, locked(inner, name, self.tower_lock)) for name in taken]
+        self._put = [Put(*put, before=put[0].__dict__.get(put[1])) for put in ours]
         self._stock = {name: getattr(model, name) for name in ("forward", "generate")}
         try:
             if cacher is not None:
@@ -395,45 +393,3 @@ class Acceleration:
         """Return the model's own ``generate`` or ``forward``, with our name for the cache."""
         stock = self._stock[name]
         return lambda **arguments: stock(**stock_named(self.model, arguments))
-
-
-@dataclass(frozen=True, eq=False)
-class _Put:
-    """What was put in place of an attribute of a module, and what was there; None if nothing."""
-
-    module: nn.Module
-    name: str
-    ours: Any
-    before: Any
-
-
-def _locked(module: nn.Module, name: str, lock: AbstractContextManager[Any]) -> PatchedMethod:
-    """Make a method that runs the stock one while it holds a lock."""
-    stock = getattr(module, name)
-
-    @functools.wraps(getattr(type(module), name))
-    def method(_: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        with lock:
-            return stock(*args, **kwargs)
-
-    return PatchedMethod(method, module, name, module.__dict__.get(name))
-
-
-def _bound(model: PreTrainedModel, name: str, ours: Callable[..., Any]) -> PatchedMethod:
-    """Make a method with the signature of the stock one, which passes all arguments by name."""
-    stock = getattr(type(model), name)
-    signature = inspect.signature(stock)
-    rest = [p.name for p in signature.parameters.values() if p.kind is p.VAR_KEYWORD]
-
-    def method(self: PreTrainedModel, *args: Any, **kwargs: Any) -> Any:
-        arguments = dict(signature.bind_partial(self, *args, **kwargs).arguments)
-        arguments.pop("self", None)
-        for collected in rest:
-            arguments |= arguments.pop(collected, {})
-        return ours(**arguments)
-
-    method.__name__, method.__doc__ = stock.__name__, stock.__doc__
-    method.__signature__ = signature  # type: ignore[attr-defined]
-    # What depends on the step cannot be in a graph, which `generate` records for a static cache.
-    stepping = torch.compiler.disable(method)
-    return PatchedMethod(stepping, model, name, model.__dict__.get(name))

@@ -8,7 +8,6 @@ from collections.abc import Collection, Mapping
 from torch import nn
 
 from stc_video.errors import UnsupportedModelError
-from stc_video.towers.patching import PatchedMethod
 
 _HOOKS = (
     "_forward_hooks",
@@ -61,7 +60,7 @@ def refuse_methods(modules: Mapping[str, nn.Module], methods: Collection[str], w
         for method in methods:
             own = vars(module).get(method)
             is_class_own = getattr(own, "__func__", None) is getattr(type(module), method, None)
-            if own is not None and not (is_class_own or isinstance(own, PatchedMethod)):
+            if own is not None and not is_class_own:  # a copy has its class's
                 raise UnsupportedModelError(
                     f"{who}: {name}.{method} was replaced, which would not be called; put the "
                     "model's own back first"

@@ -226,3 +226,15 @@ def test_a_cache_without_a_part_of_the_last_prompt_is_refused(case):
         cache.crop(-2)
         with pytest.raises(ValueError, match=f"hold the {held} tokens of the last prompt, got"):
             case.model(input_ids=torch.tensor([[21]]), past_key_values=cache, use_cache=True)
+
+
+@pytest.mark.parametrize("name", ["prompt_lookup_num_tokens", "assistant_model"])
+def test_a_second_turn_with_guessed_tokens_is_refused_by_its_reason(name):
+    case = make_case(FAMILIES[0])
+    guess = {name: 3 if name == "prompt_lookup_num_tokens" else tiny_llava.make_model(2)}
+    with accelerate(case.model, cache=None, tokens_per_frame=3).stc:
+        cache = DynamicCache()
+        said = case.model.generate(**case.inputs, **GREEDY, past_key_values=cache)
+        given = {"input_ids": torch.cat([said, torch.tensor([[21, 22]])], 1)}
+        with pytest.raises(ValueError, match=f"{name} cannot .*: the cache has tokens already"):
+            case.model.generate(**given, **GREEDY, past_key_values=cache, **guess)

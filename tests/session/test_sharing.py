@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Models that are shared: by sessions that open at the same time, and with what others put there."""
+"""Models that are shared: by sessions that open at one time, and with what others put there."""
 
 from __future__ import annotations
 

@@ -233,7 +233,9 @@ def adapter_for(model: Any, positions: str | None) -> ModelAdapter:
     """
     kind = getattr(getattr(model, "config", None), "model_type", None)
     family = family_of(kind)
-    if family is None or not hasattr(model, "generate"):
+    # A wrapper such as PEFT's has the configuration of the model inside it, and other parts.
+    names = {ancestor.__name__ for ancestor in type(model).__mro__}
+    if family is None or family.classes[kind] not in names:
         found = type(model).__name__ + ("" if kind is None else f" (model type {kind})")
         raise UnsupportedModelError(
             f"accelerate: supported are {supported_classes()} of transformers from 4.57 on, "
