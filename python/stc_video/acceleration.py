@@ -3,24 +3,24 @@
 
 from __future__ import annotations
 
-import inspect
+import threading
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from stc_video.cache_argument import one_named, stock_named
 from stc_video.cacher import Cacher, FrameRecord, attach_cacher
 from stc_video.config import CacheConfig
 from stc_video.errors import AttachError
-from stc_video.models.adapter import ModelAdapter, adapter_for
+from stc_video.models.adapter import PICTURE_METHODS, ModelAdapter, adapter_for
 from stc_video.models.batching import TowerBatcher, TowerJob
+from stc_video.models.put import Put, bound, locked
 from stc_video.models.self_check import check_against_stock, shallow
 from stc_video.pruners import PrunedTokens, Pruner, make_pruner
 from stc_video.pruners.base import with_rows
-from stc_video.towers.patching import PatchedMethod
 from stc_video.versions import warn_if_untested
 
 if TYPE_CHECKING:
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 #: pruners without a count of their own
 _UNCOUNTED = ("none",)
+#: held while it is looked whether a model is free, and something put on it or taken off
+_ATTACHING = threading.RLock()
 
 
 def accelerate(
@@ -84,10 +86,27 @@ def accelerate(
         If a setting is out of range.
     """
     warn_if_untested()
-    _check_free(model)
-    return accelerate_with(
-        adapter_for(model, positions), cache, prune, tokens_per_frame, **pruner_settings
-    ).model
+    with _ATTACHING:
+        check_free(model)
+        return accelerate_with(
+            adapter_for(model, positions), cache, prune, tokens_per_frame, **pruner_settings
+        ).model
+
+
+def borrow(model: Any, *settings: Any, **more: Any) -> Acceleration:
+    """Return the acceleration of a model for one more user, who calls ``give_back`` in the end.
+
+    It is made with these settings of :func:`accelerate` if there is none, and then taken off
+    behind the last user.
+    """
+    with _ATTACHING:
+        is_new = not isinstance(getattr(model, "stc", None), Acceleration)
+        if is_new:
+            accelerate(model, *settings, **more)
+        handle: Acceleration = model.stc
+        handle.owned |= is_new
+        handle.users += 1
+        return handle
 
 
 def accelerate_with(
@@ -99,7 +118,7 @@ def accelerate_with(
 ) -> Acceleration:
     """Put cacher and pruner on the model of an adapter; see :func:`accelerate`."""
     model = adapter.model
-    _check_free(model)
+    check_free(model)
     if isinstance(prune, Pruner):
         if pruner_settings:
             raise ValueError(
@@ -133,7 +152,8 @@ def _probe(adapter: ModelAdapter) -> Acceleration:
     return Acceleration(model, type(adapter)(model, adapter.positions), None, make_pruner("none"))
 
 
-def _check_free(model: Any) -> None:
+def check_free(model: Any) -> None:
+    """Refuse a model that is accelerated."""
     if isinstance(getattr(model, "stc", None), Acceleration):
         raise AttachError(
             "accelerate: this model is accelerated already; call model.stc.restore() first"
@@ -163,6 +183,8 @@ class Acceleration:
         What is particular to the family of the model.
     batcher
         Shares a call of the tower between the threads that wait for it.
+    tower_lock
+        Held by the thread that runs the tower, or changes what the cacher keeps.
     checked
         The kinds of memory that were compared with the stock model.
     """
@@ -183,23 +205,29 @@ class Acceleration:
         self.grid = adapter.grid()
         self.adapter = adapter
         self.checked: set[str] = set()
-        self.batcher = TowerBatcher(self._run_tower)
+        self.tower_lock = adapter.tower_lock
+        self.batcher = TowerBatcher(self._run_tower, self.tower_lock)
         self._records: dict[str, list[FrameRecord]] = {}
+        # Those that the pruner knows: others may use it, too.
+        self._streams: set[str] = set()
         self._exit = ExitStack()
-        ours: dict[str, Any] = {
-            "forward": _bound(model, "forward", self._forward),
-            "generate": _bound(model, "generate", self._generate),
-            "stc": self,
-        }
-        self._before = {name: model.__dict__.get(name) for name in ours}
+        ours: list[tuple[nn.Module, str, Any]] = [
+            (model, "forward", bound(model, "forward", self._forward)),
+            (model, "generate", bound(model, "generate", self._generate)),
+            (model, "stc", self),
+        ]
+        inner: nn.Module = model.model
+        taken = [name for name in PICTURE_METHODS if hasattr(inner, name)]
+        ours += [(inner, name, locked(inner, name, self.tower_lock)) for name in taken]
+        self._put = [Put(*put, before=put[0].__dict__.get(put[1])) for put in ours]
         self._stock = {name: getattr(model, name) for name in ("forward", "generate")}
         try:
             if cacher is not None:
                 # Images also go through the tower, and are no frames of any stream.
                 self._exit.enter_context(cacher.paused())
             adapter.attach()
-            for name, value in ours.items():
-                setattr(model, name, value)
+            for put in self._put:
+                setattr(put.module, put.name, put.ours)
         except BaseException:
             self._take_off()
             raise
@@ -224,23 +252,44 @@ class Acceleration:
         Raises
         ------
         AttachError
-            If something else was patched over the tower's layers since; nothing is changed then.
+            If something else was patched over the tower's layers, or put in place of the model's
+            methods, since; nothing is changed then.
         """
-        if self.model.__dict__.get("stc") is not self:
-            return
-        if self.cacher is not None:
-            self.cacher.detach()
-        self._take_off()
-        self.pruner.reset()
+        with _ATTACHING, self.tower_lock:
+            if not self._is_on:
+                return
+            foreign = [p for p in self._put if p.module.__dict__.get(p.name) is not p.ours]
+            if foreign:
+                raise AttachError(
+                    f"restore: something else was put in place of {foreign[0].name} of "
+                    f"{type(foreign[0].module).__name__} after accelerate; undo that first, then "
+                    "call model.stc.restore()"
+                )
+            if self.cacher is not None:
+                self.cacher.detach()
+            self._take_off()
+        for stream in list(self._streams):
+            self.pruner.reset(stream)
+
+    def give_back(self) -> None:
+        """End what :func:`borrow` began."""
+        with _ATTACHING:
+            self.users -= 1
+            if self.owned and self.users == 0:
+                self.restore()
+
+    @property
+    def _is_on(self) -> bool:
+        return self.model.__dict__.get("stc") is self
 
     def _take_off(self) -> None:
         self._exit.close()
         self.adapter.restore()
-        for name, before in self._before.items():
-            if before is None:
-                self.model.__dict__.pop(name, None)
+        for put in self._put:
+            if put.before is None:
+                put.module.__dict__.pop(put.name, None)
             else:
-                self.model.__dict__[name] = before
+                put.module.__dict__[put.name] = put.before
 
     def probe(self) -> Acceleration:
         """Accelerate a model of few layers that shares the parts of this one, to be tried."""
@@ -249,7 +298,7 @@ class Acceleration:
     @property
     def replaced(self) -> set[str]:
         """Attributes of the model that are ours, and were nobody's before."""
-        return {name for name, before in self._before.items() if before is None}
+        return {put.name for put in self._put if put.module is self.model and put.before is None}
 
     @property
     def tokens_per_frame(self) -> int:
@@ -289,6 +338,7 @@ class Acceleration:
 
         ``grid`` is that of the tokens, where each video has its own.
         """
+        self._streams.add(stream)
         width = features.shape[-1] // (1 + self.adapter.deep)
         kept = self.pruner(
             features[..., :width].contiguous(), grid=grid or self.grid, stream=stream
@@ -302,9 +352,11 @@ class Acceleration:
     def forget(self, stream: str) -> None:
         """Drop what cacher and pruner keep of a stream."""
         self._records.pop(stream, None)
-        if self.cacher is not None and stream in self.cacher:
-            self.cacher.remove(stream)
+        with self.tower_lock:
+            if self.cacher is not None and stream in self.cacher:
+                self.cacher.remove(stream)
         self.pruner.reset(stream)
+        self._streams.discard(stream)
 
     def _run_tower(self, jobs: Sequence[TowerJob]) -> None:
         pixels = torch.cat([job.pixels for job in jobs]) if len(jobs) > 1 else jobs[0].pixels
@@ -324,34 +376,20 @@ class Acceleration:
     # -- the model's own calls ---------------------------------------------------------------
 
     def _forward(self, **arguments: Any) -> Any:
-        return self.adapter.forward(self, self.call_stock("forward"), one_named(arguments))
+        stock = self.call_stock("forward")
+        if not self._is_on:  # somebody kept our method
+            return stock(**one_named(arguments))
+        return self.adapter.forward(self, stock, one_named(arguments))
 
     def _generate(self, **arguments: Any) -> Any:
         if arguments.get("input_ids") is None and arguments.get("inputs") is not None:
             arguments["input_ids"] = arguments.pop("inputs")
-        return self.adapter.generate(self, self.call_stock("generate"), one_named(arguments))
+        stock = self.call_stock("generate")
+        if not self._is_on:
+            return stock(**one_named(arguments))
+        return self.adapter.generate(self, stock, one_named(arguments))
 
     def call_stock(self, name: str) -> Callable[..., Any]:
         """Return the model's own ``generate`` or ``forward``, with our name for the cache."""
         stock = self._stock[name]
         return lambda **arguments: stock(**stock_named(self.model, arguments))
-
-
-def _bound(model: PreTrainedModel, name: str, ours: Callable[..., Any]) -> PatchedMethod:
-    """Make a method with the signature of the stock one, which passes all arguments by name."""
-    stock = getattr(type(model), name)
-    signature = inspect.signature(stock)
-    rest = [p.name for p in signature.parameters.values() if p.kind is p.VAR_KEYWORD]
-
-    def method(self: PreTrainedModel, *args: Any, **kwargs: Any) -> Any:
-        arguments = dict(signature.bind_partial(self, *args, **kwargs).arguments)
-        arguments.pop("self", None)
-        for collected in rest:
-            arguments |= arguments.pop(collected, {})
-        return ours(**arguments)
-
-    method.__name__, method.__doc__ = stock.__name__, stock.__doc__
-    method.__signature__ = signature  # type: ignore[attr-defined]
-    # What depends on the step cannot be in a graph, which `generate` records for a static cache.
-    stepping = torch.compiler.disable(method)
-    return PatchedMethod(stepping, model, name, model.__dict__.get(name))

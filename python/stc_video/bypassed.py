@@ -49,7 +49,7 @@ def refuse_hooks(modules: Mapping[str, nn.Module], who: str, ours: Collection[st
 
 
 def refuse_methods(modules: Mapping[str, nn.Module], methods: Collection[str], who: str) -> None:
-    """Refuse modules, by name, whose methods were replaced, as they will not be called.
+    """Refuse modules, by name, whose methods others replaced, as they will not be called.
 
     Raises
     ------
@@ -58,7 +58,9 @@ def refuse_methods(modules: Mapping[str, nn.Module], methods: Collection[str], w
     """
     for name, module in modules.items():
         for method in methods:
-            if method in vars(module):
+            own = vars(module).get(method)
+            is_class_own = getattr(own, "__func__", None) is getattr(type(module), method, None)
+            if own is not None and not is_class_own:  # a copy has its class's
                 raise UnsupportedModelError(
                     f"{who}: {name}.{method} was replaced, which would not be called; put the "
                     "model's own back first"

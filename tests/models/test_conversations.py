@@ -189,3 +189,52 @@ def test_a_question_with_the_placeholder_and_settings_that_mean_nothing_are_refu
             with pytest.raises(ValueError, match=f"ask: {name} is not supported"):
                 session.ask("why?", **{name: value})
         assert len(session.ask("why?", num_beams=1, max_new_tokens=2).ids) <= 2
+
+
+def said_of_text(model, cache):
+    """Logits of a prompt of text and of steps behind it, from an empty cache."""
+    logits, ids = [], torch.tensor([[21, 22, 23, 24]])
+    for _ in range(3):
+        out = model(input_ids=ids, past_key_values=cache, use_cache=True)
+        logits.append(out.logits[0, -1])
+        ids = logits[-1].argmax().view(1, 1)
+    return torch.stack(logits)
+
+
+@pytest.mark.parametrize("kind", ["static", "dynamic"])
+def test_a_cache_that_was_emptied_begins_another_conversation(case, kind):
+    def make():
+        if kind == "dynamic":
+            return DynamicCache()
+        return transformers.StaticCache(case.model.config.get_text_config(), max_cache_len=200)
+
+    with accelerate(case.model, cache=None, tokens_per_frame=3, positions="original").stc:
+        cache = make()
+        case.model(**case.inputs, past_key_values=cache, use_cache=True)
+        cache.reset() if kind == "static" else cache.crop(-cache.get_seq_length())
+        said = said_of_text(case.model, cache)
+        # The stock Qwen-VL, too, goes by the last video here, whatever the cache.
+        expected = said_of_text(case.model, make())
+        torch.testing.assert_close(said, expected, atol=1e-5, rtol=0)
+
+
+def test_a_cache_without_a_part_of_the_last_prompt_is_refused(case):
+    with accelerate(case.model, cache=None, tokens_per_frame=3).stc:
+        cache = DynamicCache()
+        case.model(**case.inputs, past_key_values=cache, use_cache=True)
+        held = cache.get_seq_length()
+        cache.crop(-2)
+        with pytest.raises(ValueError, match=f"hold the {held} tokens of the last prompt, got"):
+            case.model(input_ids=torch.tensor([[21]]), past_key_values=cache, use_cache=True)
+
+
+@pytest.mark.parametrize("name", ["prompt_lookup_num_tokens", "assistant_model"])
+def test_a_second_turn_with_guessed_tokens_is_refused_by_its_reason(name):
+    case = make_case(FAMILIES[0])
+    guess = {name: 3 if name == "prompt_lookup_num_tokens" else tiny_llava.make_model(2)}
+    with accelerate(case.model, cache=None, tokens_per_frame=3).stc:
+        cache = DynamicCache()
+        said = case.model.generate(**case.inputs, **GREEDY, past_key_values=cache)
+        given = {"input_ids": torch.cat([said, torch.tensor([[21, 22]])], 1)}
+        with pytest.raises(ValueError, match=f"{name} cannot .*: the cache has tokens already"):
+            case.model.generate(**given, **GREEDY, past_key_values=cache, **guess)

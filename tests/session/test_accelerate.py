@@ -251,6 +251,17 @@ def test_failing_at_any_step_leaves_the_model_untouched(model, monkeypatch, fail
 def test_other_models_and_wrong_prompts_are_refused(model):
     with pytest.raises(UnsupportedModelError, match="got Linear"):
         accelerate(torch.nn.Linear(2, 2))
+
+    class Wrapper(torch.nn.Module):
+        """As PEFT's: it has whatever the model inside it has."""
+
+        def __getattr__(self, name):
+            return super().__getattr__(name) if name == "model" else getattr(self.model, name)
+
+    wrapper = Wrapper()
+    wrapper.model = model
+    with pytest.raises(UnsupportedModelError, match=r"got Wrapper \(model type llava_onevision\)"):
+        accelerate(wrapper)
     inputs = arguments()
     with accelerate(model).stc:
         inputs["pixel_values_videos"] = inputs["pixel_values_videos"][:, 1:]

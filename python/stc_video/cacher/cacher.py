@@ -25,6 +25,7 @@ from stc_video.config import DEFAULT_STREAM, CacheConfig
 from stc_video.towers.block import Tower
 from stc_video.towers.block_calls import BatchCall, bind
 from stc_video.towers.call_request import RequestWatcher, looked_at
+from stc_video.towers.gradients import refusing_gradients
 from stc_video.towers.patching import (
     CACHER_TITLE,
     InstancePatch,
@@ -55,8 +56,7 @@ class Cacher:
         self.config = config
         self.last_frames: list[FrameRecord] = []
         self._streams: dict[str, Stream] = {}
-        # Totals of the streams that were removed.
-        self._removed = Counters()
+        self._removed = Counters()  # of the streams that are gone
         self._active: tuple[str, ...] | None = None
         self._is_paused = False
         self._is_rehearsal = False
@@ -261,6 +261,7 @@ class Cacher:
             raise KeyError(f"reset: there is no stream {stream!r}; known are: {known}")
         for name in [stream] if stream is not None else list(self._streams):
             self._streams[name].restart("reset")
+            self._self_check.met.pop(name, None)
 
     def remove(self, stream: str) -> None:
         """Forget a stream altogether; its totals stay in those over all streams.
@@ -285,8 +286,8 @@ class Cacher:
 
     def restore_stream(self, stream: str, state: Stream) -> None:
         """Take over what :meth:`stream_state` returned, into a place in the pool."""
-        if stream in self._streams:
-            self._streams[stream].drop_state()
+        if (known := self._streams.get(stream)) is not None:
+            known.drop_state()
         check_room(self._streams, [stream], self.config.max_streams)
         restored = state.detached()
         restored.name = stream
@@ -301,13 +302,10 @@ class Cacher:
             for name, stream in list(self._streams.items())  # other threads may add some
         }
         return CacheStats.total(
-            each,
-            CacheStats.of(self._removed, 0, promised),
-            free_bytes=self._pool.free_bytes,
-            packed_bytes=self._weights.nbytes,
-            timings=self._policy.timings,
+            each, CacheStats.of(self._removed, 0, promised), free_bytes=self._pool.free_bytes,
+            packed_bytes=self._weights.nbytes, timings=self._policy.timings,
             graphs=None if self._policy.graphs is None else self._policy.graphs.stats,
-        )
+        )  # fmt: skip
 
     # -- the forward -------------------------------------------------------------------------
 
@@ -353,7 +351,8 @@ class Cacher:
 
     def _hand_out(self, number: int, hidden_states: Tensor, args: Any, kw: dict[str, Any]) -> Any:
         """Return a layer's output, or its input if nobody asked, in the form of its class."""
-        output = self._pending.pop(number, None)
+        weights = (block.layer.parameters() for block in self._tower.blocks)
+        output = refusing_gradients(self._pending.pop(number, None), hidden_states, weights)
         output = self._self_check.hand_out(number, hidden_states, output, (args, kw))
         return (output,) if self._tower.blocks[number].returns_tuple else output
 

@@ -29,7 +29,8 @@ def shared_out(
     streams
         Those that are known, by name; new ones are added.
     """
-    count = sum(counts)
+    if not (count := sum(counts)):
+        raise ValueError("the tower: a call must have a frame, got none")
     if count % len(names):
         raise ValueError(
             f"streams: the batch must have one row per stream ({len(names)}), got {count}"

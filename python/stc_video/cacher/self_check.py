@@ -126,8 +126,8 @@ class SelfCheck:
         # Kinds of calls that passed, and forms of calls whose arguments were looked at.
         self._known: set[Hashable] = set()
         self._forms: set[Hashable] = set()
-        # By stream, which keys its last frame did not see, and where its tokens were.
-        self._met: dict[str, tuple[Tensor | None, ...]] = {}
+        #: by stream, which keys its last frame did not see, and where its tokens were.
+        self.met: dict[str, tuple[Tensor | None, ...]] = {}
         # What the last block handed out.
         self._handed: Tensor | None = None
 
@@ -236,11 +236,11 @@ class SelfCheck:
         """Start a stream afresh if its frames are masked or placed otherwise than those before."""
         mask = mask if mask is None or len(mask) == 1 else mask[rows][:1]
         current = (mask, None, None) if tables is None else (mask, *tables[:2])
-        before = self._met.get(stream.name, current)
+        before = self.met.get(stream.name, current)
         differ = [not _alike(*pair) for pair in zip(current, before, strict=True)]
-        if any(differ) or stream.name not in self._met:
+        if any(differ) or stream.name not in self.met:
             one, cos, sin = (None if part is None else part.clone() for part in current)
-            self._met[stream.name] = one, cos, sin
+            self.met[stream.name] = one, cos, sin
         if stream.state is not None and any(differ):
             layout = stream.layout
             changed = "the attention mask" if differ[0] else "the places of the tokens"

@@ -21,6 +21,7 @@ from stc_video.errors import AttachError, UnsupportedModelError
 from stc_video.towers.block_calls import VarlenCall, bind
 from stc_video.towers.call_request import looked_at
 from stc_video.towers.comparison import disagreement
+from stc_video.towers.gradients import refusing_gradients
 from stc_video.towers.patching import InstancePatch, as_function, run_stock
 from stc_video.towers.varlen import VarlenTower
 
@@ -178,7 +179,7 @@ class VarlenCacher(Cacher):
                 self._left_alone.add(number)
                 return patch.stock(rows)
             self._trusted.add(number)
-            return tokens
+            return refusing_gradients(tokens, rows, [merger.parameters()])
 
         return forward
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from stc_video.acceleration import Acceleration, accelerate_with
+from stc_video.acceleration import Acceleration, accelerate_with, check_free
 from stc_video.cache_argument import cache_argument, cache_of
 from stc_video.config import CacheConfig
 from stc_video.errors import AttachError, UnsupportedModelError
@@ -85,6 +85,7 @@ def apply(
             "livecc: the model must be a Qwen2VLForConditionalGeneration of transformers, got "
             f"{type(model).__name__}"
         )
+    check_free(model)
     adapter = _LiveCCAdapter(model, None)
     return accelerate_with(adapter, cache, prune, tokens_per_frame, **pruner_settings)
 

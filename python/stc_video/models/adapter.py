@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import importlib
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
@@ -19,6 +20,10 @@ if TYPE_CHECKING:
 
     from stc_video.memory import VideoPlace
     from stc_video.pruners import PrunedTokens
+
+
+#: methods of the inner model by which its own calls run the tower
+PICTURE_METHODS = ("get_image_features", "get_video_features")
 
 
 class FrameEncoder(Protocol):
@@ -124,6 +129,8 @@ class ModelAdapter(ABC):
         The vision tower.
     tower_grid
         (H, W) of the tower's patch tokens; None if it depends on the frames.
+    tower_lock
+        Held by the thread that runs the tower.
     deep
         How many layers of the language model are given features of their own (deepstack): a token
         then is (1 + deep) * D values, what enters the language model first.
@@ -147,6 +154,7 @@ class ModelAdapter(ABC):
             )
         self.model = model
         self.positions = positions
+        self.tower_lock = threading.RLock()
 
     @abstractmethod
     def features(self, pixels: Tensor, streams: int) -> Tensor:
@@ -228,9 +236,11 @@ def adapter_for(model: Any, positions: str | None) -> ModelAdapter:
     ValueError
         If the family cannot number the kept tokens like that.
     """
-    kind = getattr(getattr(model, "config", None), "model_type", None)
+    kind: Any = getattr(getattr(model, "config", None), "model_type", None)
     family = family_of(kind)
-    if family is None or not hasattr(model, "generate"):
+    # A wrapper such as PEFT's has the configuration of the model inside it, and other parts.
+    names = {ancestor.__name__ for ancestor in type(model).__mro__}
+    if family is None or family.classes[kind] not in names:
         found = type(model).__name__ + ("" if kind is None else f" (model type {kind})")
         raise UnsupportedModelError(
             f"accelerate: supported are {supported_classes()} of transformers from 4.57 on, "

@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -42,6 +43,8 @@ class TowerBatcher:
     ----------
     run
         Fills in the features of some jobs of different streams.
+    lock
+        Held by the thread that runs the tower; whoever holds it already may call this.
 
     Attributes
     ----------
@@ -49,11 +52,13 @@ class TowerBatcher:
         The jobs that no call of the tower has taken yet.
     """
 
-    def __init__(self, run: Callable[[Sequence[TowerJob]], None]) -> None:
+    def __init__(
+        self, run: Callable[[Sequence[TowerJob]], None], lock: AbstractContextManager[Any]
+    ) -> None:
         self._run = run
+        self._lock = lock
+        # Threads add to it whenever they like; only the one with the lock takes anything out.
         self.waiting: list[TowerJob] = []
-        self._list_lock = threading.Lock()
-        self._tower_lock = threading.Lock()
 
     def __call__(self, stream: str, pixels: Tensor) -> Tensor:
         """Encode frames, possibly together with those of other threads.
@@ -71,9 +76,8 @@ class TowerBatcher:
             (F, N, D).
         """
         job = TowerJob(stream, pixels)
-        with self._list_lock:
-            self.waiting.append(job)
-        with self._tower_lock:
+        self.waiting.append(job)
+        with self._lock:
             while job.features is None and job.error is None:
                 self._run_or_blame(self._next_batch())
         if job.error is not None:
@@ -83,15 +87,14 @@ class TowerBatcher:
 
     def _next_batch(self) -> list[TowerJob]:
         """Take the waiting jobs, one per stream and of one shape."""
-        with self._list_lock:
-            shape = self.waiting[0].pixels.shape
-            first: dict[str, TowerJob] = {}
-            for job in self.waiting:
-                if job.pixels.shape == shape:
-                    first.setdefault(job.stream, job)
-            batch = list(first.values())
-            self.waiting = [job for job in self.waiting if job not in batch]
-        return batch
+        waiting = list(self.waiting)
+        first: dict[str, TowerJob] = {}
+        for job in waiting:
+            if job.pixels.shape == waiting[0].pixels.shape:
+                first.setdefault(job.stream, job)
+        for job in first.values():
+            self.waiting.remove(job)
+        return list(first.values())
 
     def _run_or_blame(self, batch: list[TowerJob]) -> None:
         """Run a batch; where it fails, find out whose frames are at fault."""

@@ -137,8 +137,10 @@ def check_generate(
     _check(model, given, {**_REFUSED_IN_GENERATE, **family})
     if config.cache_implementation == "paged":
         raise _refusal("cache_implementation", "'paged' takes prompts without pictures alone")
-    if history is not None and getattr(config, "prefill_chunk_size", None) is not None:
-        raise _refusal("prefill_chunk_size", "the cache has tokens already")
+    for name in ("prefill_chunk_size", "prompt_lookup_num_tokens", "assistant_model"):
+        value = arguments.get(name, getattr(config, name, None))
+        if history is not None and value is not None:
+            raise _refusal(name, "the cache has tokens already")
 
 
 def _check(model: Any, arguments: Mapping[str, Any], refused: Mapping[str, str]) -> None:

@@ -63,14 +63,27 @@ class Conversation:
 
 
 def conversation_of(cache: Any) -> Conversation | None:
-    """Return what is known of a cache with tokens."""
-    return getattr(cache, _ATTRIBUTE, None) if tokens_in(cache) else None
+    """Return what is known of a cache with tokens; one that was emptied begins anew."""
+    history: Conversation | None = getattr(cache, _ATTRIBUTE, None)
+    if history is None or tokens_in(cache):
+        return history
+    delattr(cache, _ATTRIBUTE)
+    return None
 
 
 def remember(cache: Any, history: Conversation) -> None:
     """Keep with a cache what is known of it."""
     if cache is not None and getattr(cache, _ATTRIBUTE, None) is not history:
         setattr(cache, _ATTRIBUTE, history)
+
+
+def check_whole(history: Conversation, past: int) -> None:
+    """Refuse a cache from which a part of the last prompt was taken out."""
+    if past < history.mask.shape[1]:
+        raise ValueError(
+            f"accelerated model: the cache must hold the {history.mask.shape[1]} tokens of the "
+            f"last prompt, got {past}"
+        )
 
 
 def tokens_in(cache: Any) -> int:

@@ -108,7 +108,8 @@ class PictureAdapter(PromptedAdapter):
                 number += 1
             for where in sorted(set(range(len(counts))) - set(frames)):
                 part = tiles[firsts[where] : firsts[where] + counts[where]]
-                rows = self.features(part.to(self.model.device, self.model.dtype), 1)
+                with self.tower_lock:
+                    rows = self.features(part.to(self.model.device, self.model.dtype), 1)
                 written.embeds[row, slice(*places[where])] = rows.flatten(0, 1).to(written.embeds)
             at += sum(counts)
 

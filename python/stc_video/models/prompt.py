@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from stc_video.models.conversation import Conversation
+from stc_video.models.conversation import Conversation, check_whole
 from stc_video.models.placeholders import padding_token, shortened
 from stc_video.pruners import PrunedTokens
 
@@ -200,11 +200,7 @@ def _first_new(ids: Tensor, past: int, history: Conversation) -> int:
             "accelerated model: input_ids must be one row, the whole conversation with all its "
             f"placeholders ({first} tokens so far), got shape {tuple(ids.shape)}"
         )
-    if first < history.kept.shape[1]:
-        raise ValueError(
-            f"accelerated model: the cache must hold the {history.mask.shape[1]} tokens of the "
-            f"last prompt, got {past}"
-        )
+    check_whole(history, past)
     return first
 
 

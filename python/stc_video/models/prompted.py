@@ -18,7 +18,13 @@ from stc_video.cache_argument import CACHE, cache_of
 from stc_video.errors import UnsupportedModelError
 from stc_video.models.adapter import FrameEncoder, ModelAdapter
 from stc_video.models.call_arguments import PROMPT, check_forward, check_generate, check_pictures
-from stc_video.models.conversation import Conversation, conversation_of, remember, tokens_in
+from stc_video.models.conversation import (
+    Conversation,
+    check_whole,
+    conversation_of,
+    remember,
+    tokens_in,
+)
 from stc_video.models.generate_settings import (
     CallersView,
     attention_mask,
@@ -295,6 +301,7 @@ class PromptedAdapter(ModelAdapter):
         if history is None or tokens is None:
             return self.unknown(arguments)
         start, count = tokens_in(arguments.get(CACHE)), tokens.shape[1]
+        check_whole(history, start)
         for name in ("position_ids", "cache_position"):
             if arguments.get(name) is not None and history.removed:
                 raise ValueError(

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from stc_video.cache_argument import CACHE
 from stc_video.errors import UnsupportedModelError
 from stc_video.memory.held_cache import empty_cache
+from stc_video.models.adapter import PICTURE_METHODS
 from stc_video.towers.patching import PatchedMethod
 
 if TYPE_CHECKING:
@@ -124,11 +125,14 @@ def shallow(model: Any, name: str) -> Any:
         if ours.before is not None:
             language.forward = ours.before
     language.layers = language.layers[: _layers(language.config)]
-    copied = _with(model, model=_with(inner, **{name: language}))
+    copied = _with(model, model=(inner := _with(inner, **{name: language})))
     copied.generation_config = make(pad_token_id=0)
     for attribute in ("stc", "generate", "forward"):
         if "stc" in vars(model):
             vars(copied).pop(attribute, None)
+    for attribute in PICTURE_METHODS:
+        if isinstance(vars(inner).get(attribute), PatchedMethod):
+            del vars(inner)[attribute]
     return copied
 
 

@@ -20,6 +20,7 @@ from stc_video.towers.block_calls import Arguments, BatchCall, bind, kind
 from stc_video.towers.bypassed import Bypassed
 from stc_video.towers.call_request import RequestWatcher, mask_of
 from stc_video.towers.comparison import disagreement, from_parts, hint, states_of, try_out
+from stc_video.towers.gradients import refusing_gradients
 from stc_video.towers.patching import InstancePatch, check_in_place
 from stc_video.towers.pre_norm import PreNormTower, find_tower
 
@@ -266,6 +267,7 @@ class TowerMerger:
             if layer is not block.layer:
                 # A deep copy carries our forward along; it has no handle of its own.
                 return type(layer).forward(layer, hidden_states, *args, **kwargs)
+            weights = (one.layer.parameters() for one in self._tower.blocks)
             with torch.no_grad():
                 run = self._begin(hidden_states) if number == 0 else self._pass
                 if run is None:
@@ -280,9 +282,10 @@ class TowerMerger:
                 if run.steps[number] == 0 and not run.has_merged:
                     # Nothing is different yet, down to the last bit.
                     output = self._patches[number].stock(hidden_states, *args, **kwargs)
-                    self._handed = states_of(output)
-                    return output
-                x = self._handed = self._block(block, run, number, hidden_states)
+                    x = states_of(output)
+                else:
+                    x = self._block(block, run, number, hidden_states)
+            x = self._handed = refusing_gradients(x, hidden_states, weights)
             return (x,) if block.returns_tuple else x
 
         return forward

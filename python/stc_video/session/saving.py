@@ -100,9 +100,11 @@ class Saver:
         )
         stream, snapshot = self._parts.stream, self._parts.memory.snapshot()
         tensors: dict[str, Tensor] = {}
+        with handle.tower_lock:
+            cacher = None if handle.cacher is None else handle.cacher.stream_state(stream)
         state = {
             "session": saved,
-            "cacher": None if handle.cacher is None else handle.cacher.stream_state(stream),
+            "cacher": cacher,
             "pruner": handle.pruner.stream_state(stream),
         }
         snapshot.values = {
@@ -150,7 +152,8 @@ class Saver:
         handle, stream = self._parts.handle, self._parts.stream
         if handle.cacher is not None and cacher is not None:
             cacher.name = stream
-            handle.cacher.restore_stream(stream, cacher)
+            with handle.tower_lock:
+                handle.cacher.restore_stream(stream, cacher)
         if pruner is not None:
             handle.pruner.restore_stream(stream, pruner)
         for frame in saved.waiting:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from stc_video.acceleration import Acceleration, accelerate
+from stc_video.acceleration import borrow
 from stc_video.checks import check_count
 from stc_video.config import CacheConfig
 from stc_video.errors import AnswerStoppedError
@@ -92,13 +92,8 @@ class StreamingSession:
     ) -> None:
         check_count("StreamingSession: prefill_chunk", prefill_chunk, 1)
         config = memory_config(memory)
-        untyped: Any = model
-        if not isinstance(getattr(model, "stc", None), Acceleration):
-            accelerate(model, cache, prune, tokens_per_frame, positions=positions)
-            untyped.stc.owned = True
         self._name = f"session-{next(_NUMBERS)}"
-        self._handle: Acceleration = untyped.stc
-        self._handle.users += 1
+        self._handle = borrow(model, cache, prune, tokens_per_frame, positions=positions)
         self._open = True
         self._push_lock = threading.Lock()
         self._memory_lock = threading.RLock()
@@ -305,9 +300,7 @@ class StreamingSession:
             if hasattr(self, "_saver"):
                 self._saver.close()
             self._handle.forget(self._name)
-        self._handle.users -= 1
-        if self._handle.owned and self._handle.users == 0:
-            self._handle.restore()
+        self._handle.give_back()
 
     def stats(self) -> SessionStats:
         """Return totals, times per stage, and bytes of every store."""

@@ -99,6 +99,11 @@ class RequestWatcher:
         arguments = _bind(module, args, kwargs)
         if not self.check(module):
             return
+        if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
+            raise RuntimeError(
+                f"{type(module).__name__}: a tower with a cacher or a token merger cannot be "
+                "traced, as what it computes is another thing for each frame; take that off first"
+            )
         for name in ("output_attentions", "head_mask"):
             if _asks(module, arguments, name):
                 raise ValueError(f"{type(module).__name__}: {name} {self.no_attentions}")
