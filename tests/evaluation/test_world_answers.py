@@ -37,7 +37,7 @@ def camera() -> Camera:
 
 def memory(folder: Path, **settings) -> RekvConfig:
     return RekvConfig(**{"window_tokens": WINDOW, "retrieve_tokens": RETRIEVED,
-                         "retrieval": "normalised", "disk_folder": folder, **settings})  # fmt: skip
+                         "recent_frames": 0, "disk_folder": folder, **settings})  # fmt: skip
 
 
 def ask(session: StreamingSession, query: Query) -> Answer:

@@ -76,8 +76,13 @@ def test_equals_the_definition(model, window, budget, chunk, step):
     memory = RekvMemory(
         model.model.language_model,
         RekvConfig(
-            window_tokens=window, retrieve_tokens=budget, slab_bytes=1 << 18, host_bytes=1 << 22
-        ),
+            window_tokens=window,
+            retrieve_tokens=budget,
+            slab_bytes=1 << 18,
+            host_bytes=1 << 22,
+            retrieval="plain",
+            recent_frames=0,
+        ),  # fmt: skip
     )
     for held in (oracle, memory):
         held.begin(embeds(PREFIX, 100))

@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -33,8 +35,16 @@ if Version(transformers.__version__) < Version("4.57"):
 #: in zoo.py, what makes the arguments of towers that have all pictures in one row
 IN_A_ROW = ("make", "video_rows", "merged_rows", "whole_patches", "one_of_patches", "strip")
 PACKED = {e.model: e for e in ENTRIES if e.arguments.__name__ in IN_A_ROW or e.model == "pixtral"}
-#: one of each family
-FAMILIES = [family.models[0] for family in TOWER_FAMILIES if family.in_rows]
+#: takes rows, takes pictures, has windows; the others are for `make test-long`
+QUICK = ("glm4v", "pixtral", "qwen2_5_vl")
+
+
+def named(models: Iterable[str]) -> list[Any]:
+    return [pytest.param(name, marks=() if name in QUICK else pytest.mark.long) for name in models]
+
+
+#: one of each family, and those of QUICK
+FAMILIES = {family.models[0] for family in TOWER_FAMILIES if family.in_rows} | set(QUICK)
 #: image processors that need no torchvision -> model whose rows they make
 PROCESSORS = {
     "Qwen2VLImageProcessor": "qwen2_5_vl",
@@ -51,7 +61,7 @@ PROCESSORS = {
 HEIGHT, WIDTH = 560, 1008
 
 
-@pytest.fixture(scope="module", params=PACKED)
+@pytest.fixture(scope="module", params=named(PACKED))
 def saved(request, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp(request.param)
     PACKED[request.param].build().save_pretrained(folder)
@@ -119,7 +129,7 @@ def test_a_picture_is_prepared_as_by_its_own_processor(name: str, tmp_path: Path
         assert given["grid_thw"].tolist() == expected["image_grid_thw"].tolist()
 
 
-@pytest.mark.parametrize("saved", FAMILIES, indirect=True)
+@pytest.mark.parametrize("saved", named(sorted(FAMILIES)), indirect=True)
 def test_commands(saved: Path, clip, tmp_path, capsys) -> None:
     """What looks at frames works; what asks questions says what it needs."""
     given = (clip, "--model", saved, "--max-frames", 3)
