@@ -82,7 +82,7 @@ def test_equals_the_definition(model, window, budget, chunk, step):
             host_bytes=1 << 22,
             retrieval="plain",
             recent_frames=0,
-        ),  # fmt: skip
+        ),
     )
     for held in (oracle, memory):
         held.begin(embeds(PREFIX, 100))
