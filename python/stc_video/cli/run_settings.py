@@ -186,7 +186,7 @@ class RunSettings:
         questions = pair_questions(self.ask, self.at)
         if questions and self.model is None and self.random_weights is None:
             raise ValueError(
-                "--ask needs a language model: give --model with a LLaVA-OneVision, such as "
+                "--ask needs a language model: give --model with a whole one (stc models), such as "
                 "llava-hf/llava-onevision-qwen2-0.5b-ov-hf, or llava-onevision-tiny to try it with "
                 "random weights"
             )
