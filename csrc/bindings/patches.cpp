@@ -68,7 +68,7 @@ TapPairs pair_up(const std::vector<int32_t>& taps, int64_t count, int64_t side,
     uint32_t* high = to + TapPairs::kHead;
     for (int64_t k = 0; k < count; ++k) {
       const int64_t upper = high_part(tap[1 + k], pairs.shift),
-                    lower = tap[1 + k] - (upper << pairs.shift);
+                    lower = tap[1 + k] - upper * (int64_t{1} << pairs.shift);
       const int64_t place = tap[0] + k - 2 * first;
       high[place / 2] |= static_cast<uint32_t>(upper & 0xffff) << place % 2 * 16;
       high[pairs.count + place / 2] |= static_cast<uint32_t>(lower & 0xffff) << place % 2 * 16;

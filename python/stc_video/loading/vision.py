@@ -273,8 +273,10 @@ def wrap_model(
     """
     model.train(False)
     model.requires_grad_(False)
-    vision, known = vision_encoder(model), family_of(model.config.model_type)
+    vision = vision_encoder(model)
     tower: nn.Module = model if vision is None else vision.tower
+    # A tower alone may have the model type of the whole (Qwen2.5-VL's of transformers 5.0).
+    known = None if tower is model else family_of(model.config.model_type)
     config: Any = tower.config
     if vision is not None:
         preprocessor = vision.preprocessor(processor)
