@@ -41,12 +41,12 @@ int64_t high_part(int32_t weight, int shift) {
 // As few low bits as leave 16 at most; 16 low ones always do, as the others wrap around.
 int low_bits(const std::vector<int32_t>& taps, int64_t width) {
   int shift = 0;
-  for (size_t i = 0; i < taps.size(); ++i) {
-    if (i % static_cast<size_t>(width) == 0) continue;
-    while (shift < 16) {
-      const int64_t high = high_part(taps[i], shift);
-      if (high == static_cast<int16_t>(high)) break;
-      ++shift;
+  for (const int32_t* tap = taps.data(); tap < taps.data() + taps.size(); tap += width) {
+    for (int64_t k = 1; k < width; ++k) {
+      while (shift < 16 &&
+             high_part(tap[k], shift) != static_cast<int16_t>(high_part(tap[k], shift))) {
+        ++shift;
+      }
     }
   }
   return shift;

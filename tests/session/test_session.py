@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import threading
-
 import av
 import numpy as np
 import pytest
@@ -12,17 +10,14 @@ import torch
 from PIL import Image
 from tiny_llava import SIZE, TOKENS, make_model, make_tokenizer, prompt_ids, video
 from transformers import TextIteratorStreamer
-from waiting import PATIENCE, wait_for
 
 import stc_video
 from stc_video import (
-    MemoryFullError,
     PlainConfig,
     RekvConfig,
     StreamingSession,
     UnsupportedModelError,
     accelerate,
-    make_pruner,
 )
 from stc_video.errors import StreamWarning
 
@@ -294,51 +289,6 @@ def test_stats_and_reset(open_session):
     assert torch.equal(session.logits(QUESTION), fresh.logits(QUESTION))
 
 
-def test_a_plain_memory_refuses_to_pass_its_limit(open_session):
-    session = open_session(PlainConfig(max_tokens=100), prefill_chunk=2)
-    prefix = session.stats().memory_tokens
-    session.push(video(4))
-    assert session.stats().memory_tokens == prefix + 4 * TOKENS
-    before = session.logits(QUESTION)
-    with pytest.raises(MemoryFullError, match=r"100 tokens .*cannot take 32 more"):
-        session.push(video(2))
-    assert session.stats().refused == 2
-    assert torch.equal(session.logits(QUESTION), before)
-
-
-def test_every_frame_that_a_full_memory_leaves_out_is_counted(open_session):
-    session = open_session(PlainConfig(max_tokens=200), prefill_chunk=4)
-    with pytest.raises(MemoryFullError):
-        session.push(video(20))
-    assert (session.stats().frames, session.stats().refused) == (20, 8)
-
-
-def test_a_memory_that_took_no_frame_is_not_asked(open_session):
-    session = open_session(PlainConfig(max_tokens=60))
-    session.push(video(4))
-    with pytest.raises(MemoryFullError):
-        session.ask(QUESTION, **GREEDY)
-    for ask in (session.ask, session.logits):
-        with pytest.raises(ValueError, match="took none of the 4 frames that were pushed"):
-            ask(QUESTION)
-    assert session.is_empty
-    assert session.stats().refused == 4
-
-
-def test_what_was_refused_is_not_what_later_frames_are_compared_with(open_session):
-    session = open_session(
-        PlainConfig(max_tokens=60), prune=make_pruner("dtd", threshold=0.999), prefill_chunk=1
-    )
-    kept = []
-    for seed in range(4):
-        for _ in range(2):
-            try:
-                kept.append(len(session.push(video(1, seed))[0].kept))
-            except MemoryFullError:
-                kept.append("refused")
-    assert kept == [TOKENS, 0, TOKENS, 0, TOKENS, 0, "refused", "refused"]
-
-
 def test_a_turn_of_a_stream_that_was_forgotten_meanwhile_is_dropped(open_session):
     class Resets(TextIteratorStreamer):
         def put(self, value):
@@ -377,120 +327,6 @@ def test_the_model_is_restored_with_the_last_session(model, open_session):
     with accelerate(model).stc as handle, StreamingSession(model, make_tokenizer()) as session:
         session.close()
         assert model.stc is handle
-
-
-def test_sessions_in_threads_share_calls_of_the_tower(model, open_session):
-    streams = [video(6, seed) for seed in range(4)]
-    alone = []
-    for stream in streams:
-        session = open_session(SMALL, prefill_chunk=1)
-        for frame in stream:
-            session.push(frame)
-        alone.append(session.logits(QUESTION))
-        session.close()
-
-    sessions = [open_session(SMALL, prefill_chunk=1) for _ in streams]
-    batches, first_in, gate = [], threading.Event(), threading.Event()
-
-    def watch(_, args, kwargs):
-        batches.append(len(kwargs["pixel_values"]))
-        if len(batches) == 1:
-            first_in.set()
-            gate.wait(PATIENCE)
-
-    tower = model.model.vision_tower
-    hook = tower.register_forward_pre_hook(watch, with_kwargs=True)
-    threads = [
-        threading.Thread(target=lambda s=s, v=v: [s.push(frame) for frame in v])
-        for s, v in zip(sessions, streams, strict=True)
-    ]
-    threads[0].start()
-    assert first_in.wait(PATIENCE)
-    for thread in threads[1:]:
-        thread.start()
-    wait_for(lambda: len(model.stc.batcher.waiting) == 3)
-    gate.set()
-    for thread in threads:
-        thread.join()
-    hook.remove()
-    assert sum(batches) == 4 * 6
-    assert batches[1] >= 3  # and the first stream's next frame, if it was quick
-    for session, expected in zip(sessions, alone, strict=True):
-        torch.testing.assert_close(session.logits(QUESTION), expected, atol=1e-5, rtol=0)
-
-
-def test_one_stream_of_a_batch_that_fails_does_not_stop_the_others(model, open_session):
-    open_session("plain")
-    handle, results, calls, gate = model.stc, {}, [], threading.Event()
-    bad = video(1).float() + 100
-
-    def watch(_, args, kwargs):
-        calls.append(len(kwargs["pixel_values"]))
-        if len(calls) == 1:
-            gate.wait(PATIENCE)
-        if kwargs["pixel_values"].max() > 99:
-            raise ValueError("too bright")
-
-    def run(stream, pixels):
-        try:
-            results[stream] = handle.encode(pixels, stream)
-        except ValueError as error:
-            results[stream] = error
-
-    hook = model.model.vision_tower.register_forward_pre_hook(watch, with_kwargs=True)
-    frames = {"first": video(1), "good": video(1), "bad": bad}
-    threads = [threading.Thread(target=run, args=item) for item in frames.items()]
-    threads[0].start()
-    wait_for(lambda: calls)
-    for thread in threads[1:]:
-        thread.start()
-    wait_for(lambda: len(handle.batcher.waiting) == 2)
-    gate.set()
-    for thread in threads:
-        thread.join()
-    hook.remove()
-    assert sorted(calls) == [1, 1, 1, 2]
-    assert isinstance(results["good"], torch.Tensor)
-    assert str(results["bad"]) == "too bright"
-
-
-def test_a_camera_may_push_while_others_ask(open_session):
-    session = open_session(SMALL, prefill_chunk=2)
-    session.push(video(2))
-    errors: list[Exception] = []
-
-    def guarded(work):
-        def run():
-            try:
-                work()
-            except Exception as error:
-                errors.append(error)
-
-        return threading.Thread(target=run)
-
-    frames = video(30)
-
-    def push():
-        for frame in frames:
-            session.push(frame)
-
-    def ask():
-        for _ in range(5):
-            assert len(session.ask(QUESTION, **GREEDY).ids) == 6
-            session.stats()
-
-    threads = [guarded(push), guarded(ask), guarded(ask)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert errors == []
-    assert session.stats().frames == 32
-    other = open_session(SMALL, prefill_chunk=2)
-    other.push(video(2))
-    for frame in frames:
-        other.push(frame)
-    torch.testing.assert_close(session.logits(QUESTION), other.logits(QUESTION), atol=1e-4, rtol=0)
 
 
 def test_a_model_that_is_cast_under_a_session_is_named():

@@ -105,7 +105,7 @@ def score_rows(results: Results, parser: str) -> tuple[list[str], list[list[str]
     for one in configurations:
         values = {s["column"]: s["value"] for s in one["scores"][parser]}
         rows.append([one["name"], *(_percent(values[column]) for column in columns)])
-    return ["policy pruner memory", *columns], rows
+    return ["configuration (policy pruner memory)", *columns], rows
 
 
 def _kept_rows(results: Results) -> tuple[list[str], list[list[str]]]:
