@@ -153,3 +153,27 @@ def test_no_argument_of_the_installed_release_is_missing(name):
     assert taken(name) <= listed, "not in docs/generate.md"
     assert listed == set(exercises), "in docs/generate.md and tried are not the same"
     assert set(table.values()) == {"works", "refused"}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("trained", ["all of it", "projector", "head"])
+@torch.enable_grad()
+def test_backward_gives_the_stock_gradients_or_raises(family, trained):
+    """Pixels and ids come to the language model without gradients."""
+    case = make_case(family)
+    model = case.model.requires_grad_(trained == "all of it")
+    projector = "visual.merger" if "qwen" in family else "multi_modal_projector"
+    part = model.lm_head if trained == "head" else model.model.get_submodule(projector)
+    part.requires_grad_(True)
+    given = {**case.inputs, "labels": case.ids}
+    model(**given).loss.backward()
+    expected = model.lm_head.weight.grad
+    model.zero_grad()
+    accelerate(model, None, prune="none")
+    loss = model(**given).loss
+    if trained == "head":
+        loss.backward()
+        torch.testing.assert_close(model.lm_head.weight.grad, expected)
+    else:
+        with pytest.raises(RuntimeError, match="embeddings of a pruned prompt"):
+            loss.backward()

@@ -35,6 +35,7 @@ from stc_video.models.generate_settings import (
 from stc_video.models.placeholders import repeated, shortened, with_prompt
 from stc_video.models.prompt import Encoder, Numbered, Prompt, Written, make_prompt
 from stc_video.pruners import PrunedTokens
+from stc_video.towers.gradients import refusing_gradients
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -184,7 +185,7 @@ class PromptedAdapter(ModelAdapter):
         check_forward(self.model, arguments, history)
         prompt = self.pruned(frames, arguments)
         given = {
-            "inputs_embeds": prompt.embeds,
+            "inputs_embeds": refusing_gradients(prompt.embeds, prompt.embeds, self._embedders()),
             "position_ids": _position_ids(prompt.positions),
             "attention_mask": prompt.attention_mask,
             **self.kinds(prompt.input_ids),
@@ -193,6 +194,14 @@ class PromptedAdapter(ModelAdapter):
         output = self.call(stock, given | _without_prompt(arguments))
         self._remember(cache_of(output), prompt.conversation)
         return output
+
+    def _embedders(self) -> Iterator[Iterator[Tensor]]:
+        """Weights that the embeddings of a prompt are made with, which no gradient reaches."""
+        whole: Any = self.model
+        yield whole.get_input_embeddings().parameters()
+        for name, part in whole.model.named_children():
+            if name != self.language_model_name:
+                yield part.parameters()
 
     def generate(
         self, frames: FrameEncoder, stock: Callable[..., Any], arguments: dict[str, Any]

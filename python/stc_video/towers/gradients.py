@@ -41,6 +41,7 @@ class _Refused(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
         raise RuntimeError(
-            "backward: a tower with a cacher or a token merger has no gradients; take that off to "
-            "train it, or call it under torch.no_grad() to train what comes behind it"
+            "backward: a tower with a cacher or a token merger has no gradients, nor have the "
+            "embeddings of a pruned prompt; take that off to train them, or freeze them (or call "
+            "the tower under torch.no_grad()) to train what comes behind"
         )
