@@ -33,7 +33,7 @@ from stc_video import CacheConfig, attach_cacher, make_pruner
 from stc_video.loading.vision import LoadedModel, load_model
 from stc_video.video import VideoFrame, ahead, open_video
 
-MODELS = {"dinov2-s": None, "siglip-base": "siglip-base"}
+MODELS = {"dinov2-s": None, "siglip-base": "siglip-base", "siglip-so400m": "siglip-so400m"}
 SETTINGS = {
     "default": CacheConfig(),
     "quality 0.993, no audits": CacheConfig(quality=0.993, audits=False),
@@ -214,7 +214,7 @@ def milliseconds(seconds: list[float], frames: int) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("clips", type=Path, nargs="+")
-    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS)[:2])
     parser.add_argument("--heights", type=int, nargs="+", default=[1080, 360])
     parser.add_argument("--cameras", type=int, default=1)
     parser.add_argument("--fps", type=float, default=5.0)

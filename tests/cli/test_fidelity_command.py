@@ -189,8 +189,11 @@ def test_bad_input_of_calibrate(clip, tmp_path, capsys, monkeypatch, arguments, 
     assert not list(tmp_path.iterdir())
 
 
+LATER = pytest.param("settings", 200, marks=pytest.mark.long)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(("moment", "frames"), [(r"[1-9]\d*/400", 400), ("settings", 200)])
+@pytest.mark.parametrize(("moment", "frames"), [(r"[1-9]\d*/400", 400), LATER])
 def test_ctrl_c_leaves_no_report_and_the_earlier_one(
     tower_folder: Path, tmp_path: Path, moment: str, frames: int
 ) -> None:

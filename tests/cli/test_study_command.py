@@ -122,8 +122,11 @@ def test_bad_input_is_one_sentence_and_exit_code_2(
     assert not list(tmp_path.glob("out/*"))
 
 
+LATER = pytest.param("choices", 2, marks=pytest.mark.long)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(("moment", "frames"), [(r"[1-9]\d*/400", 400), ("choices", 2)])
+@pytest.mark.parametrize(("moment", "frames"), [(r"[1-9]\d*/400", 400), LATER])
 def test_ctrl_c_leaves_no_report_and_the_earlier_one(
     tmp_path: Path, moment: str, frames: int
 ) -> None:

@@ -52,7 +52,7 @@ def test_a_tower_that_was_compiled_first_can_be_cached():
     assert torch.equal(run(compiled, pictures[:1])[0], stock[0])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_with_the_default_compiler():
     torch._dynamo.reset()
     # Noise, so that rounding differently does not choose among equally stale tokens.

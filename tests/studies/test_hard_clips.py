@@ -95,18 +95,14 @@ def test_the_promise_is_held_where_the_estimate_breaks_it(name, trained):
 
 
 #: `benchmarks/promise.py` tries every clip at both rates and qualities
-EVERYDAY = [("night", 2.0, 0.983)]
-OTHERS = [(name, 2.0, 0.983) for name in HARD_CLIPS] + [
+TRIED = [(name, 2.0, 0.983) for name in HARD_CLIPS] + [
     ("night", 5.0, 0.99),
     ("dissolve", 5.0, 0.99),
-]
-TRIED = EVERYDAY + [
-    pytest.param(*tried, marks=pytest.mark.long) for tried in OTHERS if tried not in EVERYDAY
 ]
 
 
 @needs_weights
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(("name", "fps", "quality"), TRIED)
 def test_the_promise_is_held_on_every_hard_clip(name, fps, quality, trained):
     clip = encoded(name, trained, fps, 40, 224)
