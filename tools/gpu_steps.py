@@ -103,7 +103,7 @@ STEPS: tuple[Step, ...] = (
         "cacher tests",
         "cached towers: graphs, many streams, both policies",
         120,
-        *_tests("tests/models/test_gpu_cacher.py"),
+        *_tests("tests/cacher/test_gpu_cacher.py"),
     ),
     Step(
         "operator tests",
