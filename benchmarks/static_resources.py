@@ -8,6 +8,7 @@ named and its rows are kept::
 
     python benchmarks/static_resources.py     # writes benchmarks/results/static_resources.csv
     python benchmarks/static_resources.py --backend triton --only saliency_topk
+    python benchmarks/static_resources.py --chosen     # not what a tuner would try; writes nothing
 """
 
 from __future__ import annotations
@@ -105,6 +106,11 @@ def main() -> None:
         choices=EVERYTHING,
         help="operators, or files of csrc/cuda; the other rows are kept; default: all",
     )
+    parser.add_argument(
+        "--chosen",
+        action="store_true",
+        help="Triton kernels as they are without a tuner; nothing is written",
+    )
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--accept", action="store_true", help="new figures of accesses to memory")
     arguments = parser.parse_args()
@@ -120,15 +126,14 @@ def main() -> None:
     if "triton" in wanted:
         from triton_resources import triton_rows
 
-        rows += triton_rows(arguments.processes, only)
+        rows += triton_rows(arguments.processes, only, candidates=not arguments.chosen)
     if "native" in wanted:
         rows += native_rows(arguments.processes, only)
     bad = failures(rows) + ([] if arguments.accept else slower(rows, RESULTS))
-    every = sorted([*rows_of_others(arguments.out, wanted, only), *rows], key=place)
-    columns = dict.fromkeys(name for row in every for name in row)
-    table = [{name: row.get(name, "") for name in columns} for row in every]
-    if table:
-        write_rows(arguments.out, table)
+    if rows and not arguments.chosen:
+        every = sorted([*rows_of_others(arguments.out, wanted, only), *rows], key=place)
+        columns = dict.fromkeys(name for row in every for name in row)
+        write_rows(arguments.out, [{name: row.get(name, "") for name in columns} for row in every])
     print(
         f"{len(rows)} compilations ({', '.join(sorted(wanted))}): {len(bad)} are not as they must"
     )

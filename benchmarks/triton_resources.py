@@ -25,10 +25,10 @@ WIDEST_HEADS = _examples.Geometry(tokens=257, channels=512, k=64, heads=2)
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
-def launches_to_compile(only: list[str]) -> list[tuple[str, str, Launch]]:
+def launches_to_compile(only: list[str], candidates: bool) -> list[tuple[str, str, Launch]]:
     """Every launch of these operators that differs from the others in what is compiled.
 
-    Each is (operator, dtype, launch).
+    Each is (operator, dtype, launch). With candidates they have all that a tuner would try.
     """
     found: dict[tuple[str, str, str], tuple[str, str, Launch]] = {}
 
@@ -47,7 +47,7 @@ def launches_to_compile(only: list[str]) -> list[tuple[str, str, Launch]]:
             for dtype in DTYPES:
                 add(op, dtype, geometry)
             # float16 differs from bfloat16 in the names of instructions only.
-            for dtype in ("bfloat16", "float32"):
+            for dtype in ("bfloat16", "float32") if candidates else ():
                 for kernel in TUNED_KERNELS[op]:
                     for parameters in CANDIDATES[kernel]:
                         with _tuning.forced(kernel, parameters):
@@ -94,9 +94,9 @@ def widths(accesses: dict[int, int]) -> str:
 _LAUNCHES: list[tuple[str, str, Launch]] = []
 
 
-def triton_rows(processes: int, only: list[str]) -> list[dict[str, object]]:
+def triton_rows(processes: int, only: list[str], candidates: bool) -> list[dict[str, object]]:
     """Compile the Triton kernels of these operators; a row per kernel, parameters and target."""
-    _LAUNCHES.extend(launches_to_compile(only))
+    _LAUNCHES.extend(launches_to_compile(only, candidates))
     jobs = [(number, target) for number in range(len(_LAUNCHES)) for target in TARGETS]
     # Forked, so that the workers have the launches, which cannot be sent.
     with multiprocessing.get_context("fork").Pool(processes) as pool:
