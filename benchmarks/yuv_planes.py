@@ -155,7 +155,9 @@ def error_row(name: str, frames: list[av.VideoFrame]) -> dict[str, object]:
 
 def time_row(clip: Path, height: int, frames: int, repeats: int, folder: Path) -> dict[str, object]:
     """CPU milliseconds a frame: of each frame the least of the repeats, and of those the mean."""
-    path = scaled(clip, height, frames, folder / f"{height}.mp4")
+    with av.open(str(clip)) as container:
+        seconds = float(frames / container.streams.video[0].average_rate)
+    path = scaled(clip, height, seconds, folder / f"{height}.mp4")
     runs = [stages(decoded(path, frames)) for _ in range(repeats)]
     ms = {
         stage: statistics.mean(map(min, zip(*(run[stage] for run in runs), strict=True)))
