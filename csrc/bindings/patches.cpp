@@ -99,11 +99,15 @@ Plan take_plan(PatchParams* p, const Tensor& rows, const Tensor& columns, const 
   p->rows.data = plan.rows.data();
   p->columns.data = plan.columns.data();
   p->values = plan.values.data();
-  p->row_pairs = pair_up(plan.rows, p->rows.count, p->height, &plan.row_pairs);
-  p->column_pairs = pair_up(plan.columns, p->columns.count, p->width, &plan.column_pairs);
   // Two rows of three bytes a column, and what vectors of any instruction set read behind them.
   p->pitch = (6 * p->resized_width + 128 + 63) / 64 * 16;
   return plan;
+}
+
+// What making a patch needs and seeing whether to make one does not.
+void prepare_pairs(PatchParams* p, Plan* plan) {
+  p->row_pairs = pair_up(plan->rows, p->rows.count, p->height, &plan->row_pairs);
+  p->column_pairs = pair_up(plan->columns, p->columns.count, p->width, &plan->column_pairs);
 }
 
 // Additions and multiplications that a resized row or column costs.
@@ -180,9 +184,10 @@ Tensor frames_to_patches(const Tensor& pictures, const Tensor& rows, const Tenso
                          const Tensor& values, int64_t patch_height, int64_t patch_width) {
   PatchParams p =
       patch_params("frames_to_patches", pictures, rows, columns, values, patch_height, patch_width);
-  const Plan plan = take_plan(&p, rows, columns, values);
+  Plan plan = take_plan(&p, rows, columns, values);
   const Tensor out = new_patches(&p, values);
   if (p.frames == 0) return out;
+  prepare_pairs(&p, &plan);
   const int64_t pairs = (p.height + 1) / 2;
   p.narrowed = reinterpret_cast<uint32_t*>(scratch_floats(pairs * p.pitch));
   for (int64_t frame = 0; frame < p.frames; ++frame) {
@@ -200,13 +205,19 @@ Tensor update_patches(Tensor patches, const Tensor& pictures, const Tensor& prev
   const char* op = "update_patches_";
   PatchParams p = patch_params(op, pictures, rows, columns, values, patch_height, patch_width);
   const Tensor changed = changed_flags(op, &p, patches, previous, pictures, values);
-  const Plan plan = take_plan(&p, rows, columns, values);
-  const int64_t floats = kernels().update_scratch(p);
-  parallel(p.frames * p.grid_height, work({p.width, p.height / p.grid_height + 1}),
-           [&](int64_t b, int64_t e) {
-             uint32_t* scratch = reinterpret_cast<uint32_t*>(scratch_floats(floats));
-             for (int64_t i = b; i < e; ++i) kernels().update_patches(p, scratch, i);
-           });
+  Plan plan = take_plan(&p, rows, columns, values);
+  const int64_t patch_rows = p.frames * p.grid_height;
+  const int64_t row_work = work({p.width, p.height / p.grid_height + 1});
+  parallel(patch_rows, row_work, [&](int64_t b, int64_t e) { kernels().mark_changed(p, b, e); });
+  const uint8_t *flags = p.changed, *end = flags + patch_rows * p.grid_width;
+  if (std::find(flags, end, 1) != end) {
+    prepare_pairs(&p, &plan);
+    const int64_t floats = kernels().update_scratch(p);
+    parallel(patch_rows, row_work, [&](int64_t b, int64_t e) {
+      uint32_t* scratch = reinterpret_cast<uint32_t*>(scratch_floats(floats));
+      for (int64_t i = b; i < e; ++i) kernels().update_patches(p, scratch, i);
+    });
+  }
   mark_as_written(patches);
   return changed;
 }

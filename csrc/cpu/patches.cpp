@@ -34,11 +34,17 @@ void make_patches(const PatchParams& p, int64_t frame, int64_t begin, int64_t en
   make(p, whole(p, frame), begin, end);
 }
 
-// A row of patches, with scratch of update_scratch() words.
+// The flags of rows [begin, end) of patches. Needs no pairs.
+void mark_changed(const PatchParams& p, int64_t begin, int64_t end) {
+  for (int64_t row = begin; row < end; ++row) {
+    const int64_t down = row % p.grid_height;
+    mark_changed_range(p, row / p.grid_height, down, seen_by(p.rows, down, p.patch_height));
+  }
+}
+
+// The marked patches of a row of them, with scratch of update_scratch() words.
 void update_patches(const PatchParams& p, uint32_t* scratch, int64_t row_of_patches) {
   const int64_t frame = row_of_patches / p.grid_height, down = row_of_patches % p.grid_height;
-  const Span rows = seen_by(p.rows, down, p.patch_height);
-  if (!mark_changed(p, frame, down, rows)) return;
   const uint8_t* changed = p.changed + row_of_patches * p.grid_width;
   for (int64_t first = 0; first < p.grid_width; ++first) {
     if (!changed[first]) continue;

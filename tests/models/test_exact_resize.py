@@ -39,6 +39,21 @@ def test_the_pixels_are_those_of_the_processor(shape, resample):
     assert torch.equal(Preprocessor(processor, 16)(pictures)["pixel_values"], got)
 
 
+def test_pictures_may_lie_in_memory_in_any_way():
+    processor = default_processor("siglip_vision_model", 64)
+    (picture,) = frames(1, 90, 160)
+    locked = picture.copy()
+    locked.flags.writeable = False
+    pictures = [
+        locked,
+        picture[::-1],
+        picture[..., ::-1],
+        picture.swapaxes(0, 1).copy().swapaxes(0, 1),
+    ]
+    got = ExactResize()(processor, pictures)
+    assert torch.equal(got, by_processor(processor, pictures))
+
+
 @pytest.mark.parametrize("fit", ["crop", "pad", "stretch"])
 def test_fitted_pictures_of_a_processor_that_crops(fit):
     processor = default_processor("clip_vision_model", 48)

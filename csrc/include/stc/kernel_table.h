@@ -35,6 +35,7 @@ namespace stc {
   K(void, narrow_rows, (const PatchParams& p, int64_t frame, int64_t begin, int64_t end))        \
   K(void, make_patches, (const PatchParams& p, int64_t frame, int64_t begin, int64_t end))       \
   K(int64_t, update_scratch, (const PatchParams& p))                                             \
+  K(void, mark_changed, (const PatchParams& p, int64_t begin, int64_t end))                      \
   K(void, update_patches, (const PatchParams& p, uint32_t* scratch, int64_t row_of_patches))
 
 struct KernelTable {

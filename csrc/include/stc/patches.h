@@ -256,15 +256,14 @@ STC_INLINE bool pixels_differ(const GridView& x, const uint8_t* a, const GridVie
   return false;
 }
 
-// Marks which patches of a row of patches see a pixel that differs; false if none does.
-inline bool mark_changed(const PatchParams& p, int64_t frame, int64_t down, Span rows) {
+// Marks which patches of a row of patches see a pixel that differs.
+inline void mark_changed_range(const PatchParams& p, int64_t frame, int64_t down, Span rows) {
   uint8_t* changed = p.changed + (frame * p.grid_height + down) * p.grid_width;
   for (int64_t i = 0; i < p.grid_width; ++i) changed[i] = 0;
   const uint8_t* current =
       static_cast<const uint8_t*>(p.pictures.data) + frame * p.pictures.frame_stride;
   const uint8_t* before =
       static_cast<const uint8_t*>(p.previous.data) + frame * p.previous.frame_stride;
-  bool any = false;
   for (int64_t row = rows.first; row < rows.end; ++row) {
     const uint8_t* a = current + row * p.pictures.row_stride;
     const uint8_t* b = before + row * p.previous.row_stride;
@@ -274,10 +273,8 @@ inline bool mark_changed(const PatchParams& p, int64_t frame, int64_t down, Span
       if (changed[across]) continue;
       const Span columns = seen_by(p.columns, across, p.patch_width);
       changed[across] = pixels_differ(p.pictures, a, p.previous, b, columns);
-      any |= changed[across] != 0;
     }
   }
-  return any;
 }
 
 }  // namespace stc::STC_ISA

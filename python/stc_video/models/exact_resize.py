@@ -68,7 +68,7 @@ class ExactResize:
         if settings not in self._plans:
             self._plans[settings] = _checked_plan(processor, settings, overrides)
         plan = self._plans[settings]
-        return None if plan is None else _pixels(np.stack(pictures), plan)
+        return None if plan is None else torch.cat([_pixels(one, plan) for one in pictures])
 
 
 @functools.cache
@@ -139,7 +139,7 @@ def _checked_plan(
     if len(out) == 1 and isinstance(pixels, Tensor):
         for rounding in ("pillow", "torchvision"):
             plan = _plan(settings, rounding)
-            if torch.equal(_pixels(noise[None], plan), pixels):
+            if torch.equal(_pixels(noise, plan), pixels):
                 return plan
     _log.info("%s prepares pictures of %d x %d itself", type(processor).__name__, *shape[:2])
     return None
@@ -163,7 +163,8 @@ def _plan(settings: _Settings, rounding: str) -> PatchPlan:
     return plan._replace(rows=plan.rows[rows], columns=plan.columns[columns])
 
 
-def _pixels(pictures: npt.NDArray[np.uint8], plan: PatchPlan) -> Tensor:
-    """With the whole picture as the one patch."""
-    patches = frames_to_patches(torch.from_numpy(pictures), *plan, backend="native")
+def _pixels(picture: npt.NDArray[np.uint8], plan: PatchPlan) -> Tensor:
+    """With the whole picture as the one patch; one at a time, as stacking them would copy them."""
+    readable = torch.from_numpy(np.require(picture, requirements=("C", "W")))
+    patches = frames_to_patches(readable[None], *plan, backend="native")
     return patches.view(-1, 3, plan.patch_height, plan.patch_width)
