@@ -64,9 +64,8 @@ class WeightCopy:
     def refresh(self) -> None:
         """Make the copy."""
         with torch.inference_mode(False), torch.no_grad():
-            weight = torch.cat([linear.weight.detach() for linear in self.linears])
+            weight, bias = _joined(self.linears)
             self.made_for = weight.dtype, weight.device
-            bias = _joined_bias(self.linears)
             if _packs(weight):
                 dtype = _multiplied_in(weight.dtype)
                 self.nbytes = weight.numel() * dtype.itemsize
@@ -205,14 +204,19 @@ class PrepackedWeights:
         return sum(copy.nbytes for copy in self._copies)
 
 
-def _joined_bias(linears: Sequence[nn.Linear]) -> Tensor | None:
+def _joined(linears: Sequence[nn.Linear]) -> tuple[Tensor, Tensor | None]:
+    """Weights and biases of layers, one behind the other; a single layer's own."""
+    if len(linears) == 1:
+        (one,) = linears
+        return one.weight.detach().contiguous(), None if one.bias is None else one.bias.detach()
+    weight = torch.cat([linear.weight.detach() for linear in linears])
     if all(linear.bias is None for linear in linears):
-        return None
+        return weight, None
     biases = (
         linear.weight.new_zeros(linear.out_features) if linear.bias is None else linear.bias
         for linear in linears
     )
-    return torch.cat([bias.detach() for bias in biases])
+    return weight, torch.cat([bias.detach() for bias in biases])
 
 
 def _kept_in_place(before: Tensor | None, now: Tensor) -> Tensor:

@@ -141,6 +141,11 @@ class Block:
         return tuple(part for part in every if isinstance(part, nn.Module))
 
     @property
+    def last_of_mlp(self) -> nn.Module:
+        """The module that returns what the MLP gives."""
+        return cast(nn.Module, self.mlp if self.mlp_output is None else self.mlp_output)
+
+    @property
     def weights(self) -> tuple[nn.Parameter, ...]:
         """The parameters of it that are parts by themselves."""
         every = (getattr(self, name) for name in self.paths)
