@@ -274,6 +274,48 @@ class TestBetweenBlocks:
             run(tower, picture(1))
         assert contents(tower) == before
 
+    @pytest.mark.parametrize("token", range(16))
+    def test_a_block_that_treats_one_token_otherwise(self, token: int) -> None:
+        """Whichever it is, and although an MLP runs for a part of them only."""
+        tower = SIGLIP.build()
+        layer = layers_of(tower)[1]
+        layer.__class__ = _marking(type(layer), token)
+        stc_video.attach_cacher(tower)
+        with pytest.raises(UnsupportedModelError, match="block 1: its output differs"):
+            run(tower, picture(1))
+
+    def test_a_block_whose_mlp_gets_something_else(self) -> None:
+        """The residual stream does not show it."""
+        tower = SIGLIP.build()
+        layer = layers_of(tower)[1]
+        layer.__class__ = _louder(type(layer))
+        stc_video.attach_cacher(tower)
+        with pytest.raises(UnsupportedModelError, match="block 1: its output differs"):
+            run(tower, picture(1))
+
+
+def _marking(layer_class: type, token: int) -> type:
+    class Marking(layer_class):
+        def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+            output = super().forward(hidden_states, *args, **kwargs)
+            marked = output[0] if isinstance(output, tuple) else output
+            marked[:, token] *= 1.01
+            return output
+
+    return Marking
+
+
+def _louder(layer_class: type) -> type:
+    class Louder(layer_class):
+        def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+            inside = self.layer_norm2.register_forward_hook(lambda _m, _a, output: 1.01 * output)
+            try:
+                return super().forward(hidden_states, *args, **kwargs)
+            finally:
+                inside.remove()
+
+    return Louder
+
 
 def _stops_early(tower: nn.Module) -> bool:
     called = []
@@ -376,11 +418,11 @@ class TestOtherArgumentsLater:
 def test_after_the_first_frame_nothing_of_the_check_is_left() -> None:
     tower, rows = SIGLIP.build(), []
     for layer in layers_of(tower):
-        layer.mlp.register_forward_pre_hook(lambda _m, args: rows.append(args[0].shape[-2]))
+        layer.mlp.fc1.register_forward_pre_hook(lambda _m, args: rows.append(args[0].shape[-2]))
     before = contents(tower)
     cacher = stc_video.attach_cacher(tower)
     run(tower, picture(1))
-    assert sum(rows) <= 3 * 16 + 3 * 16 + 2 * 8, "less than one dense frame, and two small pictures"
+    assert sum(rows) == 3 * 16 + 3 * 2 + 2 * 8, "an eighth of a dense frame, and two small pictures"
     rows.clear()
     run(tower, picture(2))
     assert rows == [16] * 3

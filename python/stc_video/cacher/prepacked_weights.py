@@ -15,6 +15,7 @@ import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from operator import is_, methodcaller
 from typing import Any, cast
 
 import torch
@@ -22,9 +23,11 @@ from torch import Tensor, nn
 from torch.nn.functional import linear as product
 
 from stc_video.towers.block import Block, Tower
+from stc_video.towers.direct import Function, Untouched, direct
 from stc_video.towers.patching import InstancePatch, has_own_forward
 from stc_video.towers.plain import is_plain_linear
 
+_weight_of = methodcaller("get", "weight")
 #: rows that the packed layout is chosen for: an eighth to a half of a few hundred tokens
 _TYPICAL_ROWS = 192
 
@@ -42,33 +45,55 @@ class WeightCopy:
     bias: Tensor | None = None
     nbytes: int = 0
     is_stale: bool = True
-    made_for: tuple[torch.dtype, torch.device] | None = None
+    dtype: torch.dtype | None = None
+    device: torch.device | None = None
+    packed_dtype: torch.dtype | None = None
+    made_of: tuple[object, ...] = ()
 
     @functools.cached_property
     def sizes(self) -> list[int]:
         """Number of channels that each layer returns."""
         return [linear.out_features for linear in self.linears]
 
-    def multiply(self, x: Tensor) -> Tensor:
-        """Return what the layers return for ``x``, side by side."""
-        if self.is_stale or self.made_for != (x.dtype, x.device):
+    @functools.cached_property
+    def _parameters(self) -> list[dict[str, Any]]:
+        # Several times as fast as getattr.
+        return [cast(dict[str, Any], linear._parameters) for linear in self.linears]
+
+    def multiply(self, x: Tensor) -> Tensor | None:
+        """Return what the layers return for ``x``, side by side; None where they must be called."""
+        if not self._is_right_for(x):
+            is_of_use = len(self.linears) > 1 or _packs(x)
+            if not is_of_use or not all(_is_eligible(one, x) for one in self.linears):
+                return None
             self.refresh()
         assert self.weight is not None
-        if not _packs(x):
+        if self.packed_dtype is None:
             return product(x, self.weight, self.bias)
-        dtype = _multiplied_in(x.dtype)
-        rows = x if x.dtype is dtype else x.to(dtype)
-        out = _packed_product()(rows, self.weight, self.bias, "none", [], "")
-        return out if x.dtype is dtype else out.to(x.dtype)
+        if x.dtype is self.packed_dtype:
+            return _packed_product()(x, self.weight, self.bias, "none", [], "")
+        rows = x.to(self.packed_dtype)
+        return _packed_product()(rows, self.weight, self.bias, "none", [], "").to(x.dtype)
+
+    def _is_right_for(self, x: Tensor) -> bool:
+        """Whether the copy is up to date and for such inputs, as far as it shows at once."""
+        return (
+            not self.is_stale
+            and x.dtype is self.dtype
+            and x.device == self.device
+            and all(map(is_, map(_weight_of, self._parameters), self.made_of))
+            and not torch.is_grad_enabled()
+            and x.numel() > 0
+        )
 
     def refresh(self) -> None:
         """Make the copy."""
         with torch.inference_mode(False), torch.no_grad():
-            weight = torch.cat([linear.weight.detach() for linear in self.linears])
-            self.made_for = weight.dtype, weight.device
-            bias = _joined_bias(self.linears)
-            if _packs(weight):
-                dtype = _multiplied_in(weight.dtype)
+            weight, bias = _joined(self.linears)
+            self.dtype, self.device = weight.dtype, weight.device
+            self.made_of = tuple(map(_weight_of, self._parameters))
+            self.packed_dtype = _multiplied_in(weight.dtype) if _packs(weight) else None
+            if (dtype := self.packed_dtype) is not None:
                 self.nbytes = weight.numel() * dtype.itemsize
                 weight = torch.ops.mkldnn._reorder_linear_weight(weight.to(dtype), _TYPICAL_ROWS)
                 self.weight, self.bias = weight, None if bias is None else bias.to(dtype)
@@ -97,16 +122,24 @@ class PrepackedWeights:
     _patches: dict[nn.Linear, InstancePatch] = field(default_factory=dict)
     _copies: list[WeightCopy] = field(default_factory=list)
     _fused: dict[nn.Module, WeightCopy] = field(default_factory=dict)
+    _functions: dict[nn.Linear, Function] = field(default_factory=dict)
+    _direct: dict[nn.Module, Block] = field(default_factory=dict)
+    _untouched: Untouched | None = None
     _is_active: bool = False
-    # Whether nobody but us put anything on the projections, so that no block needs to be looked at.
-    _is_untouched: bool = False
+    # Whether nobody but us put anything on the blocks' parts, so that none needs to be looked at;
+    # None before anybody asks in a call.
+    _is_known_untouched: bool | None = None
 
     def fuse(self, tower: Tower) -> Tower:
         """Return the tower with blocks whose three projections are one product where they may."""
         if not self.enabled:
             return tower
         blocks = tuple(
-            replace(one, project_together=functools.partial(self._project_together, one))
+            replace(
+                one,
+                project_together=functools.partial(self._project_together, one),
+                shortcut=functools.partial(self._in_short, one.layer),
+            )
             for one in tower.blocks
         )
         fused: Tower = replace(cast(Any, tower), blocks=blocks)
@@ -122,6 +155,8 @@ class PrepackedWeights:
         for block in tower.blocks:
             if block.qkv is None:
                 self._fuse_on(block)
+            self._direct[block.layer] = direct(block, self._functions)
+        self._untouched = Untouched(tower.blocks)
 
     def _install_on(self, linear: nn.Linear) -> None:
         copy = WeightCopy((linear,))
@@ -130,11 +165,13 @@ class PrepackedWeights:
             # A replica that shares the module's attributes (DataParallel) has other weights.
             if module is not linear:
                 return nn.Linear.forward(module, x)
-            if self._is_active and _packs(x) and _is_eligible(module, x):
-                return copy.multiply(x)
-            return patch.stock(x)
+            return multiply(x) if self._is_active else patch.stock(x)
+
+        def multiply(x: Tensor) -> Any:
+            return patch.stock(x) if (out := copy.multiply(x)) is None else out
 
         patch = InstancePatch.install(linear, forward)
+        self._functions[linear] = multiply
         self._patches[linear] = patch
         self._copies.append(copy)
 
@@ -154,10 +191,20 @@ class PrepackedWeights:
             or not all(map(self._is_plain, copy.linears))
         ):
             return None
-        if not all(_is_eligible(one, normed) for one in copy.linears):
+        if (joined := copy.multiply(normed)) is None:
             return None
-        parts: Sequence[Tensor] = copy.multiply(normed).split_with_sizes(copy.sizes, dim=-1)
+        parts: Sequence[Tensor] = joined.split_with_sizes(copy.sizes, dim=-1)
         return parts
+
+    @property
+    def _is_untouched(self) -> bool:
+        # Of other modules in their places the cacher has learned before.
+        if self._is_known_untouched is None and self._is_active:
+            self._is_known_untouched = bool(self._untouched)
+        return bool(self._is_known_untouched)
+
+    def _in_short(self, layer: nn.Module) -> Block | None:
+        return self._direct.get(layer) if self._is_untouched else None
 
     def _is_plain(self, linear: nn.Linear) -> bool:
         """Whether calling a layer would do nothing but multiply: no hook, no other's forward."""
@@ -176,15 +223,11 @@ class PrepackedWeights:
         for copy in self._fused.values():
             if copy.is_stale and copy.weight is not None and copy.linears[0].weight.is_cuda:
                 copy.refresh()
-        # Of other modules in their places the cacher has learned before.
-        self._is_untouched = all(
-            self._is_plain(one) for copy in self._fused.values() for one in copy.linears
-        )
         self._is_active = True
         try:
             yield
         finally:
-            self._is_active = self._is_untouched = False
+            self._is_active, self._is_known_untouched = False, None
 
     def remove(self) -> None:
         """Take the patches off and free the copies."""
@@ -198,6 +241,8 @@ class PrepackedWeights:
         self._patches.clear()
         self._copies.clear()
         self._fused.clear()
+        self._functions.clear()
+        self._direct.clear()
 
     @property
     def nbytes(self) -> int:
@@ -205,14 +250,19 @@ class PrepackedWeights:
         return sum(copy.nbytes for copy in self._copies)
 
 
-def _joined_bias(linears: Sequence[nn.Linear]) -> Tensor | None:
+def _joined(linears: Sequence[nn.Linear]) -> tuple[Tensor, Tensor | None]:
+    """Weights and biases of layers, one behind the other; a single layer's own."""
+    if len(linears) == 1:
+        (one,) = linears
+        return one.weight.detach().contiguous(), None if one.bias is None else one.bias.detach()
+    weight = torch.cat([linear.weight.detach() for linear in linears])
     if all(linear.bias is None for linear in linears):
-        return None
+        return weight, None
     biases = (
         linear.weight.new_zeros(linear.out_features) if linear.bias is None else linear.bias
         for linear in linears
     )
-    return torch.cat([bias.detach() for bias in biases])
+    return weight, torch.cat([bias.detach() for bias in biases])
 
 
 def _kept_in_place(before: Tensor | None, now: Tensor) -> Tensor:
@@ -262,7 +312,7 @@ def _multiplied_in(dtype: torch.dtype) -> torch.dtype:
 
 
 def _is_eligible(linear: nn.Linear, x: Tensor) -> bool:
-    weight = linear._parameters.get("weight")  # several times as fast as getattr
+    weight = linear._parameters.get("weight")
     return (
         type(weight) is nn.Parameter  # quantised ones multiply in their own way
         and x.device == weight.device

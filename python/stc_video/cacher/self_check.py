@@ -26,6 +26,7 @@ from stc_video.cacher.watched_output import (
     plain,
     without_hidden_states,
 )
+from stc_video.cacher.watched_pass import WatchedPass
 from stc_video.errors import UnsupportedModelError
 from stc_video.towers.attention import key_mask
 from stc_video.towers.block import Tower
@@ -50,6 +51,9 @@ _BROKEN = (RuntimeError, TypeError, IndexError, AttributeError)
 #: how many forms of calls are remembered
 _FORMS = 4096
 
+#: every how many rows an MLP runs once more whose results the pass has shown
+_KNOWN_STEP = 8
+
 
 @dataclass
 class _Run:
@@ -65,8 +69,8 @@ class _Run:
         Where the frame is that is checked.
     x
         Its input of the next block.
-    seen
-        What the cacher's own pass gave each block as input; empty if that was no dense frame.
+    shown
+        What the cacher's own pass showed; empty if that was no dense frame.
     watched
         The class of what is handed out and nobody asked for.
     next
@@ -81,7 +85,7 @@ class _Run:
     call: Call
     rows: Place
     x: Tensor
-    seen: dict[int, Tensor]
+    shown: WatchedPass
     watched: type[WatchedOutput]
     next: int = 0
     handed: tuple[Tensor, Tensor] | None = None
@@ -186,39 +190,18 @@ class SelfCheck:
         x = call.states[rows]
         # Without any state the pass encodes the first frame densely, in front of all others.
         is_fresh = all(stream.state is None for stream in self._streams.values())
-        seen: dict[int, Tensor] = {}
+        shown = WatchedPass()
         try:
-            with self._seeing(seen, x.numel()):
+            with shown.noted(self._tower.blocks, x.numel()):
                 yield
         except _BROKEN as error:
             self._refuse_broken(call, x, error)
             raise
         watched = type("_Watched", (WatchedOutput,), {})
-        seen = seen if is_fresh and not any(part.start for part in rows) else {}
-        self._run = _Run(of_kind, call, rows, x, seen, watched)
+        shown = shown if is_fresh and not any(part.start for part in rows) else WatchedPass()
+        self._run = _Run(of_kind, call, rows, x, shown, watched)
         if self._entry is not None:
             self._hook = self._entry.register_forward_hook(self._leave, always_call=True)
-
-    @contextmanager
-    def _seeing(self, seen: dict[int, Tensor], size: int) -> Iterator[None]:
-        """Inside, note what each block gets as its input in the first pass."""
-
-        def note(number: int) -> Callable[..., None]:
-            def keep(_: nn.Module, args: tuple[Any, ...]) -> None:
-                if args[0].numel() >= size:
-                    seen.setdefault(number, args[0])
-
-            return keep
-
-        hooks = [
-            block.norm1.register_forward_pre_hook(note(number))
-            for number, block in enumerate(self._tower.blocks)
-        ]
-        try:
-            yield
-        finally:
-            for hook in hooks:
-                hook.remove()
 
     def _refuse_broken(self, call: Call, x: Tensor, error: Exception) -> None:
         """Refuse the tower if an error comes from the parts of a block."""
@@ -290,12 +273,17 @@ class SelfCheck:
         if not reason:
             args, kwargs = run.call.cut(arguments, run.rows)
             with torch.no_grad():
-                # Every other row, in the next block those between them.
-                some = torch.arange(number % 2, x.shape[-2], 2, device=x.device)
-                with mlp_for(block, some):
+                ours, known = self._ours(run, number, output, bind(block.layer, args, kwargs))
+                # Every other row, in the next block those between them; less of an MLP whose
+                # results are known.
+                step = 2 if known is None else _KNOWN_STEP
+                some = torch.arange(number % step, x.shape[-2], step, device=x.device)
+                with mlp_for(block, some, known):
                     stock = states_of(self._patches[number].stock(x, *args, **kwargs))
-                ours = self._ours(run, number, output, bind(block.layer, args, kwargs))
-                reason = disagreement(*(one.index_select(-2, some) for one in (stock, ours, x)))
+                compared = [stock, ours, x]
+                if known is None:
+                    compared = [one.index_select(-2, some) for one in compared]
+                reason = disagreement(*compared)
                 reason = reason or self._try_out(run, number, (args, kwargs))
             reason += hint(block.layer) if reason else ""
         if reason:
@@ -328,18 +316,20 @@ class SelfCheck:
 
     def _ours(
         self, run: _Run, number: int, output: Tensor | None, arguments: dict[str, Any]
-    ) -> Tensor:
-        """Output of a block for the frame by its parts: what the pass gave, or computed here."""
-        last = number + 1 == len(self._tower.blocks)
-        seen = output if last else run.seen.get(number + 1)
-        if not run.seen or seen is None:
-            run.call.prepare()
-            mask = key_mask(arguments.get("attention_mask"))
-            return from_parts(self._tower.blocks[number], run.x, mask)
-        if last:
-            return seen[run.rows]
-        channels = seen.shape[-1]
-        return seen.reshape(-1, channels)[: run.x.numel() // channels].view_as(run.x)
+    ) -> tuple[Tensor, Tensor | None]:
+        """Output of a block for the frame by its parts, and if it is known, that of its MLP.
+
+        It is what the pass gave, or computed here.
+        """
+        if number + 1 < len(self._tower.blocks):
+            ours = run.shown.input_of(number + 1, run.x)
+        else:
+            ours = output[run.rows] if output is not None and run.shown.inputs else None
+        if ours is not None:
+            return ours, run.shown.mlp_of(number, run.x)
+        run.call.prepare()
+        mask = key_mask(arguments.get("attention_mask"))
+        return from_parts(self._tower.blocks[number], run.x, mask), None
 
     def _try_out(self, run: _Run, number: int, arguments: Arguments) -> str:
         """Try one block of each kind on two small pictures."""

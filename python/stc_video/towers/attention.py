@@ -29,11 +29,12 @@ def attention(
         mask = mask.float() if mask is not None and mask.is_floating_point() else mask
         return attention(query.float(), key.float(), value.float(), heads, mask).half()
     batch, rows, channels = query.shape
-    q, k, v = (_split_heads(part, heads) for part in (query, key, value))
+    q, k, v = _split_heads(query, heads), _split_heads(key, heads), _split_heads(value, heads)
     is_key_mask = mask is None or mask.shape[-2] == 1
     if is_key_mask and _is_float32_on_cpu(q) and _PADDED_FROM <= rows < _CPU_QUERIES:
         q = pad(q, (0, 0, 0, _CPU_QUERIES - rows))
-    mixed = scaled_dot_product_attention(q, k, v, attn_mask=mask)[:, :, :rows]
+    mixed = scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    mixed = mixed if mixed.shape[2] == rows else mixed[:, :, :rows]
     return mixed.transpose(1, 2).reshape(batch, rows, channels)
 
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, cast
@@ -71,6 +72,9 @@ class Block:
     project_together
         Makes query, key and value of the same rows at once, or returns None where they must be
         called as modules; None if there is no such function.
+    shortcut
+        Returns the same block with functions in place of its modules, or None where these must be
+        called; None if there is no such function.
     """
 
     layer: nn.Module
@@ -81,6 +85,7 @@ class Block:
     geometry: FrameGeometry = field(repr=False)
     is_windowed: bool = False
     project_together: Callable[[Tensor], Sequence[Tensor] | None] | None = None
+    shortcut: Callable[[], Block | None] | None = None
     paths: Mapping[str, tuple[str, ...]] = field(default_factory=dict, hash=False)
 
     norm1 = Part()
@@ -141,6 +146,11 @@ class Block:
         return tuple(part for part in every if isinstance(part, nn.Module))
 
     @property
+    def last_of_mlp(self) -> nn.Module:
+        """The module that returns what the MLP gives."""
+        return cast(nn.Module, self.mlp if self.mlp_output is None else self.mlp_output)
+
+    @property
     def weights(self) -> tuple[nn.Parameter, ...]:
         """The parameters of it that are parts by themselves."""
         every = (getattr(self, name) for name in self.paths)
@@ -160,6 +170,10 @@ class Block:
         # The weight of a quantised layer may have any shape.
         return _features(self.query if self.qkv is None else self.qkv, "in_features")
 
+    def in_short(self) -> Block:
+        """Return the block with functions in place of its modules, if these do nothing else."""
+        return self if self.shortcut is None else self.shortcut() or self
+
     # -- queries, keys and values ------------------------------------------------------------
 
     def project(
@@ -167,7 +181,15 @@ class Block:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values of normalised rows, each (B, K, C)."""
         query, key, value = self._project(normed)
+        if self._hands_on and self.geometry.tables is None:
+            return query, key, value
         return self._as_query(query, indices), self._as_key(key, indices), self._as_value(value)
+
+    @functools.cached_property
+    def _hands_on(self) -> bool:
+        """Whether projections are queries, keys and values as they are, but for places."""
+        norms = {"query_norm", "key_norm", "value_norm"}
+        return self.sharpness == 1.0 and self.heads == self.key_heads and not norms & {*self.paths}
 
     def _project(self, normed: Tensor) -> Sequence[Tensor]:
         if self.qkv is not None:
@@ -332,7 +354,8 @@ def _scaled(scale: Any, branch: Tensor) -> Tensor:
     """What is added to the residual stream: the branch, its norm, or it times a parameter."""
     if scale is None:
         return branch
-    return scale * branch if isinstance(scale, Tensor) else cast(Tensor, scale(branch))
+    scaled: Tensor = scale * branch if isinstance(scale, Tensor) else scale(branch)
+    return scaled
 
 
 def _heads(attention: nn.Module) -> int:

@@ -76,10 +76,11 @@ def disagreement(stock: Tensor, ours: Tensor, x: Tensor) -> str:
 
 
 @contextmanager
-def mlp_for(block: Block, rows: Tensor) -> Iterator[None]:
-    """Inside, a block's MLP runs for some of its rows only, and gives zeros for the others.
+def mlp_for(block: Block, rows: Tensor, known: Tensor | None) -> Iterator[None]:
+    """Inside, a block's MLP runs for some of its rows only, and gives ``known`` for the others.
 
     The MLP is two thirds of a block, and does the same to each row; attention runs for all.
+    ``known`` (..., N, C) is what it gave for all rows of the same frame; zeros if it is None.
     """
     whole: list[int] = []
 
@@ -89,12 +90,13 @@ def mlp_for(block: Block, rows: Tensor) -> Iterator[None]:
 
     def give(_: nn.Module, __: Any, output: Tensor) -> Tensor:
         shape = (*output.shape[:-2], whole.pop(), output.shape[-1])
-        spread = output.new_zeros(shape)
-        spread.index_copy_(-2, rows, output)
-        return spread
+        others = output.new_zeros(shape) if known is None else known.reshape(shape)
+        return others.to(output.dtype).index_copy(-2, rows, output)
 
-    last = block.mlp if block.mlp_output is None else block.mlp_output
-    hooks = [block.mlp.register_forward_pre_hook(take), last.register_forward_hook(give)]
+    hooks = [
+        block.mlp.register_forward_pre_hook(take),
+        block.last_of_mlp.register_forward_hook(give),
+    ]
     try:
         yield
     finally:

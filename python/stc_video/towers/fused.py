@@ -98,24 +98,33 @@ def feed_forward(mlp: nn.Module, x: Tensor) -> Tensor:
     them, and calling these would do nothing else. The product is rounded once before its bias is
     added and once behind the GELU, instead of with its bias and then behind the GELU.
     """
+    branch: Tensor
     if x.device.type not in _DEVICES:
+        branch = mlp(x)
+        return branch
+    layers = layers_of_mlp(mlp)
+    if layers is None or not is_plain_linear(layers[0]) or not _may_use(x, layers[0]):
         return cast(Tensor, mlp(x))
+    first, activation, second = layers
+    approximate = _GELUS[type(activation).__name__]
+    hidden = bias_gelu(linear(x, first.weight), first.bias, approximate=approximate)
+    return cast(Tensor, second(hidden))
+
+
+def layers_of_mlp(mlp: nn.Module) -> tuple[nn.Linear, nn.Module, nn.Module] | None:
+    """Return what an MLP calls one after the other if it is transformers' own, with a GELU."""
     parts = mlp._modules
     first, second, activation = (parts.get(name) for name in ("fc1", "fc2", "activation_fn"))
-    approximate = _GELUS.get(type(activation).__name__)
     if (
         not isinstance(first, nn.Linear)
         or second is None
         or activation is None
-        or approximate is None
+        or type(activation).__name__ not in _GELUS
         or not _is_of_transformers(mlp)
         or not _is_of_transformers(activation)
-        or not is_plain_linear(first)
-        or not _may_use(x, first)
     ):
-        return cast(Tensor, mlp(x))
-    hidden = bias_gelu(linear(x, first.weight), first.bias, approximate=approximate)
-    return cast(Tensor, second(hidden))
+        return None
+    return first, activation, second
 
 
 def _is_of_transformers(module: nn.Module) -> bool:

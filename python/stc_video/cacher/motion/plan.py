@@ -7,6 +7,7 @@ A plan is made from what is seen of a frame and known of its stream, without cha
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -177,6 +178,9 @@ class Planner:
                 f"got {tail}"
             )
         self.head = layers - tail
+        #: operations of a cached frame of so many rows as a fraction of a dense one's, by number
+        #: of rows and of tokens, and whether there is a tail
+        self.cost = functools.lru_cache(maxsize=1024)(self._cost_of)
         self._rows_for: dict[tuple[int, torch.device], Tensor] = {}
 
     @property
@@ -258,8 +262,7 @@ class Planner:
         is_many = rows >= self.config.tail_from * patches
         return self.has_tail and is_many and self.control.allows_tail(effort)
 
-    def cost(self, rows: int, tokens: int, with_tail: bool) -> float:
-        """Operations of a cached frame of so many rows as a fraction of a dense one's."""
+    def _cost_of(self, rows: int, tokens: int, with_tail: bool) -> float:
         operations, head = self.operations, self.head
         first = sum(layer.rows(rows, tokens) for layer in operations[:head])
         tail_rows = tokens if with_tail else rows

@@ -15,10 +15,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.linalg import vector_norm
 from torch.nn.functional import cosine_similarity, layer_norm, normalize
 
 # Of the softmax over cosines: a token listens to those that are nearly as alike as its most alike.
 _TEMPERATURE = 0.05
+_TINY = 1e-12
 
 
 @dataclass(frozen=True)
@@ -42,19 +44,20 @@ class Refreshed:
     @classmethod
     def before(cls, output: Tensor, indices: Tensor, left_out: Tensor) -> Refreshed:
         """Look at the cached outputs (N, C) before the frame is encoded."""
-        return cls(indices, left_out, output[indices])
+        return cls(indices, left_out, output.index_select(0, indices))
 
     def drift(self, output: Tensor) -> Tensor:
         """Mean of what the refreshed outputs :func:`moved` by, a float32 number."""
-        return moved(self.outputs, output[self.indices]).mean()
+        return moved(self.outputs, output.index_select(0, self.indices)).mean()
 
     def propagate(self, output: Tensor, weight: float) -> None:
         """Let the outputs (N, C) of the tokens left out move as the refreshed ones did."""
-        stale = output[self.left_out]
-        alike = normalize(stale.float(), dim=-1) @ normalize(self.outputs.float(), dim=-1).T
-        moves = (output[self.indices] - self.outputs).float()
-        moved = torch.softmax(alike / _TEMPERATURE, dim=-1) @ moves
-        output[self.left_out] = (stale + weight * moved).to(output.dtype)
+        stale = output.index_select(0, self.left_out).float()
+        size = vector_norm(stale, dim=-1, keepdim=True).clamp_min(_TINY)
+        alike = (stale @ normalize(self.outputs.float(), dim=-1).T).div_(size * _TEMPERATURE)
+        moves = (output.index_select(0, self.indices) - self.outputs).float()
+        moved = stale.addmm_(torch.softmax(alike, dim=-1), moves, alpha=weight)
+        output.index_copy_(0, self.left_out, moved.to(output.dtype))
 
 
 def moved(before: Tensor, after: Tensor) -> Tensor:

@@ -42,10 +42,11 @@ class RaggedEncoder:
         for segment in segments:
             segment.put_reference()
         x = _concatenated([segment.x for segment in segments])
-        x = run_layers(self.blocks, x, segments, layers[: self.head])
+        blocks = [block.in_short() for block in self.blocks] if x.is_cpu else self.blocks
+        x = run_layers(blocks, x, segments, layers[: self.head])
         if self.head < len(self.blocks):
             x, segments = _widen(x, segments)
-            x = run_layers(self.blocks, x, segments, layers[self.head :])
+            x = run_layers(blocks, x, segments, layers[self.head :])
         for segment, rows in zip(segments, _by_segment(x, segments), strict=True):
             segment.put(segment.state.output[None], rows)
 
