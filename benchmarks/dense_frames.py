@@ -2,7 +2,7 @@
 """Three ways to make the frames cheaper that ``motion`` encodes densely, against the dense output.
 
     python benchmarks/dense_frames.py CLIP.mp4 ...
-    python benchmarks/dense_frames.py CLIP.mp4 ... --policy --frames 40
+    python benchmarks/dense_frames.py CLIP.mp4 ... --policy as-is merged --frames 40
 
 The frames are those that the policy encodes densely by its defaults, but for first frames, audits
 and frames that are encoded twice. They are encoded again,
@@ -40,6 +40,7 @@ from torch.nn.functional import cosine_similarity, interpolate
 from stc_kernels import bipartite_match, merge_tokens
 from stc_video import CacheConfig, attach_tome, make_pruner
 from stc_video.cacher.dense import LayerTrace, dense_layers
+from stc_video.cacher.motion.plan import Plan
 from stc_video.cacher.motion.policy import MotionPolicy
 from stc_video.cacher.motion.segments import Segment
 from stc_video.cacher.stats import DENSE, FrameRecord, Operations
@@ -53,10 +54,10 @@ from stc_video.towers.pre_norm import PreNormTower
 RESULTS = Path(__file__).parent / "results" / "dense_frames.csv"
 PRUNERS = ("stc", "dtd")
 RETENTION = 1 / 4
+KINDS = ("moved", "reuse", "pan", "camera", "stop", "merge", "policy")
 REACH = 3  # how many patches further a token is looked for
 TAIL = 3  # layers that run for all tokens after tokens were reused, as in the policy
 REUSED_AT = (0.8, 0.95)
-QUALITIES = (0.983, 0.99)
 #: layer behind which tokens stop, and the share of them that goes on
 STOPS = ((6, 1 / 2), (9, 1 / 2), (9, 1 / 4))
 #: tokens that each block merges away
@@ -68,7 +69,6 @@ SCHEDULES: dict[str, list[int]] = {
     "a quarter in block 6": [0] * 5 + [64] + [0] * 6,
     "half in block 6": [0] * 5 + [128] + [0] * 6,
 }
-IN_POLICY = (None, "6 to 17, rising")
 
 
 @dataclass(frozen=True)
@@ -271,28 +271,27 @@ def merged(one: Encoded, steps: list[int]) -> list[Made]:
 
 
 class MergingPolicy(MotionPolicy):
-    """Merges tokens in dense frames but a stream's first, and those that are encoded twice.
+    """Merges tokens in frames that are dense because most of their tokens changed.
 
-    All tokens stay in the state: those that were merged have the same keys and values, which count
-    in the attention of later frames as often as the merged one did in its own.
+    The other dense frames stay exact: a stream's first, audits, and those that the promise takes,
+    after which most tokens stay for long. All tokens stay in the state: those that were merged have
+    the same keys and values, and so count in later attention as often as the merged one did.
     """
 
-    steps: Sequence[int] = ()
-    number = 0  # of the frame that was encoded last
-    is_exact = True
+    steps: Sequence[int] = SCHEDULES["6 to 17, rising"]
+    merges = False
 
-    def _segment(self, stream: Any, *args: Any) -> Segment:
-        # A frame's second pass is that of an audit, or of a cached frame that was too far off.
-        self.is_exact = stream.counters.frames in (0, self.number)
-        self.number = stream.counters.frames
-        return super()._segment(stream, *args)
+    def _carry_out(self, streams: Sequence[Any], plans: Sequence[Plan], *rest: Any) -> Any:
+        [plan] = plans
+        is_changed = plan.similarity is not None and plan.weighed is None
+        self.merges = plan.indices is None and is_changed
+        return super()._carry_out(streams, plans, *rest)
 
     def _encode_segments(self, segments: Sequence[Segment]) -> None:
-        for segment in segments:
-            if segment.indices is None and not self.is_exact:
-                self._merge(segment)
-            else:
-                super()._encode_segments([segment])
+        if not self.merges:
+            super()._encode_segments(segments)
+        for segment in segments if self.merges else ():
+            self._merge(segment)
 
     def _merge(self, segment: Segment) -> None:
         segment.put_reference()
@@ -314,12 +313,15 @@ class MergingPolicy(MotionPolicy):
                 segment.put(state.tail_input[None], x[:, source])
         segment.put(state.output[None], x[:, source])
 
-    def _record(self, stream: Any, plan: Any, tokens: int) -> FrameRecord:
+    def _record(self, stream: Any, plan: Plan, tokens: int) -> FrameRecord:
         record = super()._record(stream, plan, tokens)
-        if record.kind != DENSE or self.is_exact:
+        if not self.merges:
             return record
         spent = merged_operations(self.operations, self.steps, tokens)
         return replace(record, cost=record.cost - 1.0 + spent / self.dense_operations(tokens))
+
+
+POLICIES: dict[str, type[MotionPolicy]] = {"as-is": MotionPolicy, "merged": MergingPolicy}
 
 
 # -- the table ---------------------------------------------------------------------------------
@@ -408,17 +410,17 @@ def camera(one: Encoded) -> dict[str, int]:
 Facts = dict[tuple[str, str], dict[tuple[str, float], dict[str, list[float]]]]
 
 
-def whole_clips(clips: Sequence[DenseClip], model: LoadedModel) -> Iterator[dict[str, Any]]:
+def whole_clips(
+    clips: Sequence[DenseClip], model: LoadedModel, names: Sequence[str], qualities: Sequence[float]
+) -> Iterator[dict[str, Any]]:
     """Run clips by the policy as it is, and with tokens merged in dense frames."""
     facts: Facts = {}
     for clip in clips:
-        for quality in QUALITIES:
-            for name in IN_POLICY:
-                MergingPolicy.steps = SCHEDULES.get(name or "", ())
-                policy = MotionPolicy if name is None else MergingPolicy
-                with mock.patch("stc_video.cacher.cacher.MotionPolicy", policy):
+        for quality in qualities:
+            for name in names:
+                with mock.patch("stc_video.cacher.cacher.MotionPolicy", POLICIES[name]):
                     found = measure(clip, model, CacheConfig(quality=quality))
-                title = f"{clip.fps:g} fps, quality {quality:g}, {name or 'as it is'}"
+                title = f"{clip.fps:g} fps, quality {quality:g}, {name}"
                 errors = [1.0 - similarity for similarity in found.similarities]
                 of_clip = facts.setdefault(("policy", title), {})
                 of_clip[clip.name, clip.fps] = {"cost": found.costs, "error": errors}
@@ -483,19 +485,21 @@ def rows_of(facts: Facts) -> Iterator[dict[str, Any]]:
 
 
 def write(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Write the table; rows of kinds that were not measured this time stay."""
+    """Write the table; rows of variants that were not measured this time stay."""
     before: list[dict[str, Any]] = []
     if path.exists():
         with path.open(newline="") as file:
             before = list(csv.DictReader(file))
-    measured = {row["kind"] for row in rows}
-    write_rows(path, [*(row for row in before if row["kind"] not in measured), *rows])
+    measured = {(row["kind"], row["variant"]) for row in rows}
+    kept = [row for row in before if (row["kind"], row["variant"]) not in measured]
+    write_rows(path, sorted([*kept, *rows], key=lambda row: KINDS.index(row["kind"])))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("clips", nargs="+", type=Path)
-    parser.add_argument("--policy", action="store_true", help="whole clips instead of frames")
+    parser.add_argument("--policy", nargs="+", choices=POLICIES, help="whole clips, not frames")
+    parser.add_argument("--quality", nargs="+", type=float, default=[0.975, 0.983, 0.99])
     parser.add_argument("--fps", nargs="+", type=float, default=[2.0, 5.0])
     parser.add_argument("--frames", type=int, default=8, help="at most, per clip")
     parser.add_argument("--out", type=Path, default=RESULTS)
@@ -508,7 +512,12 @@ def main() -> None:
             arguments.clips, arguments.fps, max_frames=arguments.frames, files=files
         )
         clips = encode_densely(opened, model)
-        rows = list((whole_clips if arguments.policy else dense_frames)(clips, model))
+        made = (
+            whole_clips(clips, model, arguments.policy, arguments.quality)
+            if arguments.policy
+            else dense_frames(clips, model)
+        )
+        rows = list(made)
     for row in rows:
         if row["clip"] in ("all", ""):
             print(*row.values(), sep="\t")
