@@ -19,11 +19,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, layer_norm, max_pool2d, pad, unfold
 
+from stc_video.cacher.dense import FrameBatch
 from stc_video.cacher.motion.changes import FrameChange
 from stc_video.cacher.motion.plan import Plan
 from stc_video.cacher.motion.policy import MotionPolicy
 from stc_video.cacher.motion.ragged import run_layers
-from stc_video.cacher.motion.segments import Segment, SegmentEncoder, take_rows
+from stc_video.cacher.motion.segments import Segment, SegmentEncoder
 from stc_video.cacher.motion.state import motion_state
 from stc_video.cacher.streams import Stream
 from stc_video.towers.block import Block
@@ -55,9 +56,9 @@ class ByPixels(MotionPolicy):
 class ByLastFrame(MotionPolicy):
     """Compares with the last frame, whether or not the token was encoded then."""
 
-    def _encode_next(self, streams: Sequence[Stream], frames: Tensor, *rest: Any) -> Any:
-        outputs = super()._encode_next(streams, frames, *rest)
-        for stream, frame in zip(streams, self._compared(frames), strict=True):
+    def _encode_next(self, streams: Sequence[Stream], batch: FrameBatch) -> Any:
+        outputs = super()._encode_next(streams, batch)
+        for stream, frame in zip(streams, self._compared(batch.frames), strict=True):
             motion_state(stream).reference.copy_(frame)
         return outputs
 
@@ -66,9 +67,9 @@ class WithNeighbours(MotionPolicy):
     """A token also counts as changed if one of its eight neighbours did."""
 
     def _compare(
-        self, streams: Sequence[Stream], frames: Tensor
+        self, streams: Sequence[Stream], batch: FrameBatch
     ) -> tuple[Tensor, list[FrameChange]]:
-        compared, changes = super()._compare(streams, frames)
+        compared, changes = super()._compare(streams, batch)
         return compared, [self._spread(one) for one in changes]
 
     def _spread(self, change: FrameChange) -> FrameChange:
@@ -93,9 +94,9 @@ class PerTokenThresholds(MotionPolicy):
         self._gains: Tensor | None = None  # (N,), 1 on average
 
     def _compare(
-        self, streams: Sequence[Stream], frames: Tensor
+        self, streams: Sequence[Stream], batch: FrameBatch
     ) -> tuple[Tensor, list[FrameChange]]:
-        compared, changes = super()._compare(streams, frames)
+        compared, changes = super()._compare(streams, batch)
         [change], [stream] = changes, streams
         if change.similarity is None or self._gains is None:
             return compared, changes
@@ -167,17 +168,17 @@ class _NarrowingEncoder:
         segment.put_reference()
         x = run_layers(self.blocks, segment.x, segments, range(self.head))
         if segment.indices is not None:
-            alike = _likeness(take_rows(middle[None], segment.indices)[0], x[0])
+            alike = _likeness(segment.take(middle[None])[0], x[0])
             goes_on = ~(alike > SelectedTwice.SECOND)
             goes_on[: self.prefix_tokens] = True
-            segment.put(middle, x)
+            segment.put(middle[None], x)
             x, indices = x[:, goes_on], segment.indices[:, goes_on]
             segment = replace(segment, indices=indices)
         else:
-            segment.put(middle, x)
+            segment.put(middle[None], x)
         self.rows = x.shape[1]
         x = run_layers(self.blocks, x, [segment], range(self.head, len(self.blocks)))
-        segment.put(state.output, x)
+        segment.put(state.output[None], x)
 
 
 @contextmanager
