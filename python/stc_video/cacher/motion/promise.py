@@ -36,8 +36,10 @@ _MEMORY = 0.9
 # Refreshed tokens that show less than this part of the error are taken not to see it. What is
 # between the audits is then unknown, and the spread larger.
 _SEEN, _BLINDNESS = 1 / 4, 0.5
-# The longest gap between two audits.
+# The longest gap between two audits, and by what factor gaps grow: the larger one where a cached
+# frame is charged, with its margin, no more than this part of the allowance.
 _LONGEST = 16
+_GROWTH, _FASTER, _CLEARLY = 2, 4, 0.7
 # By what factor conditions must differ from those of the last audit to call for another one.
 _OTHER, _MORE_CHANGE, _MORE_DRIFT = 2.0, 3.0, 3.0
 # How slowly the conditions of earlier audits are forgotten.
@@ -236,8 +238,12 @@ class PromiseKeeper:
 
     def _schedule(self, ledger: Ledger, error: float) -> None:
         """Choose when the next audit is due."""
-        is_good = error <= self.allowed
-        ledger.gap = min(_LONGEST, 2 * ledger.gap) if is_good else max(FIRST_GAP, ledger.gap // 2)
+        if error > self.allowed:
+            ledger.gap = max(FIRST_GAP, ledger.gap // 2)
+            return
+        is_clear = self.risk(ledger) <= _CLEARLY * self.allowed
+        growth = _FASTER if is_clear else _GROWTH
+        ledger.gap = min(_LONGEST, growth * ledger.gap)
 
     def _differs(self, ledger: Ledger, seen: Conditions) -> str:
         """Say in what a frame differs from the last audited one; empty if in nothing."""
