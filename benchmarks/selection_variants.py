@@ -23,7 +23,7 @@ from stc_video.cacher.motion.changes import FrameChange
 from stc_video.cacher.motion.plan import Plan
 from stc_video.cacher.motion.policy import MotionPolicy
 from stc_video.cacher.motion.ragged import run_layers
-from stc_video.cacher.motion.segments import Segment, SegmentEncoder, take_rows
+from stc_video.cacher.motion.segments import Segment, SegmentEncoder
 from stc_video.cacher.motion.state import motion_state
 from stc_video.cacher.streams import Stream
 from stc_video.towers.block import Block
@@ -167,17 +167,17 @@ class _NarrowingEncoder:
         segment.put_reference()
         x = run_layers(self.blocks, segment.x, segments, range(self.head))
         if segment.indices is not None:
-            alike = _likeness(take_rows(middle[None], segment.indices)[0], x[0])
+            alike = _likeness(segment.take(middle[None])[0], x[0])
             goes_on = ~(alike > SelectedTwice.SECOND)
             goes_on[: self.prefix_tokens] = True
-            segment.put(middle, x)
+            segment.put(middle[None], x)
             x, indices = x[:, goes_on], segment.indices[:, goes_on]
             segment = replace(segment, indices=indices)
         else:
-            segment.put(middle, x)
+            segment.put(middle[None], x)
         self.rows = x.shape[1]
         x = run_layers(self.blocks, x, [segment], range(self.head, len(self.blocks)))
-        segment.put(state.output, x)
+        segment.put(state.output[None], x)
 
 
 @contextmanager
