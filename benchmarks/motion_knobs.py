@@ -14,7 +14,7 @@ where the defaults have no such cost.
 
 ``--each`` gives every clip rows of its own instead of their mean. They show what ``quality`` could
 save at most: the cheapest setting that is good enough for a clip, known beforehand. ``--still``
-adds settings for cameras that stand still, where context grows stale and little else.
+has settings for cameras that stand still, where context grows stale and little else.
 """
 
 from __future__ import annotations
@@ -159,12 +159,12 @@ def main() -> None:
         own = [clip for clip in clips if clip.fps == fps]
         for group in [[clip] for clip in own] if arguments.each else [own]:
             named = {"clip": group[0].name} if arguments.each else {}
-            rows += with_ratio(
-                [
-                    named | try_setting(group, model, name, threshold)
-                    for name, threshold in track(settings, f"{fps:g} fps", transient=True)
-                ]
-            )
+            found = [
+                named | try_setting(group, model, name, threshold)
+                for name, threshold in track(settings, f"{fps:g} fps", transient=True)
+            ]
+            # Of a clip that is always dense there is no error to compare with.
+            rows += found if arguments.each else with_ratio(found)
     for row in rows:
         print(*row.values(), sep="\t")
     if arguments.out is not None:
