@@ -9,6 +9,12 @@ A change moves cost and error together. ``error_ratio`` is the error over that o
 the same cost: below 1 the change pays, above 1 it does not. Between their thresholds, those of them
 that none of the others beats, it is on a straight line in cost and the error's logarithm; empty
 where the defaults have no such cost.
+
+    python benchmarks/motion_knobs.py CLIP.mp4 ... --each --thresholds 0.4 0.6 0.75 0.85 0.9 0.95
+
+``--each`` gives every clip rows of its own instead of their mean. They show what ``quality`` could
+save at most: the cheapest setting that is good enough for a clip, known beforehand. ``--still``
+has settings for cameras that stand still, where context grows stale and little else.
 """
 
 from __future__ import annotations
@@ -67,6 +73,16 @@ SETTINGS: dict[str, dict[str, object]] = {
     "buckets to 3/4": {"buckets": (1 / 16, 1 / 8, 1 / 4, 3 / 8, 1 / 2, 5 / 8, 3 / 4)},
     "selected twice": {"tail_layers": 6, "tail_from": 1.0},
 }
+_FINEST: dict[str, object] = {"buckets": tuple(n / 32 for n in range(1, 17))}
+STILL: dict[str, dict[str, object]] = {
+    "finest buckets": _FINEST,
+    "finest, no refresh": _FINEST | {"refresh": 0.0},
+    "finest, refresh 1/32": _FINEST | {"refresh": 1 / 32},
+    "finest, refresh 1/8": _FINEST | {"refresh": 1 / 8},
+    "finest, refresh 1/4": _FINEST | {"refresh": 1 / 4},
+    "finest, tail in every frame": _FINEST | {"tail_from": 0.0},
+    "finest, refresh 1/32, tail in every frame": _FINEST | {"refresh": 1 / 32, "tail_from": 0.0},
+}
 VARIANTS: dict[str, type[MotionPolicy]] = {
     "by patch embedding": ByPatchEmbedding,
     "by pixels": ByPixels,
@@ -81,7 +97,7 @@ def try_setting(
     clips: Sequence[DenseClip], model: LoadedModel, name: str, threshold: float
 ) -> dict[str, object]:
     """Mean cost and error over some clips, each counting the same, and the worst one's."""
-    config = replace(CacheConfig(threshold=threshold), **SETTINGS.get(name, {}))
+    config = replace(CacheConfig(threshold=threshold), **(SETTINGS | STILL).get(name, {}))
     with in_use(VARIANTS.get(name, MotionPolicy), model.tower):
         found = [measure(clip, model, config) for clip in clips]
     errors = [1.0 - one.similarity for one in found]
@@ -119,7 +135,10 @@ def main() -> None:
     parser.add_argument("clips", nargs="+", type=Path)
     parser.add_argument("--fps", nargs="+", type=float, default=[2.0, 5.0])
     parser.add_argument("--frames", type=int, default=40, help="at most, per clip")
-    parser.add_argument("--changes", nargs="+", help="only these, next to the defaults")
+    parser.add_argument("--changes", nargs="*", help="only these, next to the defaults")
+    parser.add_argument("--thresholds", nargs="+", type=float, default=THRESHOLDS)
+    parser.add_argument("--each", action="store_true", help="rows of each clip, not their mean")
+    parser.add_argument("--still", action="store_true", help="settings for a still camera instead")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
@@ -130,18 +149,22 @@ def main() -> None:
             arguments.clips, arguments.fps, max_frames=arguments.frames, files=files
         )
         clips = [clip for clip in encode_densely(opened, model) if clip.frames > 1]
-    settings = [(DEFAULTS, threshold) for threshold in THRESHOLDS]
-    changes = arguments.changes or dict.fromkeys([*SETTINGS, *VARIANTS])
+    settings = [(DEFAULTS, threshold) for threshold in arguments.thresholds]
+    changes = [*STILL] if arguments.still else [*SETTINGS, *VARIANTS]
+    if arguments.changes is not None:
+        changes = arguments.changes
     settings += [(name, t) for name in changes for t in OWN_THRESHOLDS.get(name, COMPARED)]
     rows: list[dict[str, object]] = []
     for fps in arguments.fps:
         own = [clip for clip in clips if clip.fps == fps]
-        rows += with_ratio(
-            [
-                try_setting(own, model, name, threshold)
+        for group in [[clip] for clip in own] if arguments.each else [own]:
+            named = {"clip": group[0].name} if arguments.each else {}
+            found = [
+                named | try_setting(group, model, name, threshold)
                 for name, threshold in track(settings, f"{fps:g} fps", transient=True)
             ]
-        )
+            # Of a clip that is always dense there is no error to compare with.
+            rows += found if arguments.each else with_ratio(found)
     for row in rows:
         print(*row.values(), sep="\t")
     if arguments.out is not None:
