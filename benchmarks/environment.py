@@ -21,8 +21,14 @@ def environment() -> dict[str, object]:
         "torch": torch.__version__,
         "python": platform.python_version(),
         "revision": revision() or "unknown",
-        "command": " ".join(["python", *sys.argv]),
+        "command": " ".join(["python", *map(_by_name, sys.argv)]),
     }
+
+
+def _by_name(argument: str) -> str:
+    """Leave out where clips and other files lie on this machine alone."""
+    path = Path(argument)
+    return path.name if path.is_absolute() or path.suffix in (".mp4", ".avi") else argument
 
 
 def write_rows(path: Path, rows: list[dict[str, object]]) -> None:
