@@ -31,13 +31,17 @@ def launches_to_compile(only: list[str], candidates: bool) -> list[tuple[str, st
     Each is (operator, dtype, launch). With candidates they have all that a tuner would try.
     """
     found: dict[tuple[str, str, str], tuple[str, str, Launch]] = {}
+    chosen = set()
 
-    def add(op: str, dtype: str, geometry: _examples.Geometry) -> None:
+    def add(op: str, dtype: str, geometry: _examples.Geometry, is_chosen: bool = True) -> None:
         arguments = _examples.arguments(op, geometry, DTYPES[dtype], "meta")
         with record() as launches:
             _triton.implementation(op)(*arguments)
         for launch in launches:
-            found.setdefault((op, dtype, fingerprint(launch)), (op, dtype, launch))
+            key = op, dtype, fingerprint(launch)
+            found.setdefault(key, (op, dtype, launch))
+            if is_chosen:
+                chosen.add(key)
 
     for op in [op for op in _triton.OPS if op in only]:
         if op == "sparse_query_attention":
@@ -47,12 +51,12 @@ def launches_to_compile(only: list[str], candidates: bool) -> list[tuple[str, st
             for dtype in DTYPES:
                 add(op, dtype, geometry)
             # float16 differs from bfloat16 in the names of instructions only.
-            for dtype in ("bfloat16", "float32") if candidates else ():
+            for dtype in ("bfloat16", "float32"):
                 for kernel in TUNED_KERNELS[op]:
                     for parameters in CANDIDATES[kernel]:
                         with _tuning.forced(kernel, parameters):
-                            add(op, dtype, geometry)
-    return list(found.values())
+                            add(op, dtype, geometry, is_chosen=False)
+    return [launch for key, launch in found.items() if candidates or key in chosen]
 
 
 def fingerprint(launch: Launch) -> str:
