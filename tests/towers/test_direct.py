@@ -91,6 +91,20 @@ def of_all(module: nn.Module) -> Callable[[], None]:
     return register_module_forward_hook(louder).remove
 
 
+def by_class(module: nn.Module) -> Callable[[], None]:
+    kind, stock = type(module), type(module).forward
+    kind.forward = lambda self, x: 1.01 * stock(self, x)
+    return lambda: setattr(kind, "forward", stock)
+
+
+@pytest.mark.parametrize("name", ["layer_norm2", "mlp"])
+def test_what_is_put_on_a_class_runs_in_the_next_frame(name: str) -> None:
+    tower = SIGLIP.build()
+    module = layers_of(tower)[1].get_submodule(name)
+    plain, louder = (cached_frame(tower, SIGLIP, b) for b in (None, lambda: by_class(module)))
+    assert not torch.allclose(plain, louder)
+
+
 @pytest.mark.parametrize("put", [by_hook, by_forward, of_all])
 @pytest.mark.parametrize("name", ["layer_norm1", "layer_norm2", "self_attn.out_proj", "mlp.fc1",
                                   "mlp.activation_fn", "mlp"])  # fmt: skip

@@ -36,14 +36,17 @@ class Untouched:
         self._hooks.append(of_all_modules._global_forward_hooks)
         self._hooks.append(of_all_modules._global_forward_pre_hooks)
         self._attributes = list(map(vars, modules))
+        self._classes: list[Any] = list(dict.fromkeys(map(type, modules)))
         self._forwards = self._current()
-        self._are_ours = all(one is None or hasattr(one, PATCH_MARK) for one in self._forwards)
+        own = self._forwards[: len(modules)]
+        self._are_ours = all(one is None or hasattr(one, PATCH_MARK) for one in own)
 
     def __bool__(self) -> bool:
         return self._are_ours and not any(self._hooks) and self._current() == self._forwards
 
     def _current(self) -> list[Any]:
-        return list(map(dict.get, self._attributes, repeat("forward")))
+        own = map(dict.get, self._attributes, repeat("forward"))
+        return [*own, *(one.forward for one in self._classes)]
 
 
 def direct(block: Block, functions: dict[nn.Linear, Function]) -> Block:
